@@ -1,0 +1,136 @@
+//! `capture_v1`, the trigger function behind every watched table; its name and argument (the source's id) are
+//! frozen, since triggers of older versions stay in user's schemas.
+//!
+//! It never raises because of what a pipeline wants: where the configuration does not fit the table any more,
+//! it logs what it can and the worker pauses the pipeline.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::ffi::CStr;
+
+use super::log::{Change, Op};
+use super::sources::{Column, Source};
+use super::{key, log, sources, wake};
+
+unsafe extern "C-unwind" {
+    // Not in pgrx's bindings: equality of the stored image, detoasting where it must.
+    fn datum_image_eq(one: pg_sys::Datum, other: pg_sys::Datum, by_value: bool, length: std::ffi::c_int) -> bool;
+}
+
+#[unsafe(no_mangle)]
+#[doc(hidden)]
+pub extern "C" fn pg_finfo_capture_v1() -> &'static pg_sys::Pg_finfo_record {
+    const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &V1
+}
+
+/// AFTER ROW (INSERT, UPDATE, DELETE) and AFTER STATEMENT (TRUNCATE).
+///
+/// # Safety
+/// Called by PostgreSQL's trigger manager.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn capture_v1(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: the trigger manager's contract: `context` is a TriggerData when the tag says so.
+    unsafe {
+        let data = (*fcinfo).context.cast::<pg_sys::TriggerData>();
+        if data.is_null() || (*data).type_ != pg_sys::NodeTag::T_TriggerData {
+            ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "recsync.capture_v1 can only be called as a trigger"
+            );
+        }
+        let relation = (*data).tg_relation;
+        if let Some(id) = source_id((*data).tg_trigger)
+            && let Some(source) = sources::of(relation, id)
+        {
+            capture(&source, relation, data);
+        }
+        pg_sys::Datum::from(0)
+    }
+}
+
+unsafe fn source_id(trigger: *mut pg_sys::Trigger) -> Option<i32> {
+    // SAFETY: tgargs holds tgnargs NUL-terminated strings.
+    unsafe {
+        if (*trigger).tgnargs < 1 {
+            return None;
+        }
+        CStr::from_ptr(*(*trigger).tgargs).to_str().ok()?.parse().ok()
+    }
+}
+
+unsafe fn capture(source: &Source, relation: pg_sys::Relation, data: *mut pg_sys::TriggerData) {
+    // SAFETY: slots are those of the event that `tg_event` names, and are deformed before they are read.
+    unsafe {
+        let (op, record_key, old_record) = match (*data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_TRUNCATE => (Op::Truncate, None, None),
+            event => {
+                let Some(key) = &source.key else { return };
+                let old = (*data).tg_trigslot;
+                pg_sys::slot_getsomeattrs_int(old, source.deform.min((*(*relation).rd_att).natts));
+                match event {
+                    pg_sys::TRIGGER_EVENT_INSERT => (Op::Insert, Some(key::to_jsonb(key, old)), None),
+                    pg_sys::TRIGGER_EVENT_DELETE => (Op::Delete, Some(key::to_jsonb(key, old)), None),
+                    _ => {
+                        let new = (*data).tg_newslot;
+                        pg_sys::slot_getsomeattrs_int(new, source.deform.min((*(*relation).rd_att).natts));
+                        let same_key = same(key, old, new);
+                        if same_key && source.used.as_deref().is_some_and(|used| same(used, old, new)) {
+                            return;
+                        }
+                        let old_key = (!same_key).then(|| key::to_jsonb(key, old));
+                        (Op::Update, Some(key::to_jsonb(key, new)), old_key)
+                    }
+                }
+            }
+        };
+        log::append(Change { op, source: source.id, relation: (*relation).rd_id, record_key, old_record });
+    }
+    wake::after_changes();
+}
+
+/// Whether all `columns` have the same stored image in both rows. Nothing is detoasted while the images
+/// are equal byte by byte, which they are for a column that the update did not set.
+unsafe fn same(
+    columns: &[Column],
+    old: *mut pg_sys::TupleTableSlot,
+    new: *mut pg_sys::TupleTableSlot,
+) -> bool {
+    columns.iter().all(|column| {
+        // SAFETY: both slots are deformed up to the column.
+        unsafe {
+            let null = (*(*old).tts_isnull.add(column.index), *(*new).tts_isnull.add(column.index));
+            let value = (*(*old).tts_values.add(column.index), *(*new).tts_values.add(column.index));
+            match null {
+                (true, true) => true,
+                (false, false) => same_image(column, value.0, value.1),
+                _ => false,
+            }
+        }
+    })
+}
+
+unsafe fn same_image(column: &Column, one: pg_sys::Datum, other: pg_sys::Datum) -> bool {
+    if column.by_value {
+        return one == other;
+    }
+    // SAFETY: datums of the column's type; for a varlena the header says how many bytes are stored here,
+    // which for a TOASTed value is the pointer.
+    unsafe {
+        if column.length == -1 {
+            let (one, other) = (one.cast_mut_ptr::<pg_sys::varlena>(), other.cast_mut_ptr::<pg_sys::varlena>());
+            let length = pgrx::varsize_any(one);
+            if length == pgrx::varsize_any(other)
+                && std::slice::from_raw_parts(one.cast::<u8>(), length)
+                    == std::slice::from_raw_parts(other.cast::<u8>(), length)
+            {
+                return true;
+            }
+        }
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            datum_image_eq(one, other, column.by_value, column.length.into())
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! At commit, one look at a flag and perhaps one SetLatch: the worker learns that there is something to read.
+//!
+//! The commit callback never allocates, raises or logs: after the commit record is written an error there
+//! would take the whole server down.
+
+use pgrx::pg_sys;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::SeqCst};
+
+use crate::shared::{self, Database, Presence};
+
+static REGISTERED: AtomicBool = AtomicBool::new(false);
+/// What the transaction asks for when it commits.
+static CHANGES: AtomicBool = AtomicBool::new(false);
+static CATALOG: AtomicBool = AtomicBool::new(false);
+static EXTENSION: AtomicBool = AtomicBool::new(false);
+static DATABASES: AtomicBool = AtomicBool::new(false);
+/// This database's entry, looked up before commit so that the callback need not search.
+static OWN: AtomicPtr<Database> = AtomicPtr::new(std::ptr::null_mut());
+
+/// There are new rows in the change log.
+pub fn after_changes() {
+    ask(&CHANGES);
+}
+
+/// Pipelines, servers or jobs are other than before: the worker loads them again.
+pub fn after_catalog_change() {
+    ask(&CATALOG);
+}
+
+/// The extension has come, gone or changed its version: the launcher looks at this database again.
+pub fn after_extension_change() {
+    ask(&EXTENSION);
+}
+
+/// There are other databases than before.
+pub fn after_database_change() {
+    ask(&DATABASES);
+}
+
+/// Whether this transaction has changed a watched table.
+pub fn has_own_changes() -> bool {
+    CHANGES.load(SeqCst)
+}
+
+fn ask(flag: &AtomicBool) {
+    if !REGISTERED.swap(true, SeqCst) {
+        // SAFETY: registered once a backend; the callback lives as long as the library stays loaded, for ever.
+        unsafe { pg_sys::RegisterXactCallback(Some(at_end_of_transaction), std::ptr::null_mut()) };
+    }
+    if OWN.load(SeqCst).is_null()
+        && let Some(database) = shared::shared().and_then(shared::Shared::own_database)
+    {
+        OWN.store(std::ptr::from_ref(database).cast_mut(), SeqCst);
+    }
+    flag.store(true, SeqCst);
+}
+
+// No #[pg_guard]: the guard allocates when it catches, and nothing here can raise.
+unsafe extern "C-unwind" fn at_end_of_transaction(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
+    use pg_sys::XactEvent as E;
+    match event {
+        E::XACT_EVENT_COMMIT | E::XACT_EVENT_PARALLEL_COMMIT => signal(),
+        // A prepared transaction is announced when it is committed, by the utility hook.
+        E::XACT_EVENT_ABORT | E::XACT_EVENT_PARALLEL_ABORT | E::XACT_EVENT_PREPARE => {
+            for flag in [&CHANGES, &CATALOG, &EXTENSION, &DATABASES] {
+                flag.store(false, SeqCst);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn signal() {
+    let changes = CHANGES.swap(false, SeqCst);
+    let catalog = CATALOG.swap(false, SeqCst);
+    let extension = EXTENSION.swap(false, SeqCst);
+    let databases = DATABASES.swap(false, SeqCst);
+    let Some(shared) = shared::shared() else { return };
+    // SAFETY: null or an entry of the shared block, which is mapped until the process ends.
+    let own = unsafe { OWN.load(SeqCst).as_ref() };
+    if let Some(own) = own {
+        if catalog {
+            own.catalog_changed.store(true, SeqCst);
+            own.wake.set_latch();
+        } else if changes {
+            own.wake.wake();
+        }
+        if extension {
+            own.set_presence(Presence::Unknown);
+            own.catalog_changed.store(true, SeqCst);
+            own.wake.set_latch();
+        }
+    }
+    if extension || databases {
+        shared.scan_wanted.store(true, SeqCst);
+        shared.launcher.set_latch();
+    }
+}
+
+/// COMMIT PREPARED made another session's changes visible: wakes the worker of this database now.
+pub fn after_commit_prepared() {
+    if let Some(own) = shared::shared().and_then(shared::Shared::own_database) {
+        own.wake.wake();
+    }
+}

@@ -1,0 +1,30 @@
+//! What the user declared: servers and pipelines, by name, and who may do what with them.
+//!
+//! It never stores an OID or an attribute number, and never a key.
+
+/// Running as somebody else: recsync's owner for its own tables, a pipeline's owner for everything of theirs.
+pub mod rights;
+
+/// Names as PostgreSQL writes and resolves them.
+pub mod names;
+
+/// Foreign servers: where texts are sent.
+pub mod server;
+
+/// Expressions of a pipeline: parsed at creation, stored fully qualified.
+mod expression;
+
+/// Pipelines as they are stored, with all that their SQL needs.
+pub mod pipeline;
+
+/// create_pipeline, drop_pipeline, pause, resume.
+mod declare;
+
+/// The validator of servers and user mappings.
+mod validator;
+
+/// Commands of others that concern recsync: servers' protected options, databases that want no worker.
+pub mod utility;
+
+/// What CREATE EXTENSION checks and announces.
+mod install;

@@ -1,0 +1,137 @@
+//! Expressions of a pipeline: parsed with the creator's search_path, stored fully qualified.
+//!
+//! It never accepts what would change by itself: subqueries, aggregates and volatile functions are refused.
+
+use pgrx::pg_sys;
+use std::ffi::{CStr, CString};
+
+use crate::error::{Error, Result};
+use super::rights::with_settings;
+
+/// An expression over the source's row, which is called `s` in it.
+pub struct Expression {
+    pub sql: String,
+    pub columns: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    Text,
+    Boolean,
+}
+
+/// Parses `text` for the rows of `source`. Syntax errors and unknown columns are PostgreSQL's own errors.
+pub fn parse(argument: &'static str, source: pg_sys::Oid, text: &str, wanted: Wanted) -> Result<Expression> {
+    let c_text =
+        CString::new(text).map_err(|_| Error::argument(argument, "it holds a zero byte", "Give an SQL expression."))?;
+    // SAFETY: PostgreSQL's parser and analyser, used as for a CHECK constraint; the relation is opened and closed
+    // here, all nodes live in the current memory context.
+    unsafe {
+        let node = single_expression(argument, &c_text)?;
+        let relation = pg_sys::table_open(source, pg_sys::AccessShareLock as _);
+        let state = pg_sys::make_parsestate(std::ptr::null_mut());
+        (*state).p_sourcetext = c_text.as_ptr();
+        let item = pg_sys::addRangeTableEntryForRelation(
+            state,
+            relation,
+            pg_sys::AccessShareLock as _,
+            std::ptr::null_mut(),
+            false,
+            true,
+        );
+        pg_sys::addNSItemToQuery(state, item, true, true, true);
+        let kind = pg_sys::ParseExprKind::EXPR_KIND_GENERATED_COLUMN;
+        let mut expression = pg_sys::transformExpr(state, node, kind);
+        expression = match wanted {
+            Wanted::Boolean => pg_sys::coerce_to_boolean(state, expression, c"row_filter".as_ptr()),
+            Wanted::Text => pg_sys::coerce_to_target_type(
+                state,
+                expression,
+                pg_sys::exprType(expression),
+                pg_sys::TEXTOID,
+                -1,
+                pg_sys::CoercionContext::COERCION_EXPLICIT,
+                pg_sys::CoercionForm::COERCE_EXPLICIT_CAST,
+                -1,
+            ),
+        };
+        if expression.is_null() {
+            return Err(Error::argument(argument, "it is not text", "Cast the expression to text."));
+        }
+        pg_sys::assign_expr_collations(state, expression);
+        if pg_sys::contain_volatile_functions(expression) {
+            return Err(Error::argument(
+                argument,
+                "it calls a volatile function",
+                "A text that changes by itself would be paid for again and again: use stable or immutable functions of the row.",
+            ));
+        }
+        let columns = used_columns(relation, expression);
+        let context = pg_sys::deparse_context_for(c"s".as_ptr(), source);
+        let sql = with_settings(&[(c"search_path", c"pg_catalog")], || {
+            CStr::from_ptr(pg_sys::deparse_expression(expression, context, true, false)).to_string_lossy().into_owned()
+        });
+        pg_sys::table_close(relation, pg_sys::NoLock as _);
+        Ok(Expression { sql, columns })
+    }
+}
+
+/// The one expression that `text` is; anything more (a FROM, a second expression) is refused.
+unsafe fn single_expression(argument: &'static str, text: &CStr) -> Result<*mut pg_sys::Node> {
+    let refused = || Error::argument(argument, "it is not a single expression", "Give one SQL expression over the source's columns.");
+    // SAFETY: in this mode the parser returns one RawStmt that holds a SelectStmt.
+    unsafe {
+        let list = pg_sys::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_PLPGSQL_EXPR);
+        let raw = (*(*list).elements).ptr_value.cast::<pg_sys::RawStmt>();
+        let select = (*raw).stmt.cast::<pg_sys::SelectStmt>();
+        let select = &*select;
+        let plain = select.distinctClause.is_null()
+            && select.fromClause.is_null()
+            && select.whereClause.is_null()
+            && select.groupClause.is_null()
+            && select.havingClause.is_null()
+            && select.windowClause.is_null()
+            && select.sortClause.is_null()
+            && select.limitOffset.is_null()
+            && select.limitCount.is_null()
+            && select.lockingClause.is_null()
+            && select.op == pg_sys::SetOperation::SETOP_NONE;
+        if !plain || select.targetList.is_null() || (*select.targetList).length != 1 {
+            return Err(refused());
+        }
+        Ok((*(*(*select.targetList).elements).ptr_value.cast::<pg_sys::ResTarget>()).val)
+    }
+}
+
+/// The names of the columns that `expression` reads. A virtual generated column counts as all columns of its
+/// table: its value is not in the trigger's row.
+unsafe fn used_columns(relation: pg_sys::Relation, expression: *mut pg_sys::Node) -> Vec<String> {
+    // SAFETY: walks an analysed expression over range table entry 1 and reads the open relation's descriptor.
+    unsafe {
+        let mut set: *mut pg_sys::Bitmapset = std::ptr::null_mut();
+        pg_sys::pull_varattnos(expression, 1, &mut set);
+        let descriptor = pgrx::PgTupleDesc::from_pg_copy((*relation).rd_att);
+        let mut used = Vec::new();
+        let mut all = false;
+        let mut member = pg_sys::bms_next_member(set, -1);
+        while member >= 0 {
+            let number = member + pg_sys::FirstLowInvalidHeapAttributeNumber;
+            match descriptor.iter().nth((number - 1).max(0) as usize) {
+                Some(attribute) if number > 0 => {
+                    all |= attribute.attgenerated == b'v' as std::ffi::c_char;
+                    used.push(attribute.name().to_owned());
+                }
+                _ => all = true, // the whole row
+            }
+            member = pg_sys::bms_next_member(set, member);
+        }
+        if all {
+            used = descriptor
+                .iter()
+                .filter(|attribute| !attribute.attisdropped && attribute.attgenerated != b'v' as std::ffi::c_char)
+                .map(|attribute| attribute.name().to_owned())
+                .collect();
+        }
+        used
+    }
+}

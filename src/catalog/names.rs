@@ -1,0 +1,121 @@
+//! Names as PostgreSQL writes and resolves them.
+//!
+//! It never builds SQL from an identifier that has not been quoted here or by PostgreSQL itself.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::ffi::{CStr, CString};
+
+use crate::error::{Error, Result};
+
+/// `name` as an SQL identifier.
+pub fn quote(name: &str) -> String {
+    let Ok(name) = CString::new(name) else { return String::from("\"\"") };
+    // SAFETY: returns its argument or a palloc'd copy, NUL-terminated.
+    unsafe { CStr::from_ptr(pg_sys::quote_identifier(name.as_ptr())).to_string_lossy().into_owned() }
+}
+
+/// `text` as an SQL string constant.
+pub fn literal(text: &str) -> String {
+    pgrx::spi::quote_literal(text)
+}
+
+/// A relation's name, qualified and quoted; `None` where it is gone.
+pub fn qualified(relation: pg_sys::Oid) -> Option<String> {
+    // SAFETY: syscache look-ups; null where there is no such relation.
+    unsafe {
+        let name = pg_sys::get_rel_name(relation);
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
+        if name.is_null() || schema.is_null() {
+            return None;
+        }
+        Some(format!("{}.{}", quote(&CStr::from_ptr(schema).to_string_lossy()), quote(&CStr::from_ptr(name).to_string_lossy())))
+    }
+}
+
+/// What `to_regclass` finds: search_path applies.
+pub fn resolve(name: &str) -> Result<Option<pg_sys::Oid>> {
+    select_one::<pg_sys::Oid>("SELECT pg_catalog.to_regclass($1)::oid", &[name.into()])
+}
+
+/// The first value of a read-only query. Allocates no transaction id, works on a standby.
+pub fn select_one<T: FromDatum + IntoDatum>(
+    sql: &str,
+    arguments: &[pgrx::datum::DatumWithOid],
+) -> Result<Option<T>> {
+    Spi::connect(|client| {
+        let table = client.select(sql, Some(1), arguments)?;
+        if table.is_empty() {
+            return Ok(None);
+        }
+        table.first().get_one::<T>().map_err(Error::from)
+    })
+}
+
+/// The quoted schema that pgvector is installed in: it may live anywhere and is relocatable.
+pub fn vector_schema() -> Option<String> {
+    // SAFETY: look-ups of the catalog.
+    unsafe {
+        let extension = pg_sys::get_extension_oid(c"vector".as_ptr(), true);
+        if extension == pg_sys::InvalidOid {
+            return None;
+        }
+        let schema = pg_sys::get_namespace_name(extension_schema(extension));
+        (!schema.is_null()).then(|| quote(&CStr::from_ptr(schema).to_string_lossy()))
+    }
+}
+
+/// The OID of pgvector's type `vector` (and of its array type).
+pub fn vector_types() -> Option<(pg_sys::Oid, pg_sys::Oid)> {
+    // SAFETY: look-ups of the catalog.
+    unsafe {
+        let extension = pg_sys::get_extension_oid(c"vector".as_ptr(), true);
+        if extension == pg_sys::InvalidOid {
+            return None;
+        }
+        let vector = type_in(c"vector", extension_schema(extension));
+        let array = pg_sys::get_array_type(vector);
+        (vector != pg_sys::InvalidOid && array != pg_sys::InvalidOid).then_some((vector, array))
+    }
+}
+
+unsafe fn type_in(name: &CStr, schema: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: a syscache look-up by a NUL-terminated name; get_typname's namedata is filled from a C string.
+    unsafe {
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::TYPENAMENSP as _,
+            pg_sys::Anum_pg_type_oid as _,
+            pg_sys::Datum::from(name.as_ptr()),
+            pg_sys::Datum::from(schema),
+            pg_sys::Datum::from(0),
+            pg_sys::Datum::from(0),
+        )
+    }
+}
+
+/// `get_extension_schema`, which PostgreSQL 15 does not export.
+unsafe fn extension_schema(extension: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: an index scan of pg_extension by OID; the tuple is read before the scan ends.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as _);
+        let mut key = pg_sys::ScanKeyData::default();
+        pg_sys::ScanKeyInit(
+            &mut key,
+            pg_sys::Anum_pg_extension_oid as _,
+            pg_sys::BTEqualStrategyNumber as _,
+            pg_sys::F_OIDEQ.into(),
+            pg_sys::Datum::from(extension),
+        );
+        let scan =
+            pg_sys::systable_beginscan(relation, pg_sys::Oid::from(pg_sys::ExtensionOidIndexId), true, std::ptr::null_mut(), 1, &mut key);
+        let tuple = pg_sys::systable_getnext(scan);
+        let schema = if tuple.is_null() {
+            pg_sys::InvalidOid
+        } else {
+            (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_extension>()).extnamespace
+        };
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as _);
+        schema
+    }
+}

@@ -1,0 +1,166 @@
+//! Pipelines as they are stored, with all that their SQL needs: names resolved, key types and operators looked up.
+//!
+//! It never keeps what it read: names may mean something else a moment later, so callers load again when told.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde::Deserialize;
+
+use super::names;
+use super::rights::As;
+use crate::embed::endpoint::Endpoint;
+use crate::error::{Error, Result};
+
+/// All pipelines, or the one of `$1`, as JSON.
+const LOAD: &str = include_str!("pipelines.sql");
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub struct Pipeline {
+    pub id: i32,
+    /// The pipeline's view, qualified and quoted: its name.
+    pub relation: String,
+    /// The table of the generation in service, qualified and quoted.
+    pub vectors: String,
+    pub source_id: i32,
+    pub source: String,
+    pub key_columns: Vec<String>,
+    /// SQL over the source's row `s`, fully qualified.
+    pub content: String,
+    pub row_filter: Option<String>,
+    pub server: String,
+    pub storage: String,
+    pub dimensions: i64,
+    pub paused: bool,
+    pub paused_reason: Option<String>,
+    owner: Option<i64>,
+    vectors_exist: bool,
+    source_oid: Option<i64>,
+    captured: bool,
+    keys: Option<Vec<Key>>,
+    missing_column: Option<String>,
+    pub backfilled: bool,
+    pub backfill_after: Option<Vec<String>>,
+    server_options: Option<Vec<(String, String)>>,
+    mapping_options: Option<Vec<(String, String)>>,
+    server_usable: Option<bool>,
+}
+
+/// One column of the primary key.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub struct Key {
+    pub name: String,
+    /// The name, quoted.
+    pub column: String,
+    /// Qualified where it must be.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    pub equals: String,
+    pub after: String,
+}
+
+/// Why a pipeline cannot run as things are.
+#[derive(Debug, PartialEq)]
+pub enum Trouble {
+    /// A restore is under way, or the triggers were dropped: it is left alone.
+    Restoring,
+    Broken(String),
+}
+
+impl Pipeline {
+    pub fn owner(&self) -> pg_sys::Oid {
+        self.owner.map_or(pg_sys::InvalidOid, |oid| pg_sys::Oid::from(oid as u32))
+    }
+
+    pub fn source_oid(&self) -> pg_sys::Oid {
+        self.source_oid.map_or(pg_sys::InvalidOid, |oid| pg_sys::Oid::from(oid as u32))
+    }
+
+    pub fn keys(&self) -> &[Key] {
+        self.keys.as_deref().unwrap_or_default()
+    }
+
+    /// What is wrong with it, if anything.
+    pub fn trouble(&self) -> Option<Trouble> {
+        let broken = |reason: String| Some(Trouble::Broken(reason));
+        if self.source_oid.is_none() {
+            return broken(format!("its source {} does not exist", self.source));
+        }
+        if self.owner.is_none() || !self.vectors_exist {
+            return broken(format!("its relation {} or the table behind it does not exist", self.relation));
+        }
+        if let Some(column) = &self.missing_column {
+            return broken(format!("column \"{column}\" of {} does not exist", self.source));
+        }
+        if self.keys().iter().map(|key| &key.name).ne(&self.key_columns) {
+            return broken(format!("the primary key of {} is not ({}) any more", self.source, self.key_columns.join(", ")));
+        }
+        if !self.captured {
+            return Some(Trouble::Restoring);
+        }
+        None
+    }
+
+    /// Where its texts are sent: the server's options and the owner's user mapping.
+    pub fn endpoint(&self) -> std::result::Result<Endpoint, String> {
+        let Some(options) = &self.server_options else {
+            return Err(format!("server \"{}\" does not exist", self.server));
+        };
+        if self.server_usable != Some(true) {
+            return Err(format!(
+                "its owner has no USAGE on server \"{}\" (GRANT USAGE ON FOREIGN SERVER {} TO …)",
+                self.server,
+                names::quote(&self.server)
+            ));
+        }
+        let endpoint = Endpoint::from_options(options, self.mapping_options.as_deref().unwrap_or_default())
+            .map_err(|error| format!("server \"{}\": {}", self.server, error.message))?;
+        if endpoint.dimensions as i64 != self.dimensions {
+            return Err(format!(
+                "server \"{}\" now gives {} dimensions, the pipeline's vectors have {}",
+                self.server, endpoint.dimensions, self.dimensions
+            ));
+        }
+        Ok(endpoint)
+    }
+}
+
+/// Every pipeline of the database. Runs as recsync's owner.
+pub fn load_all() -> Result<Vec<Pipeline>> {
+    load(None)
+}
+
+/// The pipeline that `name` means, search_path applies; also one whose relation is gone, by its full name.
+pub fn find(name: &str) -> Result<Pipeline> {
+    let relation = names::resolve(name)?.and_then(names::qualified).unwrap_or_else(|| name.to_owned());
+    let found = {
+        let _as = As::extension();
+        load(Some(&relation))?.pop()
+    };
+    found.ok_or_else(|| Error::NoSuchPipeline(name.to_owned()))
+}
+
+fn load(relation: Option<&str>) -> Result<Vec<Pipeline>> {
+    Spi::connect(|client| {
+        let mut pipelines = Vec::new();
+        for row in client.select(LOAD, None, &[relation.into()])? {
+            let json = row.get::<String>(1)?.unwrap_or_default();
+            pipelines.push(
+                serde_json::from_str(&json).map_err(|error| Error::Internal(format!("recsync.pipeline: {error}")))?,
+            );
+        }
+        Ok(pipelines)
+    })
+}
+
+/// Refuses unless the caller may do with the pipeline what its owner may.
+pub fn require_owner(pipeline: &Pipeline) -> Result<()> {
+    // SAFETY: role look-ups by OID.
+    let is_owner = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pipeline.owner()) };
+    if is_owner || super::rights::is_admin() {
+        return Ok(());
+    }
+    Err(Error::Denied {
+        what: format!("you are not the owner of pipeline {}", pipeline.relation),
+        grant: "Its owner may call this, a member of that role, and recsync_admin (GRANT recsync_admin TO …).".into(),
+    })
+}

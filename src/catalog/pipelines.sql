@@ -1,0 +1,52 @@
+SELECT pg_catalog.jsonb_build_object(
+         'id', p.id, 'relation', p.relation, 'vectors', p.vectors,
+         'source_id', s.id, 'source', s.relation, 'key_columns', s.key_columns,
+         'content', p.content, 'row_filter', p.row_filter, 'server', p.server,
+         'storage', p.storage, 'index', p.index, 'dimensions', p.dimensions,
+         'paused', p.paused, 'paused_reason', p.paused_reason,
+         'owner', (SELECT c.relowner::bigint FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)),
+         'vectors_exist', pg_catalog.to_regclass(p.vectors) IS NOT NULL,
+         'source_oid', pg_catalog.to_regclass(s.relation)::oid::bigint,
+         'captured', (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_trigger t
+                       WHERE t.tgrelid = pg_catalog.to_regclass(s.relation)
+                         AND t.tgname IN ('recsync_capture', 'recsync_capture_truncate') AND t.tgenabled IN ('O', 'A')),
+         'keys', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                            'name', a.attname, 'column', pg_catalog.quote_ident(a.attname),
+                            'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
+                            'equals', pg_catalog.format('OPERATOR(%I.%s)', en.nspname, e.oprname),
+                            'after', pg_catalog.format('OPERATOR(%I.%s)', gn.nspname, g.oprname)) ORDER BY k.n)
+                    FROM pg_catalog.pg_index i
+                    CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(i.indkey::int2[]), pg_catalog.unnest(i.indclass::oid[]))
+                         WITH ORDINALITY AS k (attnum, opclass, n)
+                    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                    JOIN pg_catalog.pg_opclass o ON o.oid = k.opclass
+                    JOIN pg_catalog.pg_amop ea ON ea.amopfamily = o.opcfamily AND ea.amopstrategy = 3
+                         AND ea.amoplefttype = o.opcintype AND ea.amoprighttype = o.opcintype
+                    JOIN pg_catalog.pg_operator e ON e.oid = ea.amopopr
+                    JOIN pg_catalog.pg_namespace en ON en.oid = e.oprnamespace
+                    JOIN pg_catalog.pg_amop ga ON ga.amopfamily = o.opcfamily AND ga.amopstrategy = 5
+                         AND ga.amoplefttype = o.opcintype AND ga.amoprighttype = o.opcintype
+                    JOIN pg_catalog.pg_operator g ON g.oid = ga.amopopr
+                    JOIN pg_catalog.pg_namespace gn ON gn.oid = g.oprnamespace
+                   WHERE i.indrelid = pg_catalog.to_regclass(s.relation) AND i.indisprimary AND k.n <= i.indnkeyatts),
+         'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(p.used_columns || s.key_columns) AS u (name)
+                             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                                                WHERE a.attrelid = pg_catalog.to_regclass(s.relation)
+                                                  AND a.attname = u.name AND NOT a.attisdropped)),
+         'backfilled', COALESCE((SELECT b.finished_at IS NOT NULL FROM recsync.backfill b WHERE b.pipeline_id = p.id), true),
+         'backfill_after', (SELECT pg_catalog.to_jsonb(b.after_key) FROM recsync.backfill b WHERE b.pipeline_id = p.id),
+         'server_options', v.options, 'mapping_options', v.mapping, 'server_usable', v.usable)::text
+  FROM recsync.pipeline p
+  JOIN recsync.source s ON s.id = p.source_id
+  LEFT JOIN LATERAL (
+       SELECT (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.option_name, o.option_value))
+                 FROM pg_catalog.pg_options_to_table(f.srvoptions) o) AS options,
+              (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.option_name, o.option_value))
+                 FROM (SELECT m.umoptions FROM pg_catalog.pg_user_mapping m
+                        WHERE m.umserver = f.oid AND m.umuser IN (0, (SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)))
+                        ORDER BY m.umuser DESC LIMIT 1) m, pg_catalog.pg_options_to_table(m.umoptions) o) AS mapping,
+              pg_catalog.has_server_privilege((SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)), f.oid, 'USAGE') AS usable
+         FROM pg_catalog.pg_foreign_server f JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw
+        WHERE f.srvname = p.server AND w.fdwname = 'recsync') v ON true
+ WHERE $1 IS NULL OR p.relation = $1
+ ORDER BY p.id

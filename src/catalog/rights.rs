@@ -1,0 +1,114 @@
+//! Running as somebody else: recsync's owner for its own tables, a pipeline's owner for everything of theirs.
+//!
+//! It never runs a user's expression outside a security-restricted operation.
+
+use pgrx::pg_sys;
+
+use super::names;
+use crate::settings::set;
+
+/// A change of user that ends with the value; an ERROR's abort ends it, too.
+pub struct As {
+    user: pg_sys::Oid,
+    context: i32,
+    level: Option<i32>,
+}
+
+impl As {
+    /// recsync's owner: for its own tables, on behalf of whoever called.
+    pub fn extension() -> As {
+        As::switch(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32, None)
+    }
+
+    /// The owner of a table, to make objects in their name. Only after the caller's right to do so was checked.
+    pub fn maker(owner: pg_sys::Oid) -> As {
+        As::switch(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32, None)
+    }
+
+    /// The owner of a pipeline in a security-restricted operation: whatever their expressions, triggers and
+    /// operators do, they do with their owner's rights and cannot leave anything behind. Row-level security
+    /// that would hide rows is an error: a hidden row must never look deleted.
+    pub fn owner(owner: pg_sys::Oid) -> As {
+        // SAFETY: the level is closed by `drop`, or by the transaction's abort.
+        let level = unsafe {
+            let level = pg_sys::NewGUCNestLevel();
+            let path = format!("pg_catalog, {}, pg_temp\0", names::vector_schema().unwrap_or_default());
+            let path = path.replace("pg_catalog, , ", "pg_catalog, ");
+            if let Ok(path) = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()) {
+                set(c"search_path", path);
+            }
+            set(c"row_security", c"off");
+            level
+        };
+        As::switch(
+            owner,
+            (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32,
+            Some(level),
+        )
+    }
+
+    fn switch(to: pg_sys::Oid, flags: i32, level: Option<i32>) -> As {
+        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+        // SAFETY: reads and sets this process's user; put back by `drop` or by the transaction's abort.
+        unsafe {
+            pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+            pg_sys::SetUserIdAndSecContext(to, context | flags);
+        }
+        As { user, context, level }
+    }
+}
+
+impl Drop for As {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return; // an ERROR is on its way: the abort puts everything back
+        }
+        // SAFETY: the values that were there before.
+        unsafe {
+            if let Some(level) = self.level {
+                pg_sys::AtEOXact_GUC(false, level);
+            }
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+        }
+    }
+}
+
+/// Runs `body` with a settings level of its own.
+pub fn with_settings<T>(settings: &[(&std::ffi::CStr, &std::ffi::CStr)], body: impl FnOnce() -> T) -> T {
+    // SAFETY: the level is closed below, or by the transaction's abort.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    for (name, value) in settings {
+        // SAFETY: inside the level.
+        unsafe { set(name, value) };
+    }
+    let result = body();
+    // SAFETY: closes the level opened above.
+    unsafe { pg_sys::AtEOXact_GUC(false, level) };
+    result
+}
+
+/// The role that owns the extension: whoever ran CREATE EXTENSION.
+fn extension_owner() -> pg_sys::Oid {
+    // SAFETY: syscache look-ups; the OID is valid whatever they find.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"recsync".as_ptr(), true);
+        let table = pg_sys::get_relname_relid(c"pipeline".as_ptr(), schema);
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as _, pg_sys::Datum::from(table));
+        if tuple.is_null() {
+            return pg_sys::GetUserId();
+        }
+        let class = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+        let owner = (*class).relowner;
+        pg_sys::ReleaseSysCache(tuple);
+        owner
+    }
+}
+
+/// Whether the current user is a superuser or a member of recsync_admin.
+pub fn is_admin() -> bool {
+    // SAFETY: look-ups of roles.
+    unsafe {
+        let admin = pg_sys::get_role_oid(c"recsync_admin".as_ptr(), true);
+        pg_sys::superuser() || (admin != pg_sys::InvalidOid && pg_sys::has_privs_of_role(pg_sys::GetUserId(), admin))
+    }
+}

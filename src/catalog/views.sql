@@ -1,0 +1,57 @@
+-- What people look at. Views run with the rights of recsync's owner and show each reader what is theirs.
+
+CREATE VIEW change_log WITH (security_barrier) AS
+    SELECT l.transaction_id, l.sequence, l.changed_at, l.changed_by, l.application_name,
+           CASE WHEN c.oid IS NOT NULL THEN l.relation::regclass END AS table_name,
+           CASE l.op WHEN 'I' THEN 'INSERT' WHEN 'U' THEN 'UPDATE' WHEN 'D' THEN 'DELETE' ELSE 'TRUNCATE' END AS op,
+           l.record_key, l.old_record, l.record
+      FROM log l LEFT JOIN pg_catalog.pg_class c ON c.oid = l.relation
+     WHERE CASE WHEN c.oid IS NULL THEN pg_catalog.pg_has_role('recsync_admin', 'USAGE')
+                ELSE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.pg_has_role('recsync_admin', 'USAGE') END;
+COMMENT ON VIEW change_log IS 'Every change of a watched table: the audit, readable by the table''s owner and recsync_admin. Rotated after recsync.log_retention.';
+
+CREATE VIEW dead_letter WITH (security_barrier) AS
+    SELECT p.relation AS pipeline, d.record_key, d.attempt, d.class, d.status, d.message, d.failed_at
+      FROM dead_letter_log d JOIN pipeline p ON p.id = d.pipeline_id
+      LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(c.relowner, 'USAGE');
+COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the pipeline''s owner and recsync_admin. See retry_dead_letters.';
+
+CREATE VIEW status WITH (security_barrier) AS
+    SELECT 'pipeline'::text AS kind, p.relation AS name,
+           CASE WHEN p.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
+                WHEN b.finished_at IS NULL AND b.pipeline_id IS NOT NULL THEN 'backfill' ELSE 'running' END AS state,
+           COALESCE(n.pending, 0) + j.jobs + l.undispatched AS pending,
+           COALESCE(n.in_flight, 0) AS in_flight,
+           d.dead,
+           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - LEAST(l.oldest, j.oldest)), 0) AS lag_seconds,
+           b.done AS backfilled,
+           COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
+           n.last_change, n.last_embedded,
+           d.last_error, p.paused_reason, w.missing AS waiting_for
+      FROM pipeline p
+      LEFT JOIN backfill b ON b.pipeline_id = p.id
+      LEFT JOIN counters() n ON n.pipeline_id = p.id
+      LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
+      CROSS JOIN (SELECT worker_missing() AS missing) w
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS jobs, pg_catalog.min(created_at) AS oldest FROM job WHERE pipeline_id = p.id) j
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead,
+                                 (pg_catalog.array_agg(class || COALESCE(' (HTTP ' || status || ')', '') ORDER BY failed_at DESC))[1] AS last_error
+                            FROM dead_letter_log WHERE pipeline_id = p.id) d
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS undispatched, pg_catalog.min(l.changed_at) AS oldest
+                            FROM checkpoint k, log l
+                           WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = p.source_id
+                             AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(c.relowner, 'USAGE');
+COMMENT ON VIEW status IS 'One row a pipeline: state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+
+GRANT SELECT ON change_log, dead_letter, status TO PUBLIC;
+
+CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
+COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';
+CREATE FOREIGN DATA WRAPPER recsync NO HANDLER VALIDATOR fdw_validator;
+COMMENT ON FOREIGN DATA WRAPPER recsync IS 'Servers of this wrapper are embedding APIs.';
+GRANT USAGE ON FOREIGN DATA WRAPPER recsync TO recsync_admin;
+
+SELECT announce();

@@ -1,0 +1,76 @@
+//! The rows that were there before the pipeline: read in slices in the order of the key, behind all live changes.
+//!
+//! It never remembers a slice before its rows are done, so that a crash repeats it; unchanged rows cost no call.
+
+use pgrx::prelude::*;
+
+use crate::catalog::pipeline::{Key, Pipeline};
+use crate::catalog::rights::As;
+use crate::error::Result;
+
+/// Rows a slice.
+pub const SLICE: usize = 1_000;
+
+/// The keys of the next slice after `after`.
+pub fn slice(pipeline: &Pipeline, after: Option<&[String]>) -> Result<Vec<Vec<String>>> {
+    let keys = pipeline.keys();
+    let columns: Vec<String> = keys.iter().map(|key| format!("s.{}", key.column)).collect();
+    let texts: Vec<String> = columns.iter().map(|column| format!("{column}::text")).collect();
+    let order: Vec<String> = columns.iter().map(|column| format!("{column} ASC")).collect();
+    let condition = if after.is_some() { format!("WHERE {}", after_key(keys)) } else { String::new() };
+    let sql = format!(
+        "SELECT ARRAY[{}] FROM {} s {condition} ORDER BY {} LIMIT {SLICE}",
+        texts.join(", "),
+        pipeline.source,
+        order.join(", ")
+    );
+    let arguments: Vec<_> = after.unwrap_or_default().iter().map(|value| value.as_str().into()).collect();
+    let _as = As::owner(pipeline.owner());
+    Spi::connect(|client| {
+        let mut slice = Vec::new();
+        for row in client.select(sql.as_str(), None, &arguments)? {
+            slice.push(row.get::<Vec<String>>(1)?.unwrap_or_default());
+        }
+        Ok(slice)
+    })
+}
+
+/// `(a, b) > ($1, $2)` by the operators of the primary key's index.
+fn after_key(keys: &[Key]) -> String {
+    let value = |index: usize| format!("${}::text::{}", index + 1, keys[index].type_name);
+    if keys.iter().all(|key| key.after == "OPERATOR(pg_catalog.>)") {
+        let columns: Vec<String> = keys.iter().map(|key| format!("s.{}", key.column)).collect();
+        let values: Vec<String> = (0..keys.len()).map(value).collect();
+        return format!("ROW({}) > ROW({})", columns.join(", "), values.join(", "));
+    }
+    let alternatives: Vec<String> = (0..keys.len())
+        .map(|last| {
+            let mut terms: Vec<String> = (0..last)
+                .map(|index| format!("s.{} {} {}", keys[index].column, keys[index].equals, value(index)))
+                .collect();
+            terms.push(format!("s.{} {} {}", keys[last].column, keys[last].after, value(last)));
+            format!("({})", terms.join(" AND "))
+        })
+        .collect();
+    format!("({})", alternatives.join(" OR "))
+}
+
+/// A slice is done: remembers where to go on, or that this was the last. As recsync's owner.
+pub fn advance(pipeline: i32, up_to: Option<&[String]>, rows: i64) -> Result<()> {
+    Spi::run_with_args(
+        "UPDATE recsync.backfill SET after_key = COALESCE($2, after_key), done = done + $3,
+                finished_at = CASE WHEN $2 IS NULL THEN pg_catalog.clock_timestamp() END WHERE pipeline_id = $1",
+        &[pipeline.into(), up_to.map(<[String]>::to_vec).into(), rows.into()],
+    )?;
+    Ok(())
+}
+
+/// All rows of these pipelines are to be looked at again. As recsync's owner.
+pub fn restart(pipelines: &[i32]) -> Result<()> {
+    Spi::run_with_args(
+        "INSERT INTO recsync.backfill (pipeline_id) SELECT pg_catalog.unnest($1::int[])
+         ON CONFLICT (pipeline_id) DO UPDATE SET after_key = NULL, done = 0, finished_at = NULL",
+        &[pipelines.to_vec().into()],
+    )?;
+    Ok(())
+}

@@ -1,0 +1,335 @@
+//! Jobs in memory: changes of one row coalesced into one job, one flight a row at a time.
+//!
+//! Each job is tied to a ticket: a stretch of the change log or a slice of a backfill. A ticket is done when
+//! all its jobs are, and only then may the checkpoint (or the backfill's position) pass it; what is in here
+//! when the worker dies is read again. It never forgets a row that changes while its request is in flight:
+//! that row is due again when it lands.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A row of a pipeline: its key's values as text, in the order of the key's columns.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowKey {
+    pub pipeline: i32,
+    pub key: Arc<[String]>,
+}
+
+/// What a job carries while it waits or flies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    pub row: RowKey,
+    /// Attempts that were charged.
+    pub attempt: u32,
+    /// Whether a row of `recsync.job` stands for it and has to go when it ends.
+    pub stored: bool,
+    /// When it last failed, as microseconds since the epoch.
+    pub last_attempt_us: Option<i64>,
+}
+
+/// Removals first, then what changed, then what was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    Removal,
+    Live,
+    Backfill,
+}
+
+#[derive(Debug)]
+struct Entry {
+    job: Job,
+    ticket: Option<u64>,
+    since: Instant,
+    taken: bool,
+    /// Changed again while taken: the ticket of that change.
+    again: Option<Option<u64>>,
+}
+
+/// What a ticket stands for; handed back when it is done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ticket {
+    /// The change log up to this snapshot, as `pg_snapshot` writes it.
+    Log(String),
+    /// A pipeline's rows up to this key; `None`: the last slice.
+    Backfill { pipeline: i32, up_to: Option<Vec<String>>, rows: i64 },
+}
+
+#[derive(Default)]
+pub struct Queue {
+    entries: HashMap<RowKey, Entry>,
+    waiting: BTreeMap<(i32, Lane), VecDeque<RowKey>>,
+    tickets: BTreeMap<u64, (Ticket, usize)>,
+    next_ticket: u64,
+}
+
+impl Queue {
+    /// Opens a ticket; jobs added with it hold it open. Close the adding with [`Queue::finished_tickets`].
+    pub fn open(&mut self, ticket: Ticket) -> u64 {
+        self.next_ticket += 1;
+        self.tickets.insert(self.next_ticket, (ticket, 0));
+        self.next_ticket
+    }
+
+    /// A row is due. One that waits already is due once; one that is taken is due again afterwards.
+    pub fn add(&mut self, row: RowKey, lane: Lane, ticket: Option<u64>) {
+        self.add_job(Job { row, attempt: 0, stored: false, last_attempt_us: None }, lane, ticket);
+    }
+
+    pub fn add_job(&mut self, job: Job, lane: Lane, ticket: Option<u64>) {
+        match self.entries.get_mut(&job.row) {
+            Some(entry) => {
+                entry.job.stored |= job.stored;
+                entry.job.attempt = entry.job.attempt.max(job.attempt);
+                let covered = !entry.taken || entry.again.is_some() || lane == Lane::Backfill;
+                if !covered {
+                    entry.again = Some(ticket);
+                    self.hold(ticket);
+                } else if !entry.taken && lane == Lane::Removal {
+                    // It may wait behind others: the removal's place is in front.
+                    let row = job.row;
+                    self.waiting.entry((row.pipeline, lane)).or_default().push_back(row);
+                }
+            }
+            None => {
+                let row = job.row.clone();
+                self.entries.insert(
+                    row.clone(),
+                    Entry { job, ticket, since: Instant::now(), taken: false, again: None },
+                );
+                self.hold(ticket);
+                self.waiting.entry((row.pipeline, lane)).or_default().push_back(row);
+            }
+        }
+    }
+
+    /// Takes up to `most` waiting jobs of a lane, oldest first.
+    pub fn take(&mut self, pipeline: i32, lane: Lane, most: usize) -> Vec<Job> {
+        let Some(waiting) = self.waiting.get_mut(&(pipeline, lane)) else { return Vec::new() };
+        let mut taken = Vec::new();
+        while taken.len() < most {
+            let Some(row) = waiting.pop_front() else { break };
+            if let Some(entry) = self.entries.get_mut(&row)
+                && !entry.taken
+            {
+                entry.taken = true;
+                taken.push(entry.job.clone());
+            }
+        }
+        taken
+    }
+
+    /// Whether a taken row has changed since it was taken.
+    pub fn changed_since(&self, row: &RowKey) -> bool {
+        self.entries.get(row).is_some_and(|entry| entry.again.is_some())
+    }
+
+    /// A taken job has ended, well or not: it lets go of its ticket. A row that changed meanwhile waits again.
+    pub fn finish(&mut self, row: &RowKey) {
+        let Some(entry) = self.entries.remove(row) else { return };
+        self.release(entry.ticket);
+        if let Some(ticket) = entry.again {
+            self.entries.insert(
+                row.clone(),
+                Entry {
+                    job: Job { row: row.clone(), attempt: 0, stored: false, last_attempt_us: None },
+                    ticket,
+                    since: Instant::now(),
+                    taken: false,
+                    again: None,
+                },
+            );
+            self.waiting.entry((row.pipeline, Lane::Live)).or_default().push_back(row.clone());
+        }
+    }
+
+    /// A taken job waits again, unharmed.
+    pub fn put_back(&mut self, row: &RowKey, lane: Lane) {
+        let Some(entry) = self.entries.get_mut(row) else { return };
+        entry.taken = false;
+        if let Some(ticket) = entry.again.take() {
+            self.release(ticket);
+        }
+        self.waiting.entry((row.pipeline, lane)).or_default().push_front(row.clone());
+    }
+
+    /// Everything of a pipeline that waits, taken at once: to be written down.
+    pub fn take_all(&mut self, pipeline: i32) -> Vec<Job> {
+        [Lane::Removal, Lane::Live, Lane::Backfill]
+            .into_iter()
+            .flat_map(|lane| self.take(pipeline, lane, usize::MAX))
+            .collect()
+    }
+
+    /// Forgets a pipeline that is no more.
+    pub fn forget(&mut self, pipeline: i32) {
+        let rows: Vec<RowKey> = self.entries.keys().filter(|row| row.pipeline == pipeline).cloned().collect();
+        for row in rows {
+            if let Some(entry) = self.entries.remove(&row) {
+                self.release(entry.ticket);
+                if let Some(ticket) = entry.again {
+                    self.release(ticket);
+                }
+            }
+        }
+        self.waiting.retain(|(of, _), _| *of != pipeline);
+        self.tickets.retain(|_, (ticket, _)| !matches!(ticket, Ticket::Backfill { pipeline: of, .. } if *of == pipeline));
+    }
+
+    pub fn waits(&self, pipeline: i32, lane: Lane) -> usize {
+        self.waiting.get(&(pipeline, lane)).map_or(0, VecDeque::len)
+    }
+
+    pub fn len(&self, pipeline: i32) -> usize {
+        self.entries.keys().filter(|row| row.pipeline == pipeline).count()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub fn has_slice(&self, pipeline: i32) -> bool {
+        self.tickets.values().any(|(ticket, _)| matches!(ticket, Ticket::Backfill { pipeline: of, .. } if *of == pipeline))
+    }
+
+    /// Pipelines with a waiting job of the log that is older than `age`: it keeps the checkpoint from moving.
+    pub fn older_than(&self, age: Duration) -> Vec<i32> {
+        let mut pipelines: Vec<i32> = self
+            .entries
+            .values()
+            .filter(|entry| !entry.taken && entry.ticket.is_some() && entry.since.elapsed() > age)
+            .map(|entry| entry.job.row.pipeline)
+            .collect();
+        pipelines.sort_unstable();
+        pipelines.dedup();
+        pipelines
+    }
+
+    /// Tickets that are done, in order: a stretch of the log only when all before it are, a pipeline's slice likewise.
+    pub fn finished_tickets(&mut self) -> Vec<Ticket> {
+        let mut finished = Vec::new();
+        let mut log_open = false;
+        let mut open: Vec<i32> = Vec::new();
+        self.tickets.retain(|_, (ticket, jobs)| {
+            let blocked = match ticket {
+                Ticket::Log(_) => log_open,
+                Ticket::Backfill { pipeline, .. } => open.contains(pipeline),
+            };
+            if *jobs == 0 && !blocked {
+                finished.push(ticket.clone());
+                return false;
+            }
+            match ticket {
+                Ticket::Log(_) => log_open = true,
+                Ticket::Backfill { pipeline, .. } => open.push(*pipeline),
+            }
+            true
+        });
+        finished
+    }
+
+    fn hold(&mut self, ticket: Option<u64>) {
+        if let Some((_, jobs)) = ticket.and_then(|ticket| self.tickets.get_mut(&ticket)) {
+            *jobs += 1;
+        }
+    }
+
+    fn release(&mut self, ticket: Option<u64>) {
+        if let Some((_, jobs)) = ticket.and_then(|ticket| self.tickets.get_mut(&ticket)) {
+            *jobs = jobs.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(key: &str) -> RowKey {
+        RowKey { pipeline: 1, key: Arc::from([key.to_owned()]) }
+    }
+
+    fn log(snapshot: &str) -> Ticket {
+        Ticket::Log(snapshot.into())
+    }
+
+    #[test]
+    fn several_changes_of_a_row_are_one_job() {
+        let mut queue = Queue::default();
+        let ticket = queue.open(log("a"));
+        queue.add(row("1"), Lane::Live, Some(ticket));
+        let second = queue.open(log("b"));
+        queue.add(row("1"), Lane::Live, Some(second));
+        assert_eq!(queue.take(1, Lane::Live, 10).len(), 1);
+        assert!(queue.finished_tickets().is_empty(), "the second ticket may not pass the first");
+        queue.finish(&row("1"));
+        assert_eq!(queue.finished_tickets(), [log("a"), log("b")]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn a_row_that_changes_in_flight_is_due_again_and_holds_its_ticket() {
+        let mut queue = Queue::default();
+        let first = queue.open(log("a"));
+        queue.add(row("1"), Lane::Live, Some(first));
+        assert_eq!(queue.take(1, Lane::Live, 10).len(), 1);
+        let second = queue.open(log("b"));
+        queue.add(row("1"), Lane::Live, Some(second));
+        assert!(queue.take(1, Lane::Live, 10).is_empty(), "one flight a row");
+        assert!(queue.changed_since(&row("1")));
+        queue.finish(&row("1"));
+        assert_eq!(queue.finished_tickets(), [log("a")]);
+        assert_eq!(queue.take(1, Lane::Live, 10).len(), 1);
+        queue.finish(&row("1"));
+        assert_eq!(queue.finished_tickets(), [log("b")]);
+    }
+
+    #[test]
+    fn a_removal_passes_what_waits() {
+        let mut queue = Queue::default();
+        let ticket = queue.open(log("a"));
+        for key in ["1", "2", "3"] {
+            queue.add(row(key), Lane::Live, Some(ticket));
+        }
+        queue.add(row("3"), Lane::Removal, Some(ticket));
+        let first = queue.take(1, Lane::Removal, 10);
+        assert_eq!(first.len(), 1);
+        assert_eq!(first[0].row, row("3"));
+        assert_eq!(queue.take(1, Lane::Live, 10).len(), 2, "and is not taken twice");
+    }
+
+    #[test]
+    fn a_job_that_is_put_back_waits_in_front_and_forgets_that_it_was_due_again() {
+        let mut queue = Queue::default();
+        let first = queue.open(log("a"));
+        queue.add(row("1"), Lane::Live, Some(first));
+        queue.take(1, Lane::Live, 1);
+        let second = queue.open(log("b"));
+        queue.add(row("1"), Lane::Live, Some(second));
+        queue.put_back(&row("1"), Lane::Live);
+        assert_eq!(queue.take(1, Lane::Live, 1).len(), 1);
+        queue.finish(&row("1"));
+        assert_eq!(queue.finished_tickets(), [log("a"), log("b")]);
+    }
+
+    #[test]
+    fn a_row_of_a_backfill_that_is_in_flight_is_covered_by_that_flight() {
+        let mut queue = Queue::default();
+        let first = queue.open(log("a"));
+        queue.add(row("1"), Lane::Live, Some(first));
+        queue.take(1, Lane::Live, 1);
+        let slice = Ticket::Backfill { pipeline: 1, up_to: None, rows: 1 };
+        let ticket = queue.open(slice.clone());
+        queue.add(row("1"), Lane::Backfill, Some(ticket));
+        assert_eq!(queue.finished_tickets(), [slice]);
+    }
+
+    #[test]
+    fn a_forgotten_pipeline_holds_no_ticket() {
+        let mut queue = Queue::default();
+        let ticket = queue.open(log("a"));
+        queue.add(row("1"), Lane::Live, Some(ticket));
+        queue.forget(1);
+        assert_eq!(queue.finished_tickets(), [log("a")]);
+    }
+}

@@ -1,0 +1,174 @@
+//! Rows rendered to text, as the pipeline's owner: what is unchanged ends here, what is gone loses its vector.
+//!
+//! It never runs an expression with more rights than the owner's, and never locks a row of the source.
+
+use hmac::{Hmac, KeyInit, Mac};
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+use sha2::Sha256;
+
+use super::queue::Job;
+use crate::catalog::pipeline::Pipeline;
+use crate::catalog::rights::As;
+use crate::error::{Error, Result};
+use crate::statement::Statement;
+
+/// What a row comes to.
+#[derive(Debug, PartialEq)]
+pub enum Rendered {
+    /// Deleted, not matching `row_filter`, or without text: its vector has been removed.
+    Gone,
+    /// Its vector is that of its text already.
+    Unchanged,
+    Text { text: String, hash: Vec<u8>, stored_hash: Option<Vec<u8>> },
+}
+
+/// Orphans removed in one statement.
+const ORPHANS: usize = 10_000;
+
+/// The statements of one pipeline; made anew when its declaration changes.
+pub struct Renderer {
+    pipeline: Pipeline,
+    look: Statement,
+    remove: Statement,
+    remove_orphans: Statement,
+}
+
+impl Renderer {
+    pub fn new(pipeline: &Pipeline) -> Renderer {
+        let keys = pipeline.keys();
+        let source = &pipeline.source;
+        let vectors = &pipeline.vectors;
+        let on = |table: &str| keyed(pipeline, table, "k");
+        let live = format!("s.{} IS NOT NULL", keys.first().map_or("ctid", |key| &key.column));
+        let wanted = pipeline.row_filter.as_ref().map_or(live.clone(), |filter| format!("{live} AND ({filter})"));
+        let look = format!(
+            "SELECT CASE WHEN {wanted} THEN {content} END, e.content_hash, e.model
+               FROM {given} WITH ORDINALITY AS k ({names}, i)
+               LEFT JOIN {source} s ON {on_source} LEFT JOIN {vectors} e ON {on_vectors} ORDER BY k.i",
+            content = pipeline.content,
+            given = given(keys.len(), ""),
+            names = names(keys.len()),
+            on_source = on("s"),
+            on_vectors = on("e"),
+        );
+        let remove = format!(
+            "DELETE FROM {vectors} e USING {given} AS k ({names}) WHERE {on}",
+            given = given(keys.len(), ""),
+            names = names(keys.len()),
+            on = on("e"),
+        );
+        let same: Vec<String> =
+            keys.iter().map(|key| format!("s.{0} {1} e.{0}", key.column, key.equals)).collect();
+        let remove_orphans = format!(
+            "DELETE FROM {vectors} WHERE ctid = ANY (ARRAY(SELECT e.ctid FROM {vectors} e
+              WHERE NOT EXISTS (SELECT FROM {source} s WHERE {}) LIMIT {ORPHANS}))",
+            same.join(" AND ")
+        );
+        Renderer {
+            pipeline: pipeline.clone(),
+            look: Statement::new(look),
+            remove: Statement::new(remove),
+            remove_orphans: Statement::new(remove_orphans),
+        }
+    }
+
+    /// Renders `jobs` and removes the vectors of those that are gone, all as the pipeline's owner.
+    pub fn render(&self, jobs: &[Job], model: &str, secret: &[u8]) -> Result<Vec<Rendered>> {
+        let _as = As::owner(self.pipeline.owner());
+        let rendered = Spi::connect(|client| -> Result<Vec<Rendered>> {
+            let mut rendered = Vec::with_capacity(jobs.len());
+            for row in self.look.select(client, &key_arguments(jobs.iter()))? {
+                let text = row.get::<String>(1)?.filter(|text| !text.is_empty());
+                let stored_hash = row.get::<Vec<u8>>(2)?;
+                let stored_model = row.get::<String>(3)?;
+                rendered.push(match text {
+                    None => Rendered::Gone,
+                    Some(text) => {
+                        let hash = content_hash(secret, &text)?;
+                        if stored_hash.as_ref() == Some(&hash) && stored_model.as_deref() == Some(model) {
+                            Rendered::Unchanged
+                        } else {
+                            Rendered::Text { text, hash, stored_hash }
+                        }
+                    }
+                });
+            }
+            Ok(rendered)
+        })?;
+        if rendered.len() != jobs.len() {
+            return Err(Error::Internal(format!("{} keys gave {} rows", jobs.len(), rendered.len())));
+        }
+        let gone: Vec<&Job> =
+            jobs.iter().zip(&rendered).filter(|(_, rendered)| **rendered == Rendered::Gone).map(|(job, _)| job).collect();
+        if !gone.is_empty() {
+            Spi::connect_mut(|client| {
+                self.remove.update(client, &key_arguments(gone.into_iter())).map(|_| ())
+            })?;
+        }
+        Ok(rendered)
+    }
+
+    /// Removes vectors whose row is gone, a slice at a time; true when there may be more.
+    pub fn remove_orphans(&self) -> Result<bool> {
+        let _as = As::owner(self.pipeline.owner());
+        Spi::connect_mut(|client| Ok(self.remove_orphans.update(client, &[])?.len() == ORPHANS))
+    }
+}
+
+/// HMAC-SHA-256 of the text under the database's secret, so that it tells nothing of a short text.
+fn content_hash(secret: &[u8], text: &str) -> Result<Vec<u8>> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).map_err(|error| Error::Internal(error.to_string()))?;
+    mac.update(text.as_bytes());
+    Ok(mac.finalize().into_bytes().to_vec())
+}
+
+/// `ROWS FROM (unnest($1::text[]), …, more)`: keys as parameters.
+pub fn given(columns: usize, more: &str) -> String {
+    let arrays: Vec<String> = (1..=columns).map(|n| format!("pg_catalog.unnest(${n}::text[])")).collect();
+    format!("ROWS FROM ({}{more})", arrays.join(", "))
+}
+
+/// `k1, k2, …`: the names of the given keys.
+pub fn names(columns: usize) -> String {
+    (1..=columns).map(|n| format!("k{n}")).collect::<Vec<_>>().join(", ")
+}
+
+/// `table.key = given.k1::type AND …` by the operators of the primary key.
+pub fn keyed(pipeline: &Pipeline, table: &str, given: &str) -> String {
+    pipeline
+        .keys()
+        .iter()
+        .enumerate()
+        .map(|(index, key)| {
+            format!("{table}.{} {} ({given}.k{})::{}", key.column, key.equals, index + 1, key.type_name)
+        })
+        .collect::<Vec<_>>()
+        .join(" AND ")
+}
+
+/// One text array a key column.
+pub fn key_arguments<'a>(jobs: impl Iterator<Item = &'a Job>) -> Vec<DatumWithOid<'static>> {
+    let mut columns: Vec<Vec<String>> = Vec::new();
+    for job in jobs {
+        columns.resize_with(job.row.key.len(), Vec::new);
+        for (column, value) in columns.iter_mut().zip(job.row.key.iter()) {
+            column.push(value.clone());
+        }
+    }
+    columns.into_iter().map(Into::into).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_hash_depends_on_text_and_secret() {
+        let hash = |secret: &[u8], text| content_hash(secret, text).unwrap();
+        assert_eq!(hash(b"one", "text"), hash(b"one", "text"));
+        assert_ne!(hash(b"one", "text"), hash(b"two", "text"));
+        assert_ne!(hash(b"one", "text"), hash(b"one", "test"));
+        assert_eq!(hash(b"one", "").len(), 32);
+    }
+}

@@ -1,0 +1,189 @@
+//! What goes wrong, each with its SQLSTATE and a hint; turned into a PostgreSQL error once, at the SQL boundary.
+//!
+//! It never holds a key or the text of a row: whatever is in an [`Error`] may stand in the server's log.
+
+use pgrx::prelude::*;
+use pgrx::pg_sys::panic::ErrorReport;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("recsync must be loaded at server start")]
+    NotPreloaded,
+    #[error("the loaded library is recsync {loaded}, the extension in this database is {installed}")]
+    WrongVersion { loaded: String, installed: String },
+    #[error("invalid value for argument \"{argument}\": {reason}")]
+    InvalidArgument { argument: &'static str, reason: String, hint: String },
+    #[error("pipeline \"{0}\" does not exist")]
+    NoSuchPipeline(String),
+    #[error("pipeline \"{name}\" already exists with another definition")]
+    PipelineDiffers { name: String, difference: String },
+    #[error("relation \"{0}\" already exists")]
+    RelationExists(String),
+    #[error("table \"{0}\" has no primary key")]
+    NoPrimaryKey(String),
+    #[error("\"{relation}\" is {kind}, not a table whose rows recsync can watch")]
+    NotATable { relation: String, kind: &'static str, hint: &'static str },
+    #[error("column \"{column}\" of \"{relation}\" does not exist")]
+    NoSuchColumn { relation: String, column: String, columns: String },
+    #[error("server \"{0}\" does not exist, or is not one of recsync's")]
+    NoSuchServer(String),
+    #[error("server {server} is used by pipelines: {users}")]
+    ServerInUse { server: String, users: String },
+    #[error("permission denied: {what}")]
+    Denied { what: String, grant: String },
+    #[error("could not lock \"{0}\" within a second")]
+    LockBusy(String),
+    #[error("wait_for cannot see this transaction's own changes: they are not committed yet")]
+    OwnChanges,
+    #[error("wait_for sees no progress in a {0} transaction")]
+    FixedSnapshot(&'static str),
+    #[error("cannot be done on a standby server")]
+    Recovery,
+    #[error("embedding failed: {message}")]
+    Embedding { class: &'static str, message: String },
+    #[error("no answer from server \"{server}\" within recsync.embed_timeout ({milliseconds} ms)")]
+    EmbedTimeout { server: String, milliseconds: i32 },
+    #[error("pipeline \"{name}\" is broken: {reason}")]
+    BrokenPipeline { name: String, reason: String },
+    #[error("server option: {message}")]
+    Option { code: PgSqlErrorCode, message: String, detail: Option<String>, hint: Option<String> },
+    #[error(transparent)]
+    Spi(#[from] pgrx::spi::Error),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    pub fn argument(argument: &'static str, reason: impl Into<String>, hint: impl Into<String>) -> Self {
+        Error::InvalidArgument { argument, reason: reason.into(), hint: hint.into() }
+    }
+
+    pub fn sqlstate(&self) -> PgSqlErrorCode {
+        self.code_and_hint().0
+    }
+
+    /// The one table of SQLSTATE and hint.
+    fn code_and_hint(&self) -> (PgSqlErrorCode, Option<String>) {
+        use PgSqlErrorCode as C;
+        match self {
+            Error::NotPreloaded => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("Add recsync to shared_preload_libraries in postgresql.conf and restart the server.".into()),
+            ),
+            Error::WrongVersion { .. } => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("Restart the server with the new library, then run ALTER EXTENSION recsync UPDATE in each database.".into()),
+            ),
+            Error::InvalidArgument { hint, .. } => (C::ERRCODE_INVALID_PARAMETER_VALUE, Some(hint.clone())),
+            Error::NoSuchPipeline(_) => (
+                C::ERRCODE_UNDEFINED_OBJECT,
+                Some("Pipelines are named like relations, search_path applies; SELECT name FROM recsync.status lists them.".into()),
+            ),
+            Error::PipelineDiffers { difference, .. } => (
+                C::ERRCODE_DUPLICATE_OBJECT,
+                Some(format!("It differs in {difference}. Drop it first with recsync.drop_pipeline, or give the new one another name.")),
+            ),
+            Error::RelationExists(_) => (
+                C::ERRCODE_DUPLICATE_TABLE,
+                Some("A pipeline's name is also the name of the relation that holds its vectors: choose another.".into()),
+            ),
+            Error::NoPrimaryKey(table) => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some(format!("ALTER TABLE {table} ADD PRIMARY KEY (…): recsync finds a row again by its key.")),
+            ),
+            Error::NotATable { hint, .. } => (C::ERRCODE_WRONG_OBJECT_TYPE, Some((*hint).into())),
+            Error::NoSuchColumn { columns, .. } => {
+                (C::ERRCODE_UNDEFINED_COLUMN, Some(format!("Its columns are {columns}.")))
+            }
+            Error::NoSuchServer(_) => (
+                C::ERRCODE_UNDEFINED_OBJECT,
+                Some("CREATE SERVER … FOREIGN DATA WRAPPER recsync OPTIONS (api 'openai', model '…', api_key_env '…'), or api 'builtin'.".into()),
+            ),
+            Error::ServerInUse { .. } => (
+                C::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+                Some("Drop them with recsync.drop_pipeline first, or DROP SERVER … CASCADE to pause them.".into()),
+            ),
+            Error::Denied { grant, .. } => (C::ERRCODE_INSUFFICIENT_PRIVILEGE, Some(grant.clone())),
+            Error::LockBusy(_) => (
+                C::ERRCODE_LOCK_NOT_AVAILABLE,
+                Some("A transaction holds a lock on it (see pg_locks). recsync does not queue behind it, so that writers need not either: try again.".into()),
+            ),
+            Error::OwnChanges => (
+                C::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                Some("COMMIT first, then call recsync.wait_for in a transaction of its own.".into()),
+            ),
+            Error::FixedSnapshot(_) => {
+                (C::ERRCODE_ACTIVE_SQL_TRANSACTION, Some("Call it in a READ COMMITTED transaction.".into()))
+            }
+            Error::Recovery => {
+                (C::ERRCODE_READ_ONLY_SQL_TRANSACTION, Some("Call it on the primary.".into()))
+            }
+            Error::Embedding { class, .. } => (
+                C::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+                Some(format!("The failure is of class {class}; see the server's options and its provider.")),
+            ),
+            Error::EmbedTimeout { .. } => (
+                C::ERRCODE_QUERY_CANCELED,
+                Some("Raise recsync.embed_timeout, or look at the provider's latency.".into()),
+            ),
+            Error::BrokenPipeline { .. } => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("Mend the cause, then call recsync.resume; or drop the pipeline.".into()),
+            ),
+            Error::Option { code, hint, .. } => (*code, hint.clone()),
+            Error::Spi(_) | Error::Internal(_) => (C::ERRCODE_INTERNAL_ERROR, None),
+        }
+    }
+}
+
+impl From<Error> for ErrorReport {
+    #[track_caller]
+    fn from(error: Error) -> Self {
+        let (code, hint) = error.code_and_hint();
+        let message = match &error {
+            Error::Option { message, .. } => message.clone(),
+            other => other.to_string(),
+        };
+        let report = ErrorReport::new(code, message, "recsync");
+        let report = match &error {
+            Error::Option { detail: Some(detail), .. } => report.set_detail(detail.clone()),
+            _ => report,
+        };
+        match hint {
+            Some(hint) => report.set_hint(hint),
+            None => report,
+        }
+    }
+}
+
+/// The boundary: `?`-able errors of the core become a PostgreSQL ERROR.
+pub trait OrReport<T> {
+    fn or_report(self) -> T;
+}
+
+impl<T> OrReport<T> for Result<T> {
+    #[track_caller]
+    fn or_report(self) -> T {
+        match self {
+            Ok(value) => value,
+            Err(error) => {
+                ErrorReport::from(error).report(PgLogLevel::ERROR);
+                unreachable!("an ERROR does not return")
+            }
+        }
+    }
+}
+
+/// A SQLSTATE as its five characters.
+pub fn sqlstate_text(code: PgSqlErrorCode) -> String {
+    let mut number = code as u32;
+    (0..5)
+        .map(|_| {
+            let character = char::from((number & 0x3f) as u8 + b'0');
+            number >>= 6;
+            character
+        })
+        .collect()
+}

@@ -1,0 +1,87 @@
+//! recsync.status: one row a pipeline, from the catalog and from the numbers that the worker keeps in shared memory.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::sync::atomic::Ordering::SeqCst;
+
+use crate::shared;
+
+type Numbers = (i32, i64, i64, i64, i64, i64, Option<TimestampWithTimeZone>, Option<TimestampWithTimeZone>);
+
+/// The numbers that this database's worker keeps.
+#[pg_extern(volatile)]
+fn counters() -> TableIterator<
+    'static,
+    (
+        name!(pipeline_id, i32),
+        name!(pending, i64),
+        name!(in_flight, i64),
+        name!(embedded, i64),
+        name!(requests, i64),
+        name!(tokens, i64),
+        name!(last_change, Option<TimestampWithTimeZone>),
+        name!(last_embedded, Option<TimestampWithTimeZone>),
+    ),
+> {
+    // SAFETY: this process's database.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    let rows: Vec<Numbers> = shared::shared()
+        .into_iter()
+        .flat_map(|shared| shared.counters.iter())
+        .filter(|counters| counters.database.load(SeqCst) == database.to_u32())
+        .map(|counters| {
+            (
+                counters.pipeline.load(SeqCst),
+                counters.pending.load(SeqCst),
+                counters.in_flight.load(SeqCst),
+                counters.embedded.load(SeqCst),
+                counters.requests.load(SeqCst),
+                counters.tokens.load(SeqCst),
+                time(counters.last_change_us.load(SeqCst)),
+                time(counters.last_embedded_us.load(SeqCst)),
+            )
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
+fn time(microseconds: i64) -> Option<TimestampWithTimeZone> {
+    // SAFETY: a timestamptz is a count of microseconds, passed by value.
+    (microseconds != 0)
+        .then(|| unsafe { TimestampWithTimeZone::from_datum(pg_sys::Datum::from(microseconds), false) })
+        .flatten()
+}
+
+/// Why this database has no worker right now; NULL where it has one.
+#[pg_extern(volatile)]
+fn worker_missing() -> Option<String> {
+    let Some(shared) = shared::shared() else {
+        return Some("recsync is not preloaded: add it to shared_preload_libraries and restart the server".into());
+    };
+    let Some(own) = shared.own_database() else {
+        return Some("the launcher has not seen this database yet".into());
+    };
+    if own.worker_pid.load(SeqCst) != 0 {
+        return None;
+    }
+    if own.lacks_slot.load(SeqCst) {
+        return Some(format!(
+            "no worker slot for this database: all are taken, databases are served in turn (recsync.max_workers is {}, see max_worker_processes, too)",
+            crate::settings::max_workers()
+        ));
+    }
+    if own.gave_way.load(SeqCst) {
+        return None; // nothing to do: it comes back with the next change
+    }
+    Some("the worker is starting".into())
+}
+
+extension_sql!(
+    r#"
+REVOKE ALL ON FUNCTION counters(), worker_missing() FROM PUBLIC;
+COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory; see recsync.status.';
+COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
+"#,
+    name = "status_rights",
+    requires = [counters, worker_missing]
+);

@@ -1,0 +1,184 @@
+//! embed: a text's vector in the calling backend, by the model that made the pipeline's vectors.
+//!
+//! The request runs in a thread of its own, so that the backend stays cancellable. It never asks twice for the
+//! same text while the session remembers it, whatever plan calls it how often.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Instant;
+
+use crate::catalog::{pipeline, server};
+use crate::embed::endpoint::{Endpoint, Purpose};
+use crate::embed::failure::Failure;
+use crate::embed::lane::with_signals_blocked;
+use crate::embed::openai::Embeddings;
+use crate::embed::provider::Provider;
+use crate::error::{Error, OrReport, Result};
+use crate::settings;
+use crate::store::vector;
+use crate::worker::process::Bell;
+
+/// Vectors that a session remembers: a screen's worth of searches, 1.5 MB at 1,536 dimensions.
+const REMEMBERED: usize = 256;
+
+thread_local! {
+    static PROVIDERS: RefCell<Vec<(Endpoint, Arc<Provider>)>> = const { RefCell::new(Vec::new()) };
+    static VECTORS: RefCell<HashMap<(usize, Purpose, String), Arc<Vec<f32>>>> = RefCell::new(HashMap::new());
+}
+
+#[unsafe(no_mangle)]
+#[doc(hidden)]
+pub extern "C" fn pg_finfo_embed_v1() -> &'static pg_sys::Pg_finfo_record {
+    const V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &V1
+}
+
+extension_sql!(
+    r#"
+CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
+LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
+COMMENT ON FUNCTION embed(text, text, text) IS
+'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time.';
+"#,
+    name = "embed",
+    requires = ["tables"]
+);
+
+/// `embed(name text, input text, purpose text) returns vector`.
+///
+/// # Safety
+/// Called by PostgreSQL with three text arguments, none NULL.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn embed_v1(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: the arguments' types are those of the declaration.
+    let (name, input, purpose) = unsafe {
+        let arguments = (*fcinfo).args.as_slice((*fcinfo).nargs as usize);
+        let text = |index: usize| String::from_datum(arguments[index].value, arguments[index].isnull).unwrap_or_default();
+        (text(0), text(1), text(2))
+    };
+    let values = embed(&name, &input, &purpose).or_report();
+    vector::datum(&values)
+}
+
+fn embed(name: &str, input: &str, purpose: &str) -> Result<Arc<Vec<f32>>> {
+    let purpose = match purpose {
+        "query" => Purpose::Query,
+        "document" => Purpose::Document,
+        other => {
+            return Err(Error::argument(
+                "purpose",
+                format!("\"{other}\" is not a purpose"),
+                "The valid ones are query and document.",
+            ));
+        }
+    };
+    let server = match pipeline::find(name) {
+        Ok(pipeline) => pipeline.server,
+        Err(Error::NoSuchPipeline(_)) => name.to_owned(),
+        Err(error) => return Err(error),
+    };
+    vector_of(&server, input, purpose)
+}
+
+/// The vector of `input` by `server`, as the current user may use it.
+pub fn vector_of(server: &str, input: &str, purpose: Purpose) -> Result<Arc<Vec<f32>>> {
+    if input.is_empty() {
+        return Err(Error::argument("input", "an empty text has no embedding", "Give at least one character."));
+    }
+    // SAFETY: the current user's OID.
+    let endpoint = server::endpoint(server, unsafe { pg_sys::GetUserId() })?;
+    let (number, provider) = provider(&endpoint);
+    let key = (number, purpose, input.to_owned());
+    if let Some(vector) = VECTORS.with_borrow(|vectors| vectors.get(&key).cloned()) {
+        return Ok(vector);
+    }
+    let embeddings = ask(server, provider, input, purpose)?;
+    let vector = Arc::new(embeddings.vectors.into_iter().next().unwrap_or_default());
+    VECTORS.with_borrow_mut(|vectors| {
+        if vectors.len() >= REMEMBERED {
+            vectors.clear();
+        }
+        vectors.insert(key, vector.clone());
+    });
+    Ok(vector)
+}
+
+/// The connection of an endpoint, kept for the session; and its number.
+fn provider(endpoint: &Endpoint) -> (usize, Arc<Provider>) {
+    PROVIDERS.with_borrow_mut(|providers| {
+        if let Some(number) = providers.iter().position(|(known, _)| known == endpoint) {
+            return (number, providers[number].1.clone());
+        }
+        let mut bounded = endpoint.clone();
+        bounded.total_timeout = bounded.total_timeout.min(settings::embed_timeout());
+        let provider = Arc::new(Provider::new(bounded, settings::secret_policy()));
+        providers.push((endpoint.clone(), provider.clone()));
+        (providers.len() - 1, provider)
+    })
+}
+
+/// Threads of this backend that are still inside a request.
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+
+/// One request, in a thread; this backend waits for it, at most recsync.embed_timeout, cancellable.
+fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> Result<Embeddings> {
+    leave_at_once_with_threads();
+    let mut bell = Bell::new()?;
+    let ring = bell.ringer()?;
+    let (reply_to, reply) = crossbeam_channel::bounded::<std::result::Result<Embeddings, Failure>>(1);
+    let inputs = vec![input.to_owned()];
+    let spawned = with_signals_blocked(|| {
+        std::thread::Builder::new().name("recsync embed".into()).spawn(move || {
+            BUSY.fetch_add(1, SeqCst);
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| provider.embed(&inputs, purpose)));
+            if let Ok(result) = result {
+                let _ = reply_to.send(result);
+            }
+            drop(reply_to);
+            ring();
+            BUSY.fetch_sub(1, SeqCst);
+        })
+    });
+    spawned.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+    let timeout = settings::embed_timeout();
+    let started = Instant::now();
+    loop {
+        match reply.try_recv() {
+            Ok(Ok(embeddings)) => return Ok(embeddings),
+            Ok(Err(failure)) => {
+                return Err(Error::Embedding {
+                    class: failure.class.as_str(),
+                    message: crate::embed::failure::describe(&failure),
+                });
+            }
+            Err(crossbeam_channel::TryRecvError::Disconnected) => {
+                return Err(Error::Embedding { class: "temporary", message: "the request ended without an answer".into() });
+            }
+            Err(crossbeam_channel::TryRecvError::Empty) => {}
+        }
+        let Some(left) = timeout.checked_sub(started.elapsed()).filter(|left| left.as_millis() > 0) else {
+            return Err(Error::EmbedTimeout { server: server.to_owned(), milliseconds: timeout.as_millis() as i32 });
+        };
+        bell.wait(left);
+    }
+}
+
+/// A backend that ends while a thread of ours is inside a request must not run libraries' destructors under it.
+fn leave_at_once_with_threads() {
+    static REGISTERED: std::sync::Once = std::sync::Once::new();
+    // SAFETY: registers a callback of this process.
+    REGISTERED.call_once(|| unsafe { pg_sys::on_proc_exit(Some(leave), pg_sys::Datum::from(0)) });
+}
+
+unsafe extern "C-unwind" fn leave(code: c_int, _arg: pg_sys::Datum) {
+    if BUSY.load(SeqCst) > 0 {
+        // SAFETY: shared memory has been left already.
+        unsafe { libc::_exit(code) }
+    }
+}

@@ -1,0 +1,175 @@
+//! The settings of recsync (`recsync.*`), each with the reason for its default.
+//!
+//! It never reads a setting off the main thread: threads get a copy of what they need.
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::embed::secret::SecretPolicy;
+
+static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static SECRET_DIRECTORY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"/etc/recsync"));
+static SECRET_ENV_ALLOW: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"*_API_KEY"));
+static ALLOWED_HOSTS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static EMBED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static EXPRESSION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
+static LOG_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
+static ADOPT_ROLE: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+/// Defines every setting and reserves the prefix, so that a misspelt one is refused.
+pub fn register() {
+    GucRegistry::define_bool_guc(
+        c"recsync.enabled",
+        c"Whether recsync sends requests and writes vectors.",
+        c"Off stops HTTP and writers at the next reload; capture goes on, so nothing is lost. On by default: installing recsync is the decision to use it.",
+        &ENABLED,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"recsync.secret_directory",
+        c"The only directory from which key files are read.",
+        c"/etc/recsync by default, the place of a service's configuration; never inside the data directory, where a backup would carry the keys away.",
+        &SECRET_DIRECTORY,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"recsync.secret_env_allow",
+        c"The environment variables that api_key_env may name, as a comma-separated list; * stands for any prefix.",
+        c"*_API_KEY by default: the name under which providers document their keys, and nothing else of the server's environment.",
+        &SECRET_ENV_ALLOW,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"recsync.allowed_hosts",
+        c"The hosts to which requests may go, as a comma-separated list of names, *.suffixes, addresses and networks.",
+        c"Empty by default: the hosts of the servers that an administrator made. Checked by resolved address, too.",
+        &ALLOWED_HOSTS,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"recsync.embed_timeout",
+        c"How long embed and search wait for the provider's answer.",
+        c"5 s by default: a person waits for a search, and the statement holds its snapshot meanwhile.",
+        &EMBED_TIMEOUT,
+        10,
+        600_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"recsync.expression_timeout",
+        c"How long the worker lets a pipeline's expressions run over one batch.",
+        c"5 s by default: a batch of texts is rendered in milliseconds; an endless expression must not hold up other pipelines.",
+        &EXPRESSION_TIMEOUT,
+        10,
+        600_000,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_int_guc(
+        c"recsync.max_workers",
+        c"The most worker processes that run at once, beside the launcher.",
+        c"2 by default, of the 8 that max_worker_processes allows and parallel query shares; more databases than that are served in turn.",
+        &MAX_WORKERS,
+        1,
+        1_024,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"recsync.log_retention",
+        c"How long a dispatched part of the change log is kept.",
+        c"A day by default: long enough to ask yesterday's question of the audit, short enough not to fill a disk. A change that is not dispatched yet is never dropped.",
+        &LOG_RETENTION,
+        0,
+        i32::MAX / 60,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
+    );
+    GucRegistry::define_bool_guc(
+        c"recsync.adopt_role",
+        c"Whether CREATE EXTENSION may use a role recsync_admin that was there before it and has members.",
+        c"Off by default: somebody may have made the role to become recsync's administrator.",
+        &ADOPT_ROLE,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    // SAFETY: a constant string; called from _PG_init, after the settings are defined.
+    unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"recsync".as_ptr()) };
+}
+
+pub fn enabled() -> bool {
+    ENABLED.get()
+}
+
+pub fn embed_timeout() -> Duration {
+    Duration::from_millis(EMBED_TIMEOUT.get().unsigned_abs().into())
+}
+
+pub fn expression_timeout_ms() -> i32 {
+    EXPRESSION_TIMEOUT.get()
+}
+
+pub fn max_workers() -> usize {
+    MAX_WORKERS.get().unsigned_abs() as usize
+}
+
+pub fn log_retention() -> Duration {
+    Duration::from_secs(60 * u64::from(LOG_RETENTION.get().unsigned_abs()))
+}
+
+/// Where keys may come from and requests may go: a copy that threads can own.
+pub fn secret_policy() -> SecretPolicy {
+    SecretPolicy {
+        directory: PathBuf::from(text(&SECRET_DIRECTORY)),
+        env_allow: list(&SECRET_ENV_ALLOW),
+        allowed_hosts: list(&ALLOWED_HOSTS),
+        forbidden_directory: data_directory(),
+    }
+}
+
+fn text(setting: &GucSetting<Option<CString>>) -> String {
+    setting.get().map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn list(setting: &GucSetting<Option<CString>>) -> Vec<String> {
+    text(setting).split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+}
+
+fn data_directory() -> Option<PathBuf> {
+    // SAFETY: DataDir is set once, by the postmaster, before any extension is loaded.
+    let directory = unsafe { pgrx::pg_sys::DataDir };
+    if directory.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and a NUL-terminated string for the life of the process.
+    let directory = unsafe { CStr::from_ptr(directory) };
+    Some(PathBuf::from(directory.to_string_lossy().into_owned()))
+}
+
+/// Sets a setting of any kind (not only recsync's) for the current nesting level.
+///
+/// # Safety
+/// Inside `NewGUCNestLevel` … `AtEOXact_GUC`.
+pub unsafe fn set(name: &CStr, value: &CStr) {
+    // SAFETY: NUL-terminated strings, copied by the callee.
+    unsafe {
+        pgrx::pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pgrx::pg_sys::GucContext::PGC_USERSET,
+            pgrx::pg_sys::GucSource::PGC_S_SESSION,
+            pgrx::pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+    }
+}

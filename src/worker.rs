@@ -1,0 +1,32 @@
+//! The background processes: one launcher for the cluster, one worker for each database that has recsync.
+//!
+//! Nothing here knows what a change, a text or a vector is: `leader` alone strings the steps of the flow together.
+
+/// Signals, connection, exit, transactions: what each of our processes is made of.
+pub mod process;
+
+/// Which database gets a worker when.
+mod launcher;
+
+/// One database's worker: the steps of the flow, in order, for ever.
+mod leader;
+
+/// Pipelines as the worker runs them: texts that are ready, requests in flight.
+mod running;
+
+/// Batches sent, replies landed.
+mod flights;
+
+/// What keeps the log and the tables small.
+mod upkeep;
+
+use pgrx::pg_sys;
+
+/// Registers the launcher. Only from `_PG_init` while shared_preload_libraries are loaded, never under pg_upgrade.
+pub fn register() {
+    let mut launcher = process::description("recsync launcher", "recsync_launcher_main", pg_sys::Oid::INVALID);
+    launcher.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
+    launcher.bgw_restart_time = 1;
+    // SAFETY: a filled-in description, copied by the callee.
+    unsafe { pg_sys::RegisterBackgroundWorker(&mut launcher) };
+}

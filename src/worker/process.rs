@@ -1,0 +1,239 @@
+//! Signals, connection, exit, transactions: what each of our processes is made of.
+//!
+//! It never lets an ERROR leave a transaction open, and never lets a thread outlive an orderly exit.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::ffi::{CStr, c_int};
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsRawFd;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+// The server's own handlers, as function pointers that pgrx has not wrapped: a handler must not pass its guard.
+unsafe extern "C-unwind" {
+    #[link_name = "die"]
+    fn raw_die(signal: c_int);
+    #[link_name = "SignalHandlerForConfigReload"]
+    fn raw_reload(signal: c_int);
+    #[cfg(not(feature = "pg18"))]
+    fn pqsignal(signal: c_int, handler: unsafe extern "C-unwind" fn(c_int));
+    #[cfg(feature = "pg18")]
+    #[link_name = "pqsignal_be"]
+    fn pqsignal(signal: c_int, handler: unsafe extern "C-unwind" fn(c_int));
+    // Not in pgrx's bindings: the worker arms its own statement timeout, since only postgres.c's loop would.
+    fn enable_timeout_after(timeout: c_int, milliseconds: c_int);
+    fn disable_timeout(timeout: c_int, keep_indicator: bool);
+}
+
+/// STATEMENT_TIMEOUT of PostgreSQL's `TimeoutId`, the same from 15 to 18.
+const STATEMENT_TIMEOUT: c_int = 3;
+
+/// How PostgreSQL is told of a process: its name is its type in pg_stat_activity.
+pub fn description(name: &str, function: &str, database: pg_sys::Oid) -> pg_sys::BackgroundWorker {
+    let mut worker = pg_sys::BackgroundWorker {
+        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int,
+        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
+        bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
+        bgw_main_arg: pg_sys::Datum::from(database),
+        ..Default::default()
+    };
+    fill(&mut worker.bgw_name, name);
+    fill(&mut worker.bgw_type, name);
+    fill(&mut worker.bgw_library_name, "recsync");
+    fill(&mut worker.bgw_function_name, function);
+    worker
+}
+
+fn fill(field: &mut [std::ffi::c_char], text: &str) {
+    for (to, from) in field.iter_mut().zip(text.bytes()) {
+        *to = from as std::ffi::c_char;
+    }
+}
+
+/// Signals and connection of a process; `None`: shared catalogs only.
+pub fn start(database: Option<pg_sys::Oid>) {
+    // SAFETY: the start of a background worker's main function, in the order that PostgreSQL's docs give.
+    unsafe {
+        pg_sys::on_proc_exit(Some(leave_at_once), pg_sys::Datum::from(0));
+        pqsignal(libc::SIGTERM, raw_die);
+        pqsignal(libc::SIGHUP, raw_reload);
+        pg_sys::BackgroundWorkerUnblockSignals();
+        match database {
+            Some(database) => pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0),
+            None => pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0),
+        }
+    }
+    // What a DBA has set for people's sessions is not meant for this one.
+    for (name, value) in [
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_deferrable", c"off"),
+        (c"search_path", c"pg_catalog, pg_temp"),
+        (c"application_name", c"recsync"),
+        (c"datestyle", c"ISO, YMD"),
+        (c"intervalstyle", c"postgres"),
+        (c"extra_float_digits", c"1"),
+        (c"lock_timeout", c"0"),
+        (c"idle_in_transaction_session_timeout", c"0"),
+        // A row-level policy would hide rows from a worker that is no superuser; see `As::owner`.
+        (c"row_security", c"off"),
+    ] {
+        // SAFETY: PostgreSQL copies both strings.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
+    }
+}
+
+/// The last callback of proc_exit: threads may be inside libraries whose destructors `exit` would run.
+unsafe extern "C-unwind" fn leave_at_once(code: c_int, _arg: pg_sys::Datum) {
+    // SAFETY: ends the process; PostgreSQL's own callbacks have all run.
+    unsafe { libc::_exit(code) }
+}
+
+/// Re-reads the configuration after SIGHUP; true when it did.
+pub fn reload_if_asked() -> bool {
+    // SAFETY: a flag that the signal handler sets, read and cleared as PostgreSQL's own loops do.
+    unsafe {
+        if pg_sys::ConfigReloadPending == 0 {
+            return false;
+        }
+        pg_sys::ConfigReloadPending = 0;
+        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+    }
+    true
+}
+
+/// What pg_stat_activity shows.
+pub fn show(activity: Option<&CStr>) {
+    let (state, text) = match activity {
+        Some(text) => (pg_sys::BackendState::STATE_RUNNING, text.as_ptr()),
+        None => (pg_sys::BackendState::STATE_IDLE, std::ptr::null()),
+    };
+    // SAFETY: the text is copied.
+    unsafe { pg_sys::pgstat_report_activity(state, text) };
+}
+
+/// Why a transaction was rolled back.
+#[derive(Debug)]
+pub struct Failed {
+    pub code: PgSqlErrorCode,
+    pub message: String,
+}
+
+/// Runs `body` in a transaction of its own: committed when it returns Ok, rolled back when it returns Err or
+/// raises. The process goes on either way.
+pub fn transaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Result<T, Failed> {
+    let outcome = PgTryBuilder::new(AssertUnwindSafe(|| {
+        // SAFETY: the frame of a transaction in a background worker.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        }
+        match body() {
+            Ok(value) => {
+                // SAFETY: closes what was opened above.
+                unsafe {
+                    pg_sys::PopActiveSnapshot();
+                    pg_sys::CommitTransactionCommand();
+                    pg_sys::pgstat_report_stat(false);
+                }
+                Ok(value)
+            }
+            Err(error) => {
+                let failed = Failed { code: error.sqlstate(), message: error.to_string() };
+                // SAFETY: rolls back what was opened above.
+                unsafe { pg_sys::AbortCurrentTransaction() };
+                Err(failed)
+            }
+        }
+    }))
+    .catch_others(|cause| {
+        let failed = describe(cause);
+        // SAFETY: after an ERROR the transaction has to be aborted before the next one begins.
+        unsafe { pg_sys::AbortCurrentTransaction() };
+        Err(failed)
+    })
+    .execute();
+    // SAFETY: no timeout of a statement may fire into the next one.
+    unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+    outcome
+}
+
+/// Within a transaction: user's deferred triggers run now, not at commit with our rights; and no expression runs
+/// for longer than recsync.expression_timeout.
+pub fn guard_user_code() -> Result<()> {
+    Spi::run("SET CONSTRAINTS ALL IMMEDIATE")?;
+    // SAFETY: the timeout is registered by InitPostgres and disarmed at the end of the transaction.
+    unsafe { enable_timeout_after(STATEMENT_TIMEOUT, crate::settings::expression_timeout_ms()) };
+    Ok(())
+}
+
+/// The end of [`guard_user_code`]'s timeout: what follows is recsync's own.
+pub fn release_user_code() {
+    // SAFETY: disarming a timeout that is not armed is harmless.
+    unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+}
+
+fn describe(cause: pgrx::pg_sys::panic::CaughtError) -> Failed {
+    use pgrx::pg_sys::panic::CaughtError as C;
+    match cause {
+        C::PostgresError(report) | C::ErrorReport(report) | C::RustPanic { ereport: report, .. } => {
+            Failed { code: report.sql_error_code(), message: report.message().to_owned() }
+        }
+    }
+}
+
+/// A pipe by which threads wake the main thread.
+pub struct Bell {
+    reader: PipeReader,
+    writer: PipeWriter,
+}
+
+impl Bell {
+    pub fn new() -> Result<Bell> {
+        let (reader, writer) = std::io::pipe().map_err(|error| Error::Internal(format!("pipe: {error}")))?;
+        for fd in [reader.as_raw_fd(), writer.as_raw_fd()] {
+            // SAFETY: sets a flag of a file descriptor that we own.
+            unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) };
+        }
+        Ok(Bell { reader, writer })
+    }
+
+    /// What a thread calls. A full pipe means that the main thread will wake anyway.
+    pub fn ringer(&self) -> Result<Arc<dyn Fn() + Send + Sync>> {
+        let writer = self.writer.try_clone().map_err(|error| Error::Internal(format!("pipe: {error}")))?;
+        Ok(Arc::new(move || {
+            let _ = (&writer).write(&[0]);
+        }))
+    }
+
+    /// Waits for the latch, the bell or the time to pass. Interruptible: SIGTERM ends the process here.
+    pub fn wait(&mut self, timeout: Duration) {
+        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+        // SAFETY: this process's latch and a descriptor that we own.
+        unsafe {
+            pg_sys::WaitLatchOrSocket(
+                pg_sys::MyLatch,
+                events as c_int,
+                self.reader.as_raw_fd(),
+                timeout.as_millis().min(3_600_000) as _,
+                pg_sys::PG_WAIT_EXTENSION,
+            );
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+        }
+        pgrx::check_for_interrupts!();
+        let mut rung = [0_u8; 256];
+        while matches!(self.reader.read(&mut rung), Ok(count) if count == rung.len()) {}
+    }
+}

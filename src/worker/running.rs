@@ -1,0 +1,120 @@
+//! Pipelines as the worker runs them: their statements, their server's lane, the texts that are ready to go.
+//!
+//! It never waits: what cannot go on now stays where it is for the next round.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::catalog::pipeline::{Pipeline, Trouble};
+use crate::dispatch::queue::Job;
+use crate::dispatch::render::Renderer;
+use crate::embed::endpoint::Endpoint;
+use crate::embed::lane::Lane;
+use crate::embed::retry::Breaker;
+use crate::store::Writer;
+
+/// A text that waits for a free thread.
+#[derive(Clone)]
+pub struct Ready {
+    pub job: Job,
+    pub text: String,
+    pub hash: Vec<u8>,
+    pub stored_hash: Option<Vec<u8>>,
+}
+
+pub struct Running {
+    pub pipeline: Pipeline,
+    pub endpoint: Endpoint,
+    pub renderer: Renderer,
+    pub writer: Writer,
+    /// The lane's number in [`Lanes`].
+    pub lane: u64,
+    pub ready: VecDeque<Ready>,
+    /// Halves of a batch that failed: sent as they are, before what is ready.
+    pub halves: VecDeque<Vec<Ready>>,
+    /// TRUNCATE, or the end of a backfill: vectors without a row have to be looked for.
+    pub sweep: bool,
+    /// Rows in flight.
+    pub in_flight: usize,
+}
+
+impl Running {
+    /// Texts that are rendered and not sent: bounded, so that a provider that is down fills no memory.
+    pub fn is_full(&self) -> bool {
+        self.ready_count() >= 4 * self.endpoint.max_batch_inputs
+    }
+
+    pub fn ready_count(&self) -> usize {
+        self.ready.len() + self.halves.iter().map(Vec::len).sum::<usize>()
+    }
+
+    /// The inputs of the next request.
+    pub fn next_batch(&mut self) -> Vec<Ready> {
+        self.halves.pop_front().unwrap_or_else(|| {
+            let count = self.ready.len().min(self.endpoint.max_batch_inputs);
+            self.ready.drain(..count).collect()
+        })
+    }
+}
+
+/// A server as one owner uses it: its threads and its breaker.
+pub struct ServerLane {
+    pub lane: Lane,
+    pub breaker: Breaker,
+    endpoint: Endpoint,
+    owner: u32,
+}
+
+/// Lanes by number; a server whose options change gets a new one.
+#[derive(Default)]
+pub struct Lanes {
+    lanes: HashMap<u64, ServerLane>,
+    last: u64,
+}
+
+impl Lanes {
+    pub fn get(&mut self, number: u64) -> Option<&mut ServerLane> {
+        self.lanes.get_mut(&number)
+    }
+
+    /// The lane of this endpoint and owner, started by `start` where there is none.
+    pub fn of(&mut self, endpoint: &Endpoint, owner: u32, start: impl FnOnce(u64) -> Lane) -> u64 {
+        let known = self.lanes.iter().find(|(_, lane)| lane.owner == owner && lane.endpoint == *endpoint);
+        if let Some((number, _)) = known {
+            return *number;
+        }
+        self.last += 1;
+        let lane = ServerLane { lane: start(self.last), breaker: Breaker::new(), endpoint: endpoint.clone(), owner };
+        self.lanes.insert(self.last, lane);
+        self.last
+    }
+
+    /// Drops lanes that nobody uses any more; their replies in flight still come.
+    pub fn keep(&mut self, used: impl Fn(u64) -> bool) {
+        self.lanes.retain(|number, _| used(*number));
+    }
+}
+
+/// What becomes of a declared pipeline in this worker.
+pub enum State {
+    Runs(Box<Running>),
+    /// Paused, or left alone: what it misses is made up for by a backfill when it runs again.
+    Off,
+}
+
+impl State {
+    pub fn running(&mut self) -> Option<&mut Running> {
+        match self {
+            State::Runs(running) => Some(running),
+            State::Off => None,
+        }
+    }
+}
+
+/// Why a pipeline must be paused, if it must.
+pub fn broken(pipeline: &Pipeline) -> Option<String> {
+    match pipeline.trouble() {
+        Some(Trouble::Broken(reason)) => Some(reason),
+        Some(Trouble::Restoring) => None,
+        None => pipeline.endpoint().err(),
+    }
+}

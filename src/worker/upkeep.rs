@@ -1,0 +1,187 @@
+//! What keeps the log and the tables small: the checkpoint, the rotation of the log, and small look-ups of recsync's own.
+//!
+//! It never queues for a lock: a log table that somebody reads is rotated another time.
+
+use pgrx::prelude::*;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::process::{Failed, transaction};
+use crate::catalog::names::select_one;
+use crate::dispatch::backfill;
+use crate::dispatch::queue::Ticket;
+use crate::dispatch::read::current_snapshot;
+use crate::dispatch::snapshot::Snapshot;
+use crate::error::{Error, Result};
+use crate::settings;
+use crate::shared::{Database, LOG_TABLES};
+
+/// How often the log is looked at.
+const ROTATION: Duration = Duration::from_secs(60);
+/// A log table of this size is left for the next one.
+const TABLE_BYTES: i64 = 64 * 1024 * 1024;
+
+/// The version of the extension in this database, `None` where it is not installed.
+pub fn installed_version() -> Result<Option<String>> {
+    select_one::<String>("SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'recsync'", &[])
+}
+
+/// The key of the content hashes.
+pub fn secret() -> Result<Vec<u8>> {
+    select_one::<Vec<u8>>("SELECT key FROM recsync.secret", &[])?
+        .ok_or_else(|| Error::Internal("recsync.secret is empty".into()))
+}
+
+pub fn has_dead_letters(pipeline: i32) -> Result<bool> {
+    let found = select_one::<bool>(
+        "SELECT EXISTS (SELECT FROM recsync.dead_letter_log WHERE pipeline_id = $1)",
+        &[pipeline.into()],
+    )?;
+    Ok(found == Some(true))
+}
+
+/// Pauses a pipeline that cannot go on; the reason stands in recsync.status.
+pub fn pause(pipeline: i32, reason: &str) -> Result<()> {
+    Spi::run_with_args(
+        "UPDATE recsync.pipeline SET paused = true, paused_reason = $2 WHERE id = $1",
+        &[pipeline.into(), reason.into()],
+    )?;
+    Ok(())
+}
+
+/// The stored checkpoint, and what is known of it in memory.
+pub struct Checkpoint {
+    snapshot: Snapshot,
+    /// Reached, and not written because nothing in between concerned us.
+    reached: Option<Snapshot>,
+    /// Changes have been read since it was last written.
+    pub has_changes: bool,
+    looked_at_log: Instant,
+}
+
+/// The checkpoint from which this worker goes on. One of another server (a restore, a copy), or none: everything
+/// is looked at again from now on, which costs a call only for texts that have changed.
+pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
+    let own = select_one::<String>(
+        "SELECT c.snapshot::text FROM recsync.checkpoint c, pg_catalog.pg_control_system() s
+          WHERE c.system_identifier = s.system_identifier
+            AND c.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
+        &[],
+    )?;
+    let snapshot = match own {
+        Some(text) => text.parse().map_err(Error::Internal)?,
+        None => {
+            let pipelines = select_one::<Vec<i32>>("SELECT pg_catalog.array_agg(id) FROM recsync.pipeline", &[])?;
+            backfill::restart(&pipelines.unwrap_or_default())?;
+            let now = current_snapshot()?;
+            write(&now)?;
+            now
+        }
+    };
+    let checkpoint = Checkpoint { snapshot, reached: None, has_changes: false, looked_at_log: Instant::now() };
+    let from = checkpoint.snapshot.clone();
+    Ok((checkpoint, from))
+}
+
+fn write(snapshot: &Snapshot) -> Result<()> {
+    Spi::run_with_args(
+        "INSERT INTO recsync.checkpoint (snapshot, system_identifier, database)
+         SELECT $1::pg_snapshot, s.system_identifier, d.oid
+           FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()
+         ON CONFLICT (only_row) DO UPDATE
+            SET snapshot = excluded.snapshot, system_identifier = excluded.system_identifier, database = excluded.database",
+        &[snapshot.to_string().into()],
+    )?;
+    Ok(())
+}
+
+impl Checkpoint {
+    /// Passes `finished`: writes the new position where it matters or is `wanted`. True when it was written.
+    pub fn advance(&mut self, finished: &[Ticket], wanted: bool) -> std::result::Result<bool, Failed> {
+        let mut slices = Vec::new();
+        for ticket in finished {
+            match ticket {
+                Ticket::Log(snapshot) if snapshot.is_empty() => {} // part of a longer stretch
+                Ticket::Log(snapshot) => self.reached = snapshot.parse().ok(),
+                Ticket::Backfill { pipeline, up_to, rows } => slices.push((*pipeline, up_to.as_deref(), *rows)),
+            }
+        }
+        let reached = self.reached.take_if(|_| self.has_changes || wanted);
+        if reached.is_none() && slices.is_empty() {
+            return Ok(false);
+        }
+        transaction(|| {
+            // A lost checkpoint only means that rows are looked at again: not worth waiting for the disk.
+            Spi::run("SET LOCAL synchronous_commit = off")?;
+            if let Some(reached) = &reached {
+                write(reached)?;
+            }
+            slices.iter().try_for_each(|(pipeline, up_to, rows)| backfill::advance(*pipeline, *up_to, *rows))
+        })?;
+        if let Some(reached) = reached {
+            self.snapshot = reached;
+            self.has_changes = false;
+        }
+        Ok(true)
+    }
+
+    pub fn rotation_is_due(&mut self) -> bool {
+        let due = self.looked_at_log.elapsed() >= ROTATION;
+        if due {
+            self.looked_at_log = Instant::now();
+        }
+        due
+    }
+}
+
+/// Moves writers on to an empty log table where the current one is large or old, and empties those that are
+/// dispatched and past retention.
+pub fn rotate(database: &Database, checkpoint: &Checkpoint) {
+    let retention = settings::log_retention();
+    let current = database.log_table.load(SeqCst);
+    let sizes = transaction(|| (0..LOG_TABLES).map(size).collect::<Result<Vec<i64>>>());
+    let Ok(sizes) = sizes else { return };
+    for (table, _) in sizes.iter().enumerate().filter(|(table, size)| **size > 0 && *table as u32 != current) {
+        // A failure is a lock that somebody holds: another time.
+        let _ = transaction(|| empty(table as u32, checkpoint, retention));
+    }
+    let old = transaction(|| oldest(current).map(|age| age.is_some_and(|age| age > retention / (LOG_TABLES - 1))));
+    let full = sizes.get(current as usize).is_some_and(|size| *size > TABLE_BYTES);
+    if (full || old.unwrap_or(false))
+        && let Some(next) = (1..LOG_TABLES)
+            .map(|step| (current + step) % LOG_TABLES)
+            .find(|table| sizes.get(*table as usize) == Some(&0))
+    {
+        database.log_table.store(next, SeqCst);
+    }
+}
+
+fn size(table: u32) -> Result<i64> {
+    let name = format!("recsync.log_{table}");
+    Ok(select_one::<i64>("SELECT pg_catalog.pg_relation_size($1::regclass)", &[name.into()])?.unwrap_or(0))
+}
+
+fn oldest(table: u32) -> Result<Option<Duration>> {
+    let sql = format!(
+        "SELECT extract(epoch FROM pg_catalog.clock_timestamp() - changed_at)::float8 FROM recsync.log_{table} ORDER BY transaction_id, sequence LIMIT 1"
+    );
+    Ok(select_one::<f64>(&sql, &[])?.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
+}
+
+fn empty(table: u32, checkpoint: &Checkpoint, retention: Duration) -> Result<()> {
+    let snapshot = checkpoint.snapshot.to_string();
+    let done = format!(
+        "SELECT NOT EXISTS (SELECT FROM recsync.log_{table} WHERE NOT pg_catalog.pg_visible_in_snapshot(transaction_id, $1::pg_snapshot)
+                             OR changed_at > pg_catalog.clock_timestamp() - $2 * interval '1 second')"
+    );
+    let is_done = || select_one::<bool>(&done, &[snapshot.as_str().into(), retention.as_secs_f64().into()]);
+    if is_done()? != Some(true) {
+        return Ok(());
+    }
+    Spi::run(&format!("LOCK TABLE recsync.log_{table} IN ACCESS EXCLUSIVE MODE NOWAIT"))?;
+    // Under the lock once more, with a fresh snapshot: a writer may have come late.
+    if is_done()? == Some(true) {
+        Spi::run(&format!("TRUNCATE recsync.log_{table}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The invariants that recsync promises, each by tests that carry its number. The clusters are real; they are
+//! crashed and stopped. No test looks inside the library.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+/// 1 and 4: what a crash may cost.
+mod crash;
+
+/// 2 and 6: what is captured and what is not.
+mod capture;
+
+/// 3 and 5: while a request is in flight.
+mod in_flight;
+
+/// 8 and 9: one bad row, a bad provider.
+mod failures;
+
+/// 10 and 11: users' transactions and recsync's.
+mod bystanders;
+
+/// 13: who may read what.
+mod rights;

@@ -1,0 +1,12 @@
+//! The worker's life: it starts, obeys, gives way, comes back and is never in a DBA's way.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+/// CREATE and DROP of extension and databases, preloading.
+mod databases;
+
+/// Signals, settings, errors.
+mod worker;

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# make test: everything that CI runs, for PostgreSQL $PG (16; 15, 18 or all) or the one of $PG_CONFIG.
+# Ends with cargo's own 'test result:' lines; fails at the first step that fails.
+source "$(dirname "$0")/lib.sh"
+source "$ROOT/tests/setup/postgres.sh"
+source "$ROOT/tests/setup/build.sh"
+source "$ROOT/tests/setup/cargo-pgrx.sh"
+source "$ROOT/tests/setup/schema.sh"
+source "$ROOT/tests/setup/session.sh"
+
+EMBEDDER=examples/local-embedder/Cargo.toml
+
+# What does not depend on the version of PostgreSQL.
+check_sources() {
+    say "rustfmt"
+    cargo fmt --check
+    [[ -f $EMBEDDER ]] || return 0
+    cargo fmt --check --manifest-path "$EMBEDDER"
+    say "local embedding server: clippy, tests"
+    cargo clippy --quiet --release --all-targets --manifest-path "$EMBEDDER" --target-dir "$TARGET/local-embedder" -- -D warnings
+    cargo test --quiet --release --manifest-path "$EMBEDDER" --target-dir "$TARGET/local-embedder"
+}
+
+# The tree that the in-server tests install their own, unoptimised library into, and whose headers
+# every debug build reads: pgrx builds its bindings anew whenever the path changes.
+check_code() {
+    say "clippy, PostgreSQL $MAJOR"
+    cargo clippy --all-targets "${FEATURES[@]}" -- -D warnings
+    say "rustdoc"
+    RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items "${FEATURES[@]}"
+}
+
+check_schema() {
+    local committed generated=$TARGET/schema.sql
+    committed=$(schema_file)
+    say "schema: $committed against the code"
+    generate_schema "$generated"
+    diff -u "$committed" "$generated" || die "$committed is not what the code generates: run 'make schema' and commit it"
+}
+
+# In-server tests run in a PostgreSQL that pgrx starts, as the user that may.
+in_server_environment() {
+    export CARGO_PGRX_TEST_PGDATA=$SESSION/in-server
+    export USER=${USER:-$(id -un)}
+    if as_root; then
+        export CARGO_PGRX_TEST_RUNAS=$SERVER_USER
+        export PATH=$ROOT/tests/setup/as-root:$PATH
+        install -d -o "$SERVER_USER" "$CARGO_PGRX_TEST_PGDATA"
+    else
+        mkdir -p "$CARGO_PGRX_TEST_PGDATA"
+    fi
+}
+
+test_version() {
+    local in_server_tests=(--no-default-features --features "pg$1 pg_test") release_config
+
+    private_postgres "$1" debug
+    use_pg_config "$PG_CONFIG"
+    check_code
+
+    private_postgres "$1" release
+    release_config=$PG_CONFIG
+    use_pg_config "$PG_CONFIG"
+    build_release
+    check_schema
+
+    private_postgres "$1" debug
+    use_pg_config "$PG_CONFIG"
+    say "pure and in-server tests, PostgreSQL $MAJOR"
+    (
+        in_server_environment
+        cargo test --lib "${in_server_tests[@]}"
+    )
+
+    # After the in-server tests, which in a PG_CONFIG of the user's left their library.
+    use_pg_config "$release_config"
+    install_release
+    private_postgres "$1" debug
+    use_pg_config "$PG_CONFIG"
+    say "tests from outside, PostgreSQL $MAJOR"
+    PG_CONFIG=$release_config cargo test --no-fail-fast --test '*' "${in_server_tests[@]}"
+}
+
+PG_CONFIG_GIVEN=${PG_CONFIG:-}
+if [[ -n $PG_CONFIG_GIVEN ]]; then
+    use_pg_config "$PG_CONFIG_GIVEN"
+    versions=("$MAJOR")
+else
+    case ${PG:-16} in
+    all) versions=(15 16 18) ;;
+    *) versions=("${PG:-16}") ;;
+    esac
+fi
+
+require rust rust-lints cc
+check_sources
+ensure_libclang
+ensure_cargo_pgrx
+open_session
+for version in "${versions[@]}"; do
+    test_version "$version"
+done

@@ -1,0 +1,18 @@
+//! What the tests from outside share: clusters that they start, crash and stop, a scripted embedding API, and
+//! waiting for a condition. It never uses recsync's own code: what is tested is the library that is installed.
+
+// Each test binary uses a part of it.
+#![allow(dead_code, unused_imports)]
+
+pub mod api;
+pub mod cluster;
+pub mod database;
+pub mod process;
+pub mod sql;
+pub mod wait;
+
+pub use api::{Api, Request};
+pub use cluster::Cluster;
+pub use database::{Database, shared};
+pub use sql::Sql;
+pub use wait::{PATIENCE, eventually, wait_until};
