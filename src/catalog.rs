@@ -17,8 +17,17 @@ mod expression;
 /// Pipelines as they are stored, with all that their SQL needs.
 pub mod pipeline;
 
-/// create_pipeline, drop_pipeline, pause, resume.
+/// create_pipeline.
 mod declare;
+
+/// Watched tables: what they must be, their lock and triggers.
+mod watch;
+
+/// The table, index and view of a pipeline.
+mod relations;
+
+/// drop_pipeline, pause, resume.
+mod change;
 
 /// The validator of servers and user mappings.
 mod validator;

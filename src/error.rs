@@ -2,8 +2,8 @@
 //!
 //! It never holds a key or the text of a row: whatever is in an [`Error`] may stand in the server's log.
 
-use pgrx::prelude::*;
 use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -11,10 +11,16 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     #[error("recsync must be loaded at server start")]
     NotPreloaded,
-    #[error("the loaded library is recsync {loaded}, the extension in this database is {installed}")]
+    #[error(
+        "the loaded library is recsync {loaded}, the extension in this database is {installed}"
+    )]
     WrongVersion { loaded: String, installed: String },
     #[error("invalid value for argument \"{argument}\": {reason}")]
-    InvalidArgument { argument: &'static str, reason: String, hint: String },
+    InvalidArgument {
+        argument: &'static str,
+        reason: String,
+        hint: String,
+    },
     #[error("pipeline \"{0}\" does not exist")]
     NoSuchPipeline(String),
     #[error("pipeline \"{name}\" already exists with another definition")]
@@ -24,9 +30,17 @@ pub enum Error {
     #[error("table \"{0}\" has no primary key")]
     NoPrimaryKey(String),
     #[error("\"{relation}\" is {kind}, not a table whose rows recsync can watch")]
-    NotATable { relation: String, kind: &'static str, hint: &'static str },
+    NotATable {
+        relation: String,
+        kind: &'static str,
+        hint: &'static str,
+    },
     #[error("column \"{column}\" of \"{relation}\" does not exist")]
-    NoSuchColumn { relation: String, column: String, columns: String },
+    NoSuchColumn {
+        relation: String,
+        column: String,
+        columns: String,
+    },
     #[error("server \"{0}\" does not exist, or is not one of recsync's")]
     NoSuchServer(String),
     #[error("server {server} is used by pipelines: {users}")]
@@ -42,13 +56,21 @@ pub enum Error {
     #[error("cannot be done on a standby server")]
     Recovery,
     #[error("embedding failed: {message}")]
-    Embedding { class: &'static str, message: String },
+    Embedding {
+        class: &'static str,
+        message: String,
+    },
     #[error("no answer from server \"{server}\" within recsync.embed_timeout ({milliseconds} ms)")]
     EmbedTimeout { server: String, milliseconds: i32 },
     #[error("pipeline \"{name}\" is broken: {reason}")]
     BrokenPipeline { name: String, reason: String },
     #[error("server option: {message}")]
-    Option { code: PgSqlErrorCode, message: String, detail: Option<String>, hint: Option<String> },
+    Option {
+        code: PgSqlErrorCode,
+        message: String,
+        detail: Option<String>,
+        hint: Option<String>,
+    },
     #[error(transparent)]
     Spi(#[from] pgrx::spi::Error),
     #[error("{0}")]
@@ -56,8 +78,16 @@ pub enum Error {
 }
 
 impl Error {
-    pub fn argument(argument: &'static str, reason: impl Into<String>, hint: impl Into<String>) -> Self {
-        Error::InvalidArgument { argument, reason: reason.into(), hint: hint.into() }
+    pub fn argument(
+        argument: &'static str,
+        reason: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Error::InvalidArgument {
+            argument,
+            reason: reason.into(),
+            hint: hint.into(),
+        }
     }
 
     pub fn sqlstate(&self) -> PgSqlErrorCode {
@@ -148,7 +178,10 @@ impl From<Error> for ErrorReport {
         };
         let report = ErrorReport::new(code, message, "recsync");
         let report = match &error {
-            Error::Option { detail: Some(detail), .. } => report.set_detail(detail.clone()),
+            Error::Option {
+                detail: Some(detail),
+                ..
+            } => report.set_detail(detail.clone()),
             _ => report,
         };
         match hint {

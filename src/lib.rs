@@ -69,8 +69,12 @@ pub mod error;
 pub extern "C-unwind" fn _PG_init() {
     settings::register();
     // SAFETY: plain globals of the postmaster.
-    let (preloading, upgrading) =
-        unsafe { (pgrx::pg_sys::process_shared_preload_libraries_in_progress, pgrx::pg_sys::IsBinaryUpgrade) };
+    let (preloading, upgrading) = unsafe {
+        (
+            pgrx::pg_sys::process_shared_preload_libraries_in_progress,
+            pgrx::pg_sys::IsBinaryUpgrade,
+        )
+    };
     if preloading && !upgrading {
         shared::register();
         catalog::utility::register();

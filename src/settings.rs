@@ -10,8 +10,10 @@ use std::time::Duration;
 use crate::embed::secret::SecretPolicy;
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
-static SECRET_DIRECTORY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"/etc/recsync"));
-static SECRET_ENV_ALLOW: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"*_API_KEY"));
+static SECRET_DIRECTORY: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"/etc/recsync"));
+static SECRET_ENV_ALLOW: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"*_API_KEY"));
 static ALLOWED_HOSTS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static EMBED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static EXPRESSION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
@@ -136,11 +138,19 @@ pub fn secret_policy() -> SecretPolicy {
 }
 
 fn text(setting: &GucSetting<Option<CString>>) -> String {
-    setting.get().map(|value| value.to_string_lossy().into_owned()).unwrap_or_default()
+    setting
+        .get()
+        .map(|value| value.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 fn list(setting: &GucSetting<Option<CString>>) -> Vec<String> {
-    text(setting).split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    text(setting)
+        .split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn data_directory() -> Option<PathBuf> {

@@ -139,7 +139,9 @@ impl Database {
 
     /// Whether there is work for a worker here: always, unless it gave way and nobody has woken it since.
     pub fn wants_worker(&self) -> bool {
-        !self.gave_way.load(SeqCst) || !self.wake.armed.load(SeqCst) || self.catalog_changed.load(SeqCst)
+        !self.gave_way.load(SeqCst)
+            || !self.wake.armed.load(SeqCst)
+            || self.catalog_changed.load(SeqCst)
     }
 
     fn progress(&self) -> *mut pg_sys::ConditionVariable {
@@ -161,7 +163,13 @@ impl Database {
     /// Waits for the next signal, at most `milliseconds`; true on a timeout. Interruptible.
     pub fn wait_for_progress(&self, milliseconds: i64) -> bool {
         // SAFETY: as above.
-        unsafe { pg_sys::ConditionVariableTimedSleep(self.progress(), milliseconds as _, pg_sys::PG_WAIT_EXTENSION) }
+        unsafe {
+            pg_sys::ConditionVariableTimedSleep(
+                self.progress(),
+                milliseconds as _,
+                pg_sys::PG_WAIT_EXTENSION,
+            )
+        }
     }
 
     pub fn stop_waiting() {
@@ -175,7 +183,9 @@ unsafe impl Sync for Database {}
 
 impl Shared {
     pub fn database(&self, oid: pg_sys::Oid) -> Option<&Database> {
-        self.databases.iter().find(|entry| entry.oid.load(SeqCst) == oid.to_u32())
+        self.databases
+            .iter()
+            .find(|entry| entry.oid.load(SeqCst) == oid.to_u32())
     }
 
     pub fn own_database(&self) -> Option<&Database> {
@@ -186,7 +196,10 @@ impl Shared {
     /// Launcher only: the entry of a database, a new one where it has none, `None` when all are taken.
     pub fn database_or_new(&self, oid: pg_sys::Oid) -> Option<&Database> {
         self.database(oid).or_else(|| {
-            let free = self.databases.iter().find(|entry| entry.oid.load(SeqCst) == 0)?;
+            let free = self
+                .databases
+                .iter()
+                .find(|entry| entry.oid.load(SeqCst) == 0)?;
             free.set_presence(Presence::Unknown);
             free.worker_pid.store(0, SeqCst);
             free.hold_pid.store(0, SeqCst);
@@ -201,7 +214,8 @@ impl Shared {
 
     pub fn counters(&self, database: pg_sys::Oid, pipeline: i32) -> Option<&Counters> {
         self.counters.iter().find(|counters| {
-            counters.pipeline.load(SeqCst) == pipeline && counters.database.load(SeqCst) == database.to_u32()
+            counters.pipeline.load(SeqCst) == pipeline
+                && counters.database.load(SeqCst) == database.to_u32()
         })
     }
 
@@ -209,7 +223,10 @@ impl Shared {
     pub fn counters_or_new(&self, database: pg_sys::Oid, pipeline: i32) -> Option<&Counters> {
         self.counters(database, pipeline).or_else(|| {
             self.counters.iter().find(|counters| {
-                let free = counters.database.compare_exchange(0, database.to_u32(), SeqCst, SeqCst).is_ok();
+                let free = counters
+                    .database
+                    .compare_exchange(0, database.to_u32(), SeqCst, SeqCst)
+                    .is_ok();
                 if free {
                     counters.pipeline.store(pipeline, SeqCst);
                     for number in [
@@ -272,7 +289,8 @@ unsafe extern "C-unwind" fn startup() {
             previous();
         }
         let mut found = false;
-        let block = pg_sys::ShmemInitStruct(c"recsync".as_ptr(), size_of::<Shared>(), &mut found).cast::<Shared>();
+        let block = pg_sys::ShmemInitStruct(c"recsync".as_ptr(), size_of::<Shared>(), &mut found)
+            .cast::<Shared>();
         if !found {
             block.write_bytes(0, 1);
             for database in &(*block).databases {

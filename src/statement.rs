@@ -16,11 +16,18 @@ pub struct Statement {
 
 impl Statement {
     pub fn new(text: impl Into<String>) -> Statement {
-        Statement { text: text.into(), plan: OnceCell::new() }
+        Statement {
+            text: text.into(),
+            plan: OnceCell::new(),
+        }
     }
 
     /// Runs it for its rows, under the active snapshot and without a transaction id.
-    pub fn select<'conn>(&self, client: &SpiClient<'conn>, arguments: &[DatumWithOid]) -> Result<SpiTupleTable<'conn>> {
+    pub fn select<'conn>(
+        &self,
+        client: &SpiClient<'conn>,
+        arguments: &[DatumWithOid],
+    ) -> Result<SpiTupleTable<'conn>> {
         Ok(client.select(self.plan(client, arguments)?, None, arguments)?)
     }
 
@@ -34,11 +41,18 @@ impl Statement {
         Ok(client.update(plan, None, arguments)?)
     }
 
-    fn plan(&self, client: &SpiClient, arguments: &[DatumWithOid]) -> Result<&OwnedPreparedStatement> {
+    fn plan(
+        &self,
+        client: &SpiClient,
+        arguments: &[DatumWithOid],
+    ) -> Result<&OwnedPreparedStatement> {
         if let Some(plan) = self.plan.get() {
             return Ok(plan);
         }
-        let types: Vec<PgOid> = arguments.iter().map(|argument| PgOid::from(argument.oid())).collect();
+        let types: Vec<PgOid> = arguments
+            .iter()
+            .map(|argument| PgOid::from(argument.oid()))
+            .collect();
         let plan = client.prepare_mut(self.text.as_str(), &types)?.keep();
         Ok(self.plan.get_or_init(|| plan))
     }

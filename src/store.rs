@@ -40,8 +40,11 @@ impl Writer {
         let vectors = &pipeline.vectors;
         let columns: Vec<&str> = keys.iter().map(|key| key.column.as_str()).collect();
         let names = crate::dispatch::render::names(count);
-        let values: Vec<String> =
-            keys.iter().enumerate().map(|(n, key)| format!("(v.k{})::{}", n + 1, key.type_name)).collect();
+        let values: Vec<String> = keys
+            .iter()
+            .enumerate()
+            .map(|(n, key)| format!("(v.k{})::{}", n + 1, key.type_name))
+            .collect();
         let embedding = format!("v.embedding::{vector_schema}.{}", pipeline.storage);
         let more = format!(
             ", pg_catalog.unnest(${}::{vector_schema}.vector[]), pg_catalog.unnest(${}::bytea[])",
@@ -65,15 +68,20 @@ impl Writer {
             given(count, &more),
             keyed(pipeline, "e", "v"),
         );
-        Writer { pipeline: pipeline.clone(), insert: Statement::new(insert), update: Statement::new(update) }
+        Writer {
+            pipeline: pipeline.clone(),
+            insert: Statement::new(insert),
+            update: Statement::new(update),
+        }
     }
 
     /// Writes the vectors, in the order of their keys. False when some were not written because the row's
     /// vector had changed meanwhile: those rows have to be looked at again.
     pub fn write(&self, embedded: &mut [Embedded], model: &str) -> Result<bool> {
         embedded.sort_by(|one, other| one.job.row.cmp(&other.job.row));
-        let (old, new): (Vec<&Embedded>, Vec<&Embedded>) =
-            embedded.iter().partition(|embedded| embedded.stored_hash.is_some());
+        let (old, new): (Vec<&Embedded>, Vec<&Embedded>) = embedded
+            .iter()
+            .partition(|embedded| embedded.stored_hash.is_some());
         let _as = As::owner(self.pipeline.owner());
         Spi::connect_mut(|client| {
             let mut written = 0;
@@ -82,7 +90,10 @@ impl Writer {
             }
             if !old.is_empty() {
                 let mut arguments = arguments(&old, model)?;
-                let hashes: Vec<Option<Vec<u8>>> = old.iter().map(|embedded| embedded.stored_hash.clone()).collect();
+                let hashes: Vec<Option<Vec<u8>>> = old
+                    .iter()
+                    .map(|embedded| embedded.stored_hash.clone())
+                    .collect();
                 arguments.push(hashes.into());
                 written += self.update.update(client, &arguments)?.len();
             }
@@ -93,10 +104,20 @@ impl Writer {
 
 fn arguments(embedded: &[&Embedded], model: &str) -> Result<Vec<DatumWithOid<'static>>> {
     let mut arguments = key_arguments(embedded.iter().map(|embedded| &embedded.job));
-    let (vector, array) = names::vector_types().ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
-    let vectors: Vec<&[f32]> = embedded.iter().map(|embedded| embedded.vector.as_slice()).collect();
+    let (vector, array) = names::vector_types()
+        .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
+    let vectors: Vec<&[f32]> = embedded
+        .iter()
+        .map(|embedded| embedded.vector.as_slice())
+        .collect();
     arguments.push(vector::array(&vectors, vector, array));
-    arguments.push(embedded.iter().map(|embedded| embedded.hash.clone()).collect::<Vec<_>>().into());
+    arguments.push(
+        embedded
+            .iter()
+            .map(|embedded| embedded.hash.clone())
+            .collect::<Vec<_>>()
+            .into(),
+    );
     arguments.push(model.to_owned().into());
     Ok(arguments)
 }

@@ -11,6 +11,18 @@ mod launcher;
 /// One database's worker: the steps of the flow, in order, for ever.
 mod leader;
 
+/// What is declared, loaded.
+mod load;
+
+/// Changes, jobs, slices; the checkpoint.
+mod intake;
+
+/// Rows to texts, texts to requests.
+mod rendering;
+
+/// Replies to vectors, retries, dead letters.
+mod landing;
+
 /// Pipelines as the worker runs them: texts that are ready, requests in flight.
 mod running;
 
@@ -24,7 +36,11 @@ use pgrx::pg_sys;
 
 /// Registers the launcher. Only from `_PG_init` while shared_preload_libraries are loaded, never under pg_upgrade.
 pub fn register() {
-    let mut launcher = process::description("recsync launcher", "recsync_launcher_main", pg_sys::Oid::INVALID);
+    let mut launcher = process::description(
+        "recsync launcher",
+        "recsync_launcher_main",
+        pg_sys::Oid::INVALID,
+    );
     launcher.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
     launcher.bgw_restart_time = 1;
     // SAFETY: a filled-in description, copied by the callee.

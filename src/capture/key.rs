@@ -22,9 +22,16 @@ pub unsafe fn to_jsonb(key: &[Column], slot: *mut pg_sys::TupleTableSlot) -> pg_
     unsafe {
         pg_sys::pushJsonbValue(&mut state, T::WJB_BEGIN_OBJECT, std::ptr::null_mut());
         for column in key {
-            let mut name = string(column.name.as_bytes().as_ptr().cast_mut().cast(), column.name.len());
+            let mut name = string(
+                column.name.as_bytes().as_ptr().cast_mut().cast(),
+                column.name.len(),
+            );
             pg_sys::pushJsonbValue(&mut state, T::WJB_KEY, &mut name);
-            let mut value = value(column, *(*slot).tts_values.add(column.index), *(*slot).tts_isnull.add(column.index));
+            let mut value = value(
+                column,
+                *(*slot).tts_values.add(column.index),
+                *(*slot).tts_isnull.add(column.index),
+            );
             pg_sys::pushJsonbValue(&mut state, T::WJB_VALUE, &mut value);
         }
         let object = pg_sys::pushJsonbValue(&mut state, T::WJB_END_OBJECT, std::ptr::null_mut());

@@ -28,8 +28,9 @@ pub enum Op {
     Truncate = b'T',
 }
 
-const NAMES: [&CStr; LOG_TABLES as usize] =
-    [c"log_0", c"log_1", c"log_2", c"log_3", c"log_4", c"log_5", c"log_6", c"log_7"];
+const NAMES: [&CStr; LOG_TABLES as usize] = [
+    c"log_0", c"log_1", c"log_2", c"log_3", c"log_4", c"log_5", c"log_6", c"log_7",
+];
 const COLUMNS: usize = 11;
 
 unsafe extern "C-unwind" {
@@ -42,7 +43,9 @@ unsafe extern "C-unwind" {
 /// # Safety
 /// Inside a trigger: a transaction is open, datums are valid in the current memory context.
 pub unsafe fn append(change: Change) {
-    let Some(sequence) = relation_oid(c"change_log_sequence") else { return };
+    let Some(sequence) = relation_oid(c"change_log_sequence") else {
+        return;
+    };
     let Some(table) = lock_current() else { return };
     // SAFETY: the table is locked, opened and closed here; its descriptor decides how many values are built,
     // and the values have the types of the log tables' columns in the order of the install script.
@@ -57,7 +60,10 @@ pub unsafe fn append(change: Change) {
                 nulls[index] = false;
             }
         };
-        set(0, Some(pg_sys::Datum::from(pg_sys::GetTopFullTransactionId().value)));
+        set(
+            0,
+            Some(pg_sys::Datum::from(pg_sys::GetTopFullTransactionId().value)),
+        );
         let number = pg_sys::ffi::pg_guard_ffi_boundary(|| nextval_internal(sequence, false));
         set(1, Some(pg_sys::Datum::from(number)));
         set(2, Some(pg_sys::Datum::from(change.source)));
@@ -66,13 +72,22 @@ pub unsafe fn append(change: Change) {
         set(5, change.record_key);
         set(6, change.old_record);
         // 7 is the whole record, for the wider capture modes.
-        set(8, Some(pg_sys::Datum::from(pg_sys::GetCurrentStatementStartTimestamp())));
+        set(
+            8,
+            Some(pg_sys::Datum::from(
+                pg_sys::GetCurrentStatementStartTimestamp(),
+            )),
+        );
         let role = pg_sys::GetUserNameFromId(pg_sys::GetSessionUserId(), true);
         set(9, (!role.is_null()).then(|| text(role)));
         let application = pg_sys::application_name;
-        set(10, (!application.is_null() && *application != 0).then(|| text(application)));
+        set(
+            10,
+            (!application.is_null() && *application != 0).then(|| text(application)),
+        );
         debug_assert!(width >= COLUMNS);
-        let tuple = pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
+        let tuple =
+            pg_sys::heap_form_tuple((*relation).rd_att, values.as_mut_ptr(), nulls.as_mut_ptr());
         pg_sys::CatalogTupleInsert(relation, tuple);
         pg_sys::table_close(relation, pg_sys::NoLock as _);
     }
@@ -85,7 +100,9 @@ unsafe fn text(value: *const std::ffi::c_char) -> pg_sys::Datum {
 
 /// The current log table, else the next one that is free, with the lock that a writer holds until its commit.
 fn lock_current() -> Option<pg_sys::Oid> {
-    let current = shared::shared().and_then(shared::Shared::own_database).map_or(0, |own| own.log_table.load(SeqCst));
+    let current = shared::shared()
+        .and_then(shared::Shared::own_database)
+        .map_or(0, |own| own.log_table.load(SeqCst));
     let mut last = None;
     for step in 0..LOG_TABLES {
         let table = relation_oid(NAMES[((current + step) % LOG_TABLES) as usize])?;

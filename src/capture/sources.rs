@@ -3,8 +3,8 @@
 //! Never an OID or attribute number from a stored row: names are resolved here, per backend, and the result
 //! is dropped when the relation's definition changes.
 
-use pgrx::pg_sys;
 use pgrx::PgTupleDesc;
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -84,20 +84,33 @@ unsafe fn load(relation: pg_sys::Relation, id: i32) -> Option<Source> {
     // SAFETY: the relation is open, so its descriptor is valid; `from_pg_copy` copies it.
     let descriptor = unsafe { PgTupleDesc::from_pg_copy((*relation).rd_att) };
     let column = |name: &String| {
-        descriptor.iter().enumerate().find(|(_, attribute)| !attribute.attisdropped && attribute.name() == name).map(
-            |(index, attribute)| Column {
+        descriptor
+            .iter()
+            .enumerate()
+            .find(|(_, attribute)| !attribute.attisdropped && attribute.name() == name)
+            .map(|(index, attribute)| Column {
                 name: name.clone(),
                 index,
                 by_value: attribute.attbyval,
                 length: attribute.attlen,
                 type_oid: attribute.atttypid,
-            },
-        )
+            })
     };
     let key: Option<Vec<Column>> = key_names.iter().map(column).collect();
     let used: Option<Vec<Column>> = used_names.iter().map(column).collect();
-    let deform = key.iter().chain(used.iter()).flatten().map(|column| column.index as i32 + 1).max().unwrap_or(0);
-    Some(Source { id, key, used, deform })
+    let deform = key
+        .iter()
+        .chain(used.iter())
+        .flatten()
+        .map(|column| column.index as i32 + 1)
+        .max()
+        .unwrap_or(0);
+    Some(Source {
+        id,
+        key,
+        used,
+        deform,
+    })
 }
 
 fn read_row(id: i32) -> Option<(Vec<String>, Vec<String>)> {
@@ -115,11 +128,21 @@ fn read_row(id: i32) -> Option<(Vec<String>, Vec<String>)> {
             pg_sys::F_INT4EQ.into(),
             pg_sys::Datum::from(id),
         );
-        let scan = pg_sys::systable_beginscan(relation, index, true, std::ptr::null_mut(), 1, &mut scan_key);
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            index,
+            true,
+            std::ptr::null_mut(),
+            1,
+            &mut scan_key,
+        );
         let tuple = pg_sys::systable_getnext(scan);
         let row = (!tuple.is_null()).then(|| {
             let descriptor = (*relation).rd_att;
-            (text_array(tuple, descriptor, 3), text_array(tuple, descriptor, 4))
+            (
+                text_array(tuple, descriptor, 3),
+                text_array(tuple, descriptor, 4),
+            )
         });
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, pg_sys::AccessShareLock as _);
@@ -127,7 +150,11 @@ fn read_row(id: i32) -> Option<(Vec<String>, Vec<String>)> {
     }
 }
 
-unsafe fn text_array(tuple: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc, attribute: i32) -> Vec<String> {
+unsafe fn text_array(
+    tuple: pg_sys::HeapTuple,
+    descriptor: pg_sys::TupleDesc,
+    attribute: i32,
+) -> Vec<String> {
     let mut null = false;
     // SAFETY: the attribute exists in recsync.source and is of type text[].
     unsafe {

@@ -14,7 +14,12 @@ use super::{key, log, sources, wake};
 
 unsafe extern "C-unwind" {
     // Not in pgrx's bindings: equality of the stored image, detoasting where it must.
-    fn datum_image_eq(one: pg_sys::Datum, other: pg_sys::Datum, by_value: bool, length: std::ffi::c_int) -> bool;
+    fn datum_image_eq(
+        one: pg_sys::Datum,
+        other: pg_sys::Datum,
+        by_value: bool,
+        length: std::ffi::c_int,
+    ) -> bool;
 }
 
 #[unsafe(no_mangle)]
@@ -57,7 +62,11 @@ unsafe fn source_id(trigger: *mut pg_sys::Trigger) -> Option<i32> {
         if (*trigger).tgnargs < 1 {
             return None;
         }
-        CStr::from_ptr(*(*trigger).tgargs).to_str().ok()?.parse().ok()
+        CStr::from_ptr(*(*trigger).tgargs)
+            .to_str()
+            .ok()?
+            .parse()
+            .ok()
     }
 }
 
@@ -71,13 +80,25 @@ unsafe fn capture(source: &Source, relation: pg_sys::Relation, data: *mut pg_sys
                 let old = (*data).tg_trigslot;
                 pg_sys::slot_getsomeattrs_int(old, source.deform.min((*(*relation).rd_att).natts));
                 match event {
-                    pg_sys::TRIGGER_EVENT_INSERT => (Op::Insert, Some(key::to_jsonb(key, old)), None),
-                    pg_sys::TRIGGER_EVENT_DELETE => (Op::Delete, Some(key::to_jsonb(key, old)), None),
+                    pg_sys::TRIGGER_EVENT_INSERT => {
+                        (Op::Insert, Some(key::to_jsonb(key, old)), None)
+                    }
+                    pg_sys::TRIGGER_EVENT_DELETE => {
+                        (Op::Delete, Some(key::to_jsonb(key, old)), None)
+                    }
                     _ => {
                         let new = (*data).tg_newslot;
-                        pg_sys::slot_getsomeattrs_int(new, source.deform.min((*(*relation).rd_att).natts));
+                        pg_sys::slot_getsomeattrs_int(
+                            new,
+                            source.deform.min((*(*relation).rd_att).natts),
+                        );
                         let same_key = same(key, old, new);
-                        if same_key && source.used.as_deref().is_some_and(|used| same(used, old, new)) {
+                        if same_key
+                            && source
+                                .used
+                                .as_deref()
+                                .is_some_and(|used| same(used, old, new))
+                        {
                             return;
                         }
                         let old_key = (!same_key).then(|| key::to_jsonb(key, old));
@@ -86,7 +107,13 @@ unsafe fn capture(source: &Source, relation: pg_sys::Relation, data: *mut pg_sys
                 }
             }
         };
-        log::append(Change { op, source: source.id, relation: (*relation).rd_id, record_key, old_record });
+        log::append(Change {
+            op,
+            source: source.id,
+            relation: (*relation).rd_id,
+            record_key,
+            old_record,
+        });
     }
     wake::after_changes();
 }
@@ -101,8 +128,14 @@ unsafe fn same(
     columns.iter().all(|column| {
         // SAFETY: both slots are deformed up to the column.
         unsafe {
-            let null = (*(*old).tts_isnull.add(column.index), *(*new).tts_isnull.add(column.index));
-            let value = (*(*old).tts_values.add(column.index), *(*new).tts_values.add(column.index));
+            let null = (
+                *(*old).tts_isnull.add(column.index),
+                *(*new).tts_isnull.add(column.index),
+            );
+            let value = (
+                *(*old).tts_values.add(column.index),
+                *(*new).tts_values.add(column.index),
+            );
             match null {
                 (true, true) => true,
                 (false, false) => same_image(column, value.0, value.1),
@@ -120,7 +153,10 @@ unsafe fn same_image(column: &Column, one: pg_sys::Datum, other: pg_sys::Datum) 
     // which for a TOASTed value is the pointer.
     unsafe {
         if column.length == -1 {
-            let (one, other) = (one.cast_mut_ptr::<pg_sys::varlena>(), other.cast_mut_ptr::<pg_sys::varlena>());
+            let (one, other) = (
+                one.cast_mut_ptr::<pg_sys::varlena>(),
+                other.cast_mut_ptr::<pg_sys::varlena>(),
+            );
             let length = pgrx::varsize_any(one);
             if length == pgrx::varsize_any(other)
                 && std::slice::from_raw_parts(one.cast::<u8>(), length)

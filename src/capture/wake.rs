@@ -56,7 +56,10 @@ fn ask(flag: &AtomicBool) {
 }
 
 // No #[pg_guard]: the guard allocates when it catches, and nothing here can raise.
-unsafe extern "C-unwind" fn at_end_of_transaction(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
+unsafe extern "C-unwind" fn at_end_of_transaction(
+    event: pg_sys::XactEvent::Type,
+    _arg: *mut std::ffi::c_void,
+) {
     use pg_sys::XactEvent as E;
     match event {
         E::XACT_EVENT_COMMIT | E::XACT_EVENT_PARALLEL_COMMIT => signal(),
@@ -75,7 +78,9 @@ fn signal() {
     let catalog = CATALOG.swap(false, SeqCst);
     let extension = EXTENSION.swap(false, SeqCst);
     let databases = DATABASES.swap(false, SeqCst);
-    let Some(shared) = shared::shared() else { return };
+    let Some(shared) = shared::shared() else {
+        return;
+    };
     // SAFETY: null or an entry of the shared block, which is mapped until the process ends.
     let own = unsafe { OWN.load(SeqCst).as_ref() };
     if let Some(own) = own {

@@ -5,8 +5,8 @@
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
-use crate::error::{Error, Result};
 use super::rights::with_settings;
+use crate::error::{Error, Result};
 
 /// An expression over the source's row, which is called `s` in it.
 pub struct Expression {
@@ -21,9 +21,15 @@ pub enum Wanted {
 }
 
 /// Parses `text` for the rows of `source`. Syntax errors and unknown columns are PostgreSQL's own errors.
-pub fn parse(argument: &'static str, source: pg_sys::Oid, text: &str, wanted: Wanted) -> Result<Expression> {
-    let c_text =
-        CString::new(text).map_err(|_| Error::argument(argument, "it holds a zero byte", "Give an SQL expression."))?;
+pub fn parse(
+    argument: &'static str,
+    source: pg_sys::Oid,
+    text: &str,
+    wanted: Wanted,
+) -> Result<Expression> {
+    let c_text = CString::new(text).map_err(|_| {
+        Error::argument(argument, "it holds a zero byte", "Give an SQL expression.")
+    })?;
     // SAFETY: PostgreSQL's parser and analyser, used as for a CHECK constraint; the relation is opened and closed
     // here, all nodes live in the current memory context.
     unsafe {
@@ -56,7 +62,11 @@ pub fn parse(argument: &'static str, source: pg_sys::Oid, text: &str, wanted: Wa
             ),
         };
         if expression.is_null() {
-            return Err(Error::argument(argument, "it is not text", "Cast the expression to text."));
+            return Err(Error::argument(
+                argument,
+                "it is not text",
+                "Cast the expression to text.",
+            ));
         }
         pg_sys::assign_expr_collations(state, expression);
         if pg_sys::contain_volatile_functions(expression) {
@@ -69,7 +79,9 @@ pub fn parse(argument: &'static str, source: pg_sys::Oid, text: &str, wanted: Wa
         let columns = used_columns(relation, expression);
         let context = pg_sys::deparse_context_for(c"s".as_ptr(), source);
         let sql = with_settings(&[(c"search_path", c"pg_catalog")], || {
-            CStr::from_ptr(pg_sys::deparse_expression(expression, context, true, false)).to_string_lossy().into_owned()
+            CStr::from_ptr(pg_sys::deparse_expression(expression, context, true, false))
+                .to_string_lossy()
+                .into_owned()
         });
         pg_sys::table_close(relation, pg_sys::NoLock as _);
         Ok(Expression { sql, columns })
@@ -78,7 +90,13 @@ pub fn parse(argument: &'static str, source: pg_sys::Oid, text: &str, wanted: Wa
 
 /// The one expression that `text` is; anything more (a FROM, a second expression) is refused.
 unsafe fn single_expression(argument: &'static str, text: &CStr) -> Result<*mut pg_sys::Node> {
-    let refused = || Error::argument(argument, "it is not a single expression", "Give one SQL expression over the source's columns.");
+    let refused = || {
+        Error::argument(
+            argument,
+            "it is not a single expression",
+            "Give one SQL expression over the source's columns.",
+        )
+    };
     // SAFETY: in this mode the parser returns one RawStmt that holds a SelectStmt.
     unsafe {
         let list = pg_sys::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_PLPGSQL_EXPR);
@@ -99,7 +117,10 @@ unsafe fn single_expression(argument: &'static str, text: &CStr) -> Result<*mut 
         if !plain || select.targetList.is_null() || (*select.targetList).length != 1 {
             return Err(refused());
         }
-        Ok((*(*(*select.targetList).elements).ptr_value.cast::<pg_sys::ResTarget>()).val)
+        Ok((*(*(*select.targetList).elements)
+            .ptr_value
+            .cast::<pg_sys::ResTarget>())
+        .val)
     }
 }
 
@@ -128,7 +149,9 @@ unsafe fn used_columns(relation: pg_sys::Relation, expression: *mut pg_sys::Node
         if all {
             used = descriptor
                 .iter()
-                .filter(|attribute| !attribute.attisdropped && attribute.attgenerated != b'v' as std::ffi::c_char)
+                .filter(|attribute| {
+                    !attribute.attisdropped && attribute.attgenerated != b'v' as std::ffi::c_char
+                })
                 .map(|attribute| attribute.name().to_owned())
                 .collect();
         }

@@ -39,7 +39,9 @@ fn old_pgvector() -> Option<String> {
         &[],
     );
     let version = version.ok().flatten()?;
-    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut numbers = version
+        .split('.')
+        .map(|part| part.parse::<u32>().unwrap_or(0));
     let mut next = || numbers.next().unwrap_or(0);
     ((next(), next(), next()) < (0, 8, 4)).then_some(version)
 }

@@ -10,9 +10,15 @@ use crate::error::{Error, Result};
 
 /// `name` as an SQL identifier.
 pub fn quote(name: &str) -> String {
-    let Ok(name) = CString::new(name) else { return String::from("\"\"") };
+    let Ok(name) = CString::new(name) else {
+        return String::from("\"\"");
+    };
     // SAFETY: returns its argument or a palloc'd copy, NUL-terminated.
-    unsafe { CStr::from_ptr(pg_sys::quote_identifier(name.as_ptr())).to_string_lossy().into_owned() }
+    unsafe {
+        CStr::from_ptr(pg_sys::quote_identifier(name.as_ptr()))
+            .to_string_lossy()
+            .into_owned()
+    }
 }
 
 /// `text` as an SQL string constant.
@@ -29,7 +35,11 @@ pub fn qualified(relation: pg_sys::Oid) -> Option<String> {
         if name.is_null() || schema.is_null() {
             return None;
         }
-        Some(format!("{}.{}", quote(&CStr::from_ptr(schema).to_string_lossy()), quote(&CStr::from_ptr(name).to_string_lossy())))
+        Some(format!(
+            "{}.{}",
+            quote(&CStr::from_ptr(schema).to_string_lossy()),
+            quote(&CStr::from_ptr(name).to_string_lossy())
+        ))
     }
 }
 
@@ -97,7 +107,8 @@ unsafe fn type_in(name: &CStr, schema: pg_sys::Oid) -> pg_sys::Oid {
 unsafe fn extension_schema(extension: pg_sys::Oid) -> pg_sys::Oid {
     // SAFETY: an index scan of pg_extension by OID; the tuple is read before the scan ends.
     unsafe {
-        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as _);
+        let relation =
+            pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as _);
         let mut key = pg_sys::ScanKeyData::default();
         pg_sys::ScanKeyInit(
             &mut key,
@@ -106,8 +117,14 @@ unsafe fn extension_schema(extension: pg_sys::Oid) -> pg_sys::Oid {
             pg_sys::F_OIDEQ.into(),
             pg_sys::Datum::from(extension),
         );
-        let scan =
-            pg_sys::systable_beginscan(relation, pg_sys::Oid::from(pg_sys::ExtensionOidIndexId), true, std::ptr::null_mut(), 1, &mut key);
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            pg_sys::Oid::from(pg_sys::ExtensionOidIndexId),
+            true,
+            std::ptr::null_mut(),
+            1,
+            &mut key,
+        );
         let tuple = pg_sys::systable_getnext(scan);
         let schema = if tuple.is_null() {
             pg_sys::InvalidOid

@@ -68,11 +68,13 @@ pub enum Trouble {
 
 impl Pipeline {
     pub fn owner(&self) -> pg_sys::Oid {
-        self.owner.map_or(pg_sys::InvalidOid, |oid| pg_sys::Oid::from(oid as u32))
+        self.owner
+            .map_or(pg_sys::InvalidOid, |oid| pg_sys::Oid::from(oid as u32))
     }
 
     pub fn source_oid(&self) -> pg_sys::Oid {
-        self.source_oid.map_or(pg_sys::InvalidOid, |oid| pg_sys::Oid::from(oid as u32))
+        self.source_oid
+            .map_or(pg_sys::InvalidOid, |oid| pg_sys::Oid::from(oid as u32))
     }
 
     pub fn keys(&self) -> &[Key] {
@@ -86,13 +88,28 @@ impl Pipeline {
             return broken(format!("its source {} does not exist", self.source));
         }
         if self.owner.is_none() || !self.vectors_exist {
-            return broken(format!("its relation {} or the table behind it does not exist", self.relation));
+            return broken(format!(
+                "its relation {} or the table behind it does not exist",
+                self.relation
+            ));
         }
         if let Some(column) = &self.missing_column {
-            return broken(format!("column \"{column}\" of {} does not exist", self.source));
+            return broken(format!(
+                "column \"{column}\" of {} does not exist",
+                self.source
+            ));
         }
-        if self.keys().iter().map(|key| &key.name).ne(&self.key_columns) {
-            return broken(format!("the primary key of {} is not ({}) any more", self.source, self.key_columns.join(", ")));
+        if self
+            .keys()
+            .iter()
+            .map(|key| &key.name)
+            .ne(&self.key_columns)
+        {
+            return broken(format!(
+                "the primary key of {} is not ({}) any more",
+                self.source,
+                self.key_columns.join(", ")
+            ));
         }
         if !self.captured {
             return Some(Trouble::Restoring);
@@ -112,8 +129,9 @@ impl Pipeline {
                 names::quote(&self.server)
             ));
         }
-        let endpoint = Endpoint::from_options(options, self.mapping_options.as_deref().unwrap_or_default())
-            .map_err(|error| format!("server \"{}\": {}", self.server, error.message))?;
+        let endpoint =
+            Endpoint::from_options(options, self.mapping_options.as_deref().unwrap_or_default())
+                .map_err(|error| format!("server \"{}\": {}", self.server, error.message))?;
         if endpoint.dimensions as i64 != self.dimensions {
             return Err(format!(
                 "server \"{}\" now gives {} dimensions, the pipeline's vectors have {}",
@@ -131,7 +149,9 @@ pub fn load_all() -> Result<Vec<Pipeline>> {
 
 /// The pipeline that `name` means, search_path applies; also one whose relation is gone, by its full name.
 pub fn find(name: &str) -> Result<Pipeline> {
-    let relation = names::resolve(name)?.and_then(names::qualified).unwrap_or_else(|| name.to_owned());
+    let relation = names::resolve(name)?
+        .and_then(names::qualified)
+        .unwrap_or_else(|| name.to_owned());
     let found = {
         let _as = As::extension();
         load(Some(&relation))?.pop()
@@ -145,7 +165,8 @@ fn load(relation: Option<&str>) -> Result<Vec<Pipeline>> {
         for row in client.select(LOAD, None, &[relation.into()])? {
             let json = row.get::<String>(1)?.unwrap_or_default();
             pipelines.push(
-                serde_json::from_str(&json).map_err(|error| Error::Internal(format!("recsync.pipeline: {error}")))?,
+                serde_json::from_str(&json)
+                    .map_err(|error| Error::Internal(format!("recsync.pipeline: {error}")))?,
             );
         }
         Ok(pipelines)

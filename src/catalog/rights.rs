@@ -17,7 +17,11 @@ pub struct As {
 impl As {
     /// recsync's owner: for its own tables, on behalf of whoever called.
     pub fn extension() -> As {
-        As::switch(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32, None)
+        As::switch(
+            extension_owner(),
+            pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
+            None,
+        )
     }
 
     /// The owner of a table, to make objects in their name. Only after the caller's right to do so was checked.
@@ -32,7 +36,10 @@ impl As {
         // SAFETY: the level is closed by `drop`, or by the transaction's abort.
         let level = unsafe {
             let level = pg_sys::NewGUCNestLevel();
-            let path = format!("pg_catalog, {}, pg_temp\0", names::vector_schema().unwrap_or_default());
+            let path = format!(
+                "pg_catalog, {}, pg_temp\0",
+                names::vector_schema().unwrap_or_default()
+            );
             let path = path.replace("pg_catalog, , ", "pg_catalog, ");
             if let Ok(path) = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()) {
                 set(c"search_path", path);
@@ -54,7 +61,11 @@ impl As {
             pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
             pg_sys::SetUserIdAndSecContext(to, context | flags);
         }
-        As { user, context, level }
+        As {
+            user,
+            context,
+            level,
+        }
     }
 }
 
@@ -74,7 +85,10 @@ impl Drop for As {
 }
 
 /// Runs `body` with a settings level of its own.
-pub fn with_settings<T>(settings: &[(&std::ffi::CStr, &std::ffi::CStr)], body: impl FnOnce() -> T) -> T {
+pub fn with_settings<T>(
+    settings: &[(&std::ffi::CStr, &std::ffi::CStr)],
+    body: impl FnOnce() -> T,
+) -> T {
     // SAFETY: the level is closed below, or by the transaction's abort.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     for (name, value) in settings {
@@ -93,7 +107,10 @@ fn extension_owner() -> pg_sys::Oid {
     unsafe {
         let schema = pg_sys::get_namespace_oid(c"recsync".as_ptr(), true);
         let table = pg_sys::get_relname_relid(c"pipeline".as_ptr(), schema);
-        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as _, pg_sys::Datum::from(table));
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::RELOID as _,
+            pg_sys::Datum::from(table),
+        );
         if tuple.is_null() {
             return pg_sys::GetUserId();
         }
@@ -109,6 +126,8 @@ pub fn is_admin() -> bool {
     // SAFETY: look-ups of roles.
     unsafe {
         let admin = pg_sys::get_role_oid(c"recsync_admin".as_ptr(), true);
-        pg_sys::superuser() || (admin != pg_sys::InvalidOid && pg_sys::has_privs_of_role(pg_sys::GetUserId(), admin))
+        pg_sys::superuser()
+            || (admin != pg_sys::InvalidOid
+                && pg_sys::has_privs_of_role(pg_sys::GetUserId(), admin))
     }
 }

@@ -31,7 +31,11 @@ pub fn endpoint(server: &str, role: pg_sys::Oid) -> Result<Endpoint> {
         serde_json::from_str(&row).map_err(|error| Error::Internal(error.to_string()))?;
     if !may {
         return Err(Error::Denied {
-            what: format!("role {} has no USAGE on foreign server {}", quote(&role), quote(server)),
+            what: format!(
+                "role {} has no USAGE on foreign server {}",
+                quote(&role),
+                quote(server)
+            ),
             grant: format!(
                 "It is the approval that texts may leave the database: GRANT USAGE ON FOREIGN SERVER {} TO {};",
                 quote(server),

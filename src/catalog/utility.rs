@@ -49,10 +49,24 @@ unsafe extern "C-unwind" fn process_utility(
         let hold = before(node).or_report();
         let run = || match PREVIOUS {
             Some(previous) => previous(
-                statement, query, read_only_tree, context, parameters, environment, receiver, completion,
+                statement,
+                query,
+                read_only_tree,
+                context,
+                parameters,
+                environment,
+                receiver,
+                completion,
             ),
             None => pg_sys::standard_ProcessUtility(
-                statement, query, read_only_tree, context, parameters, environment, receiver, completion,
+                statement,
+                query,
+                read_only_tree,
+                context,
+                parameters,
+                environment,
+                receiver,
+                completion,
             ),
         };
         run();
@@ -99,12 +113,20 @@ unsafe fn before(node: *mut pg_sys::Node) -> Result<Option<Hold>> {
             }
             T::T_AlterDatabaseStmt => {
                 let alter = &*node.cast::<pg_sys::AlterDatabaseStmt>();
-                let moves = options(alter.options).iter().any(|(name, _)| name == "tablespace");
-                Ok(if moves { hold(text(alter.dbname)) } else { None })
+                let moves = options(alter.options)
+                    .iter()
+                    .any(|(name, _)| name == "tablespace");
+                Ok(if moves {
+                    hold(text(alter.dbname))
+                } else {
+                    None
+                })
             }
             T::T_CreatedbStmt => {
                 let create = &*node.cast::<pg_sys::CreatedbStmt>();
-                let template = options(create.options).into_iter().find(|(name, _)| name == "template");
+                let template = options(create.options)
+                    .into_iter()
+                    .find(|(name, _)| name == "template");
                 Ok(template.and_then(|(_, value)| hold(value.unwrap_or_default())))
             }
             T::T_CreateForeignServerStmt => {
@@ -157,7 +179,9 @@ unsafe fn after(node: *mut pg_sys::Node) {
     unsafe {
         match (*node).type_ {
             T::T_TransactionStmt => {
-                if (*node.cast::<pg_sys::TransactionStmt>()).kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED {
+                if (*node.cast::<pg_sys::TransactionStmt>()).kind
+                    == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
+                {
                     wake::after_commit_prepared();
                 }
             }
@@ -167,7 +191,9 @@ unsafe fn after(node: *mut pg_sys::Node) {
             | T::T_AlterUserMappingStmt
             | T::T_DropUserMappingStmt => wake::after_catalog_change(),
             T::T_GrantStmt => {
-                if (*node.cast::<pg_sys::GrantStmt>()).objtype == pg_sys::ObjectType::OBJECT_FOREIGN_SERVER {
+                if (*node.cast::<pg_sys::GrantStmt>()).objtype
+                    == pg_sys::ObjectType::OBJECT_FOREIGN_SERVER
+                {
                     wake::after_catalog_change();
                 }
             }
@@ -196,7 +222,11 @@ fn hold(database: String) -> Option<Hold> {
             return None;
         }
         let entry = shared.database(oid)?;
-        if entry.hold_pid.compare_exchange(0, pg_sys::MyProcPid, SeqCst, SeqCst).is_err() {
+        if entry
+            .hold_pid
+            .compare_exchange(0, pg_sys::MyProcPid, SeqCst, SeqCst)
+            .is_err()
+        {
             return None;
         }
         let hold = Hold(entry);
@@ -205,7 +235,9 @@ fn hold(database: String) -> Option<Hold> {
         if pid != 0 {
             libc::kill(pid, libc::SIGTERM);
             let started = std::time::Instant::now();
-            while entry.worker_pid.load(SeqCst) == pid && started.elapsed().as_millis() < PATIENCE_MS as u128 {
+            while entry.worker_pid.load(SeqCst) == pid
+                && started.elapsed().as_millis() < PATIENCE_MS as u128
+            {
                 entry.wait_for_progress(PATIENCE_MS);
             }
         }
@@ -230,7 +262,10 @@ unsafe fn may_change_database(oid: pg_sys::Oid) -> bool {
 unsafe fn check_protected(list: *mut pg_sys::List) -> Result<()> {
     // SAFETY: a list of DefElems, as CREATE and ALTER give it.
     let named = unsafe { options(list) };
-    match named.iter().find(|(name, _)| PROTECTED_OPTIONS.contains(&name.as_str())) {
+    match named
+        .iter()
+        .find(|(name, _)| PROTECTED_OPTIONS.contains(&name.as_str()))
+    {
         Some((name, _)) if !is_admin() => Err(protected(name)),
         _ => Ok(()),
     }
@@ -255,7 +290,10 @@ fn check_unused(server: &str) -> Result<()> {
         &[server.into()],
     )?;
     match users {
-        Some(users) => Err(Error::ServerInUse { server: quote(server), users }),
+        Some(users) => Err(Error::ServerInUse {
+            server: quote(server),
+            users,
+        }),
         None => Ok(()),
     }
 }
@@ -281,7 +319,11 @@ unsafe fn string_node(node: *mut pg_sys::Node) -> String {
 
 unsafe fn list(list: *mut pg_sys::List) -> impl Iterator<Item = *mut std::ffi::c_void> {
     // SAFETY: a pointer list of the parser, or null (NIL).
-    let length = if list.is_null() { 0 } else { unsafe { (*list).length as usize } };
+    let length = if list.is_null() {
+        0
+    } else {
+        unsafe { (*list).length as usize }
+    };
     (0..length).map(move |index| {
         // SAFETY: below the list's length.
         unsafe { (*(*list).elements.add(index)).ptr_value }
@@ -295,8 +337,12 @@ unsafe fn options(of: *mut pg_sys::List) -> Vec<(String, Option<String>)> {
         list(of)
             .map(|element| {
                 let element = &*element.cast::<pg_sys::DefElem>();
-                let is_string = !element.arg.is_null() && (*element.arg).type_ == pg_sys::NodeTag::T_String;
-                (text(element.defname), is_string.then(|| string_node(element.arg)))
+                let is_string =
+                    !element.arg.is_null() && (*element.arg).type_ == pg_sys::NodeTag::T_String;
+                (
+                    text(element.defname),
+                    is_string.then(|| string_node(element.arg)),
+                )
             })
             .collect()
     }

@@ -24,13 +24,17 @@ pub extern "C" fn pg_finfo_fdw_validator_v1() -> &'static pg_sys::Pg_finfo_recor
 /// Called by PostgreSQL with two arguments that are not NULL.
 #[pg_guard]
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn fdw_validator_v1(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+pub unsafe extern "C-unwind" fn fdw_validator_v1(
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> pg_sys::Datum {
     // SAFETY: the arguments' types are those of the declaration.
     let (options, catalog) = unsafe {
         let arguments = (*fcinfo).args.as_slice((*fcinfo).nargs as usize);
         (
-            Vec::<Option<String>>::from_datum(arguments[0].value, arguments[0].isnull).unwrap_or_default(),
-            pg_sys::Oid::from_datum(arguments[1].value, arguments[1].isnull).unwrap_or(pg_sys::InvalidOid),
+            Vec::<Option<String>>::from_datum(arguments[0].value, arguments[0].isnull)
+                .unwrap_or_default(),
+            pg_sys::Oid::from_datum(arguments[1].value, arguments[1].isnull)
+                .unwrap_or(pg_sys::InvalidOid),
         )
     };
     check(&options, catalog).or_report();
@@ -52,7 +56,10 @@ fn check(options: &[Option<String>], catalog: pg_sys::Oid) -> Result<()> {
     };
     endpoint::validate(place, &options).map_err(to_error)?;
     if shared::shared().is_none() && !is_admin() {
-        if let Some((name, _)) = options.iter().find(|(name, _)| PROTECTED_OPTIONS.contains(&name.as_str())) {
+        if let Some((name, _)) = options
+            .iter()
+            .find(|(name, _)| PROTECTED_OPTIONS.contains(&name.as_str()))
+        {
             return Err(protected(name));
         }
     }
@@ -74,5 +81,10 @@ pub fn to_error(error: OptionError) -> Error {
         OptionErrorKind::Missing => PgSqlErrorCode::ERRCODE_FDW_OPTION_NAME_NOT_FOUND,
         OptionErrorKind::NotAllowed => PgSqlErrorCode::ERRCODE_FDW_INVALID_OPTION_NAME,
     };
-    Error::Option { code, message: error.message, detail: error.detail, hint: error.hint }
+    Error::Option {
+        code,
+        message: error.message,
+        detail: error.detail,
+        hint: error.hint,
+    }
 }

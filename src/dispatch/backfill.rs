@@ -15,16 +15,30 @@ pub const SLICE: usize = 1_000;
 pub fn slice(pipeline: &Pipeline, after: Option<&[String]>) -> Result<Vec<Vec<String>>> {
     let keys = pipeline.keys();
     let columns: Vec<String> = keys.iter().map(|key| format!("s.{}", key.column)).collect();
-    let texts: Vec<String> = columns.iter().map(|column| format!("{column}::text")).collect();
-    let order: Vec<String> = columns.iter().map(|column| format!("{column} ASC")).collect();
-    let condition = if after.is_some() { format!("WHERE {}", after_key(keys)) } else { String::new() };
+    let texts: Vec<String> = columns
+        .iter()
+        .map(|column| format!("{column}::text"))
+        .collect();
+    let order: Vec<String> = columns
+        .iter()
+        .map(|column| format!("{column} ASC"))
+        .collect();
+    let condition = if after.is_some() {
+        format!("WHERE {}", after_key(keys))
+    } else {
+        String::new()
+    };
     let sql = format!(
         "SELECT ARRAY[{}] FROM {} s {condition} ORDER BY {} LIMIT {SLICE}",
         texts.join(", "),
         pipeline.source,
         order.join(", ")
     );
-    let arguments: Vec<_> = after.unwrap_or_default().iter().map(|value| value.as_str().into()).collect();
+    let arguments: Vec<_> = after
+        .unwrap_or_default()
+        .iter()
+        .map(|value| value.as_str().into())
+        .collect();
     let _as = As::owner(pipeline.owner());
     Spi::connect(|client| {
         let mut slice = Vec::new();
@@ -46,9 +60,21 @@ fn after_key(keys: &[Key]) -> String {
     let alternatives: Vec<String> = (0..keys.len())
         .map(|last| {
             let mut terms: Vec<String> = (0..last)
-                .map(|index| format!("s.{} {} {}", keys[index].column, keys[index].equals, value(index)))
+                .map(|index| {
+                    format!(
+                        "s.{} {} {}",
+                        keys[index].column,
+                        keys[index].equals,
+                        value(index)
+                    )
+                })
                 .collect();
-            terms.push(format!("s.{} {} {}", keys[last].column, keys[last].after, value(last)));
+            terms.push(format!(
+                "s.{} {} {}",
+                keys[last].column,
+                keys[last].after,
+                value(last)
+            ));
             format!("({})", terms.join(" AND "))
         })
         .collect();

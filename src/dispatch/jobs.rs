@@ -68,21 +68,44 @@ pub fn put(pipeline: i32, jobs: &[Put]) -> Result<()> {
     }
     let keys: Vec<String> = jobs.iter().map(|put| key_json(&put.job.row)).collect();
     let attempts: Vec<i32> = jobs.iter().map(|put| put.job.attempt as i32).collect();
-    let delays: Vec<i64> = jobs.iter().map(|put| put.delay.as_millis() as i64).collect();
+    let delays: Vec<i64> = jobs
+        .iter()
+        .map(|put| put.delay.as_millis() as i64)
+        .collect();
     let last: Vec<Option<i64>> = jobs.iter().map(|put| put.job.last_attempt_us).collect();
-    Spi::run_with_args(PUT, &[pipeline.into(), keys.into(), attempts.into(), delays.into(), last.into()])?;
+    Spi::run_with_args(
+        PUT,
+        &[
+            pipeline.into(),
+            keys.into(),
+            attempts.into(),
+            delays.into(),
+            last.into(),
+        ],
+    )?;
     Ok(())
 }
 
 /// Takes up to `most` due jobs of these pipelines.
 pub fn claim(pipelines: &[i32], most: usize) -> Result<Vec<Job>> {
     Spi::connect_mut(|client| {
-        let rows = client.update(CLAIM, None, &[pipelines.to_vec().into(), (most as i64).into(), LEASE.into()])?;
+        let rows = client.update(
+            CLAIM,
+            None,
+            &[
+                pipelines.to_vec().into(),
+                (most as i64).into(),
+                LEASE.into(),
+            ],
+        )?;
         let mut jobs = Vec::new();
         for row in rows {
             let key = row.get::<Vec<String>>(2)?.unwrap_or_default();
             jobs.push(Job {
-                row: RowKey { pipeline: row.get::<i32>(1)?.unwrap_or(0), key: Arc::from(key) },
+                row: RowKey {
+                    pipeline: row.get::<i32>(1)?.unwrap_or(0),
+                    key: Arc::from(key),
+                },
                 attempt: row.get::<i32>(3)?.unwrap_or(0).unsigned_abs(),
                 stored: true,
                 last_attempt_us: row.get::<i64>(4)?,
@@ -128,7 +151,8 @@ pub fn bury(job: &Job, class: &str, status: Option<i32>, message: &str) -> Resul
 
 /// Time until the next job of these pipelines is due; `None` where there is none.
 pub fn next_due(pipelines: &[i32]) -> Result<Option<Duration>> {
-    let milliseconds = crate::catalog::names::select_one::<i64>(NEXT, &[pipelines.to_vec().into()])?;
+    let milliseconds =
+        crate::catalog::names::select_one::<i64>(NEXT, &[pipelines.to_vec().into()])?;
     Ok(milliseconds.map(|milliseconds| Duration::from_millis(milliseconds.max(0) as u64)))
 }
 

@@ -52,7 +52,11 @@ pub enum Ticket {
     /// The change log up to this snapshot, as `pg_snapshot` writes it.
     Log(String),
     /// A pipeline's rows up to this key; `None`: the last slice.
-    Backfill { pipeline: i32, up_to: Option<Vec<String>>, rows: i64 },
+    Backfill {
+        pipeline: i32,
+        up_to: Option<Vec<String>>,
+        rows: i64,
+    },
 }
 
 #[derive(Default)]
@@ -73,7 +77,16 @@ impl Queue {
 
     /// A row is due. One that waits already is due once; one that is taken is due again afterwards.
     pub fn add(&mut self, row: RowKey, lane: Lane, ticket: Option<u64>) {
-        self.add_job(Job { row, attempt: 0, stored: false, last_attempt_us: None }, lane, ticket);
+        self.add_job(
+            Job {
+                row,
+                attempt: 0,
+                stored: false,
+                last_attempt_us: None,
+            },
+            lane,
+            ticket,
+        );
     }
 
     pub fn add_job(&mut self, job: Job, lane: Lane, ticket: Option<u64>) {
@@ -88,27 +101,43 @@ impl Queue {
                 } else if !entry.taken && lane == Lane::Removal {
                     // It may wait behind others: the removal's place is in front.
                     let row = job.row;
-                    self.waiting.entry((row.pipeline, lane)).or_default().push_back(row);
+                    self.waiting
+                        .entry((row.pipeline, lane))
+                        .or_default()
+                        .push_back(row);
                 }
             }
             None => {
                 let row = job.row.clone();
                 self.entries.insert(
                     row.clone(),
-                    Entry { job, ticket, since: Instant::now(), taken: false, again: None },
+                    Entry {
+                        job,
+                        ticket,
+                        since: Instant::now(),
+                        taken: false,
+                        again: None,
+                    },
                 );
                 self.hold(ticket);
-                self.waiting.entry((row.pipeline, lane)).or_default().push_back(row);
+                self.waiting
+                    .entry((row.pipeline, lane))
+                    .or_default()
+                    .push_back(row);
             }
         }
     }
 
     /// Takes up to `most` waiting jobs of a lane, oldest first.
     pub fn take(&mut self, pipeline: i32, lane: Lane, most: usize) -> Vec<Job> {
-        let Some(waiting) = self.waiting.get_mut(&(pipeline, lane)) else { return Vec::new() };
+        let Some(waiting) = self.waiting.get_mut(&(pipeline, lane)) else {
+            return Vec::new();
+        };
         let mut taken = Vec::new();
         while taken.len() < most {
-            let Some(row) = waiting.pop_front() else { break };
+            let Some(row) = waiting.pop_front() else {
+                break;
+            };
             if let Some(entry) = self.entries.get_mut(&row)
                 && !entry.taken
             {
@@ -121,36 +150,53 @@ impl Queue {
 
     /// Whether a taken row has changed since it was taken.
     pub fn changed_since(&self, row: &RowKey) -> bool {
-        self.entries.get(row).is_some_and(|entry| entry.again.is_some())
+        self.entries
+            .get(row)
+            .is_some_and(|entry| entry.again.is_some())
     }
 
     /// A taken job has ended, well or not: it lets go of its ticket. A row that changed meanwhile waits again.
     pub fn finish(&mut self, row: &RowKey) {
-        let Some(entry) = self.entries.remove(row) else { return };
+        let Some(entry) = self.entries.remove(row) else {
+            return;
+        };
         self.release(entry.ticket);
         if let Some(ticket) = entry.again {
             self.entries.insert(
                 row.clone(),
                 Entry {
-                    job: Job { row: row.clone(), attempt: 0, stored: false, last_attempt_us: None },
+                    job: Job {
+                        row: row.clone(),
+                        attempt: 0,
+                        stored: false,
+                        last_attempt_us: None,
+                    },
                     ticket,
                     since: Instant::now(),
                     taken: false,
                     again: None,
                 },
             );
-            self.waiting.entry((row.pipeline, Lane::Live)).or_default().push_back(row.clone());
+            self.waiting
+                .entry((row.pipeline, Lane::Live))
+                .or_default()
+                .push_back(row.clone());
         }
     }
 
     /// A taken job waits again, unharmed.
     pub fn put_back(&mut self, row: &RowKey, lane: Lane) {
-        let Some(entry) = self.entries.get_mut(row) else { return };
+        let Some(entry) = self.entries.get_mut(row) else {
+            return;
+        };
         entry.taken = false;
         if let Some(ticket) = entry.again.take() {
             self.release(ticket);
         }
-        self.waiting.entry((row.pipeline, lane)).or_default().push_front(row.clone());
+        self.waiting
+            .entry((row.pipeline, lane))
+            .or_default()
+            .push_front(row.clone());
     }
 
     /// Everything of a pipeline that waits, taken at once: to be written down.
@@ -163,7 +209,12 @@ impl Queue {
 
     /// Forgets a pipeline that is no more.
     pub fn forget(&mut self, pipeline: i32) {
-        let rows: Vec<RowKey> = self.entries.keys().filter(|row| row.pipeline == pipeline).cloned().collect();
+        let rows: Vec<RowKey> = self
+            .entries
+            .keys()
+            .filter(|row| row.pipeline == pipeline)
+            .cloned()
+            .collect();
         for row in rows {
             if let Some(entry) = self.entries.remove(&row) {
                 self.release(entry.ticket);
@@ -181,7 +232,10 @@ impl Queue {
     }
 
     pub fn len(&self, pipeline: i32) -> usize {
-        self.entries.keys().filter(|row| row.pipeline == pipeline).count()
+        self.entries
+            .keys()
+            .filter(|row| row.pipeline == pipeline)
+            .count()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -246,7 +300,10 @@ mod tests {
     use super::*;
 
     fn row(key: &str) -> RowKey {
-        RowKey { pipeline: 1, key: Arc::from([key.to_owned()]) }
+        RowKey {
+            pipeline: 1,
+            key: Arc::from([key.to_owned()]),
+        }
     }
 
     fn log(snapshot: &str) -> Ticket {
@@ -261,7 +318,10 @@ mod tests {
         let second = queue.open(log("b"));
         queue.add(row("1"), Lane::Live, Some(second));
         assert_eq!(queue.take(1, Lane::Live, 10).len(), 1);
-        assert!(queue.finished_tickets().is_empty(), "the second ticket may not pass the first");
+        assert!(
+            queue.finished_tickets().is_empty(),
+            "the second ticket may not pass the first"
+        );
         queue.finish(&row("1"));
         assert_eq!(queue.finished_tickets(), [log("a"), log("b")]);
         assert!(queue.is_empty());
@@ -295,7 +355,11 @@ mod tests {
         let first = queue.take(1, Lane::Removal, 10);
         assert_eq!(first.len(), 1);
         assert_eq!(first[0].row, row("3"));
-        assert_eq!(queue.take(1, Lane::Live, 10).len(), 2, "and is not taken twice");
+        assert_eq!(
+            queue.take(1, Lane::Live, 10).len(),
+            2,
+            "and is not taken twice"
+        );
     }
 
     #[test]
@@ -318,7 +382,11 @@ mod tests {
         let first = queue.open(log("a"));
         queue.add(row("1"), Lane::Live, Some(first));
         queue.take(1, Lane::Live, 1);
-        let slice = Ticket::Backfill { pipeline: 1, up_to: None, rows: 1 };
+        let slice = Ticket::Backfill {
+            pipeline: 1,
+            up_to: None,
+            rows: 1,
+        };
         let ticket = queue.open(slice.clone());
         queue.add(row("1"), Lane::Backfill, Some(ticket));
         assert_eq!(queue.finished_tickets(), [slice]);

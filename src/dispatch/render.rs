@@ -20,7 +20,11 @@ pub enum Rendered {
     Gone,
     /// Its vector is that of its text already.
     Unchanged,
-    Text { text: String, hash: Vec<u8>, stored_hash: Option<Vec<u8>> },
+    Text {
+        text: String,
+        hash: Vec<u8>,
+        stored_hash: Option<Vec<u8>>,
+    },
 }
 
 /// Orphans removed in one statement.
@@ -40,8 +44,14 @@ impl Renderer {
         let source = &pipeline.source;
         let vectors = &pipeline.vectors;
         let on = |table: &str| keyed(pipeline, table, "k");
-        let live = format!("s.{} IS NOT NULL", keys.first().map_or("ctid", |key| &key.column));
-        let wanted = pipeline.row_filter.as_ref().map_or(live.clone(), |filter| format!("{live} AND ({filter})"));
+        let live = format!(
+            "s.{} IS NOT NULL",
+            keys.first().map_or("ctid", |key| &key.column)
+        );
+        let wanted = pipeline
+            .row_filter
+            .as_ref()
+            .map_or(live.clone(), |filter| format!("{live} AND ({filter})"));
         let look = format!(
             "SELECT CASE WHEN {wanted} THEN {content} END, e.content_hash, e.model
                FROM {given} WITH ORDINALITY AS k ({names}, i)
@@ -58,8 +68,10 @@ impl Renderer {
             names = names(keys.len()),
             on = on("e"),
         );
-        let same: Vec<String> =
-            keys.iter().map(|key| format!("s.{0} {1} e.{0}", key.column, key.equals)).collect();
+        let same: Vec<String> = keys
+            .iter()
+            .map(|key| format!("s.{0} {1} e.{0}", key.column, key.equals))
+            .collect();
         let remove_orphans = format!(
             "DELETE FROM {vectors} WHERE ctid = ANY (ARRAY(SELECT e.ctid FROM {vectors} e
               WHERE NOT EXISTS (SELECT FROM {source} s WHERE {}) LIMIT {ORPHANS}))",
@@ -86,10 +98,16 @@ impl Renderer {
                     None => Rendered::Gone,
                     Some(text) => {
                         let hash = content_hash(secret, &text)?;
-                        if stored_hash.as_ref() == Some(&hash) && stored_model.as_deref() == Some(model) {
+                        if stored_hash.as_ref() == Some(&hash)
+                            && stored_model.as_deref() == Some(model)
+                        {
                             Rendered::Unchanged
                         } else {
-                            Rendered::Text { text, hash, stored_hash }
+                            Rendered::Text {
+                                text,
+                                hash,
+                                stored_hash,
+                            }
                         }
                     }
                 });
@@ -97,13 +115,23 @@ impl Renderer {
             Ok(rendered)
         })?;
         if rendered.len() != jobs.len() {
-            return Err(Error::Internal(format!("{} keys gave {} rows", jobs.len(), rendered.len())));
+            return Err(Error::Internal(format!(
+                "{} keys gave {} rows",
+                jobs.len(),
+                rendered.len()
+            )));
         }
-        let gone: Vec<&Job> =
-            jobs.iter().zip(&rendered).filter(|(_, rendered)| **rendered == Rendered::Gone).map(|(job, _)| job).collect();
+        let gone: Vec<&Job> = jobs
+            .iter()
+            .zip(&rendered)
+            .filter(|(_, rendered)| **rendered == Rendered::Gone)
+            .map(|(job, _)| job)
+            .collect();
         if !gone.is_empty() {
             Spi::connect_mut(|client| {
-                self.remove.update(client, &key_arguments(gone.into_iter())).map(|_| ())
+                self.remove
+                    .update(client, &key_arguments(gone.into_iter()))
+                    .map(|_| ())
             })?;
         }
         Ok(rendered)
@@ -118,20 +146,26 @@ impl Renderer {
 
 /// HMAC-SHA-256 of the text under the database's secret, so that it tells nothing of a short text.
 fn content_hash(secret: &[u8], text: &str) -> Result<Vec<u8>> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret).map_err(|error| Error::Internal(error.to_string()))?;
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret)
+        .map_err(|error| Error::Internal(error.to_string()))?;
     mac.update(text.as_bytes());
     Ok(mac.finalize().into_bytes().to_vec())
 }
 
 /// `ROWS FROM (unnest($1::text[]), …, more)`: keys as parameters.
 pub fn given(columns: usize, more: &str) -> String {
-    let arrays: Vec<String> = (1..=columns).map(|n| format!("pg_catalog.unnest(${n}::text[])")).collect();
+    let arrays: Vec<String> = (1..=columns)
+        .map(|n| format!("pg_catalog.unnest(${n}::text[])"))
+        .collect();
     format!("ROWS FROM ({}{more})", arrays.join(", "))
 }
 
 /// `k1, k2, …`: the names of the given keys.
 pub fn names(columns: usize) -> String {
-    (1..=columns).map(|n| format!("k{n}")).collect::<Vec<_>>().join(", ")
+    (1..=columns)
+        .map(|n| format!("k{n}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// `table.key = given.k1::type AND …` by the operators of the primary key.
@@ -141,7 +175,13 @@ pub fn keyed(pipeline: &Pipeline, table: &str, given: &str) -> String {
         .iter()
         .enumerate()
         .map(|(index, key)| {
-            format!("{table}.{} {} ({given}.k{})::{}", key.column, key.equals, index + 1, key.type_name)
+            format!(
+                "{table}.{} {} ({given}.k{})::{}",
+                key.column,
+                key.equals,
+                index + 1,
+                key.type_name
+            )
         })
         .collect::<Vec<_>>()
         .join(" AND ")

@@ -17,7 +17,11 @@ pub struct Snapshot {
 impl Snapshot {
     /// Whether everything that `older` saw is seen here, too.
     pub fn covers(&self, older: &Snapshot) -> bool {
-        self.xmax >= older.xmax && self.xip.iter().all(|xid| *xid >= older.xmax || older.xip.contains(xid))
+        self.xmax >= older.xmax
+            && self
+                .xip
+                .iter()
+                .all(|xid| *xid >= older.xmax || older.xip.contains(xid))
     }
 }
 
@@ -27,7 +31,12 @@ impl FromStr for Snapshot {
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || format!("\"{text}\" is not a snapshot");
         let mut parts = text.split(':');
-        let mut number = || parts.next().and_then(|part| part.parse::<u64>().ok()).ok_or_else(bad);
+        let mut number = || {
+            parts
+                .next()
+                .and_then(|part| part.parse::<u64>().ok())
+                .ok_or_else(bad)
+        };
         let (xmin, xmax) = (number()?, number()?);
         let xip = parts
             .next()

@@ -25,13 +25,20 @@ CREATE FUNCTION retry_dead_letters(name text, class text DEFAULT NULL, before ti
 COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz) IS
 'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, or all. Returns how many.';
 "#)]
-fn retry_dead_letters(name: Option<&str>, class: Option<&str>, before: Option<TimestampWithTimeZone>) -> i64 {
+fn retry_dead_letters(
+    name: Option<&str>,
+    class: Option<&str>,
+    before: Option<TimestampWithTimeZone>,
+) -> i64 {
     (|| -> Result<i64> {
         let pipeline = pipeline::find(name.unwrap_or_default())?;
         pipeline::require_owner(&pipeline)?;
         wake::after_catalog_change();
         let _as = As::extension();
-        let count = Spi::get_one_with_args::<i64>(RETRY, &[pipeline.id.into(), class.into(), before.into()])?;
+        let count = Spi::get_one_with_args::<i64>(
+            RETRY,
+            &[pipeline.id.into(), class.into(), before.into()],
+        )?;
         Ok(count.unwrap_or(0))
     })()
     .or_report()

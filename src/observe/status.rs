@@ -6,7 +6,16 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use crate::shared;
 
-type Numbers = (i32, i64, i64, i64, i64, i64, Option<TimestampWithTimeZone>, Option<TimestampWithTimeZone>);
+type Numbers = (
+    i32,
+    i64,
+    i64,
+    i64,
+    i64,
+    i64,
+    Option<TimestampWithTimeZone>,
+    Option<TimestampWithTimeZone>,
+);
 
 /// The numbers that this database's worker keeps.
 #[pg_extern(volatile)]
@@ -48,7 +57,9 @@ fn counters() -> TableIterator<
 fn time(microseconds: i64) -> Option<TimestampWithTimeZone> {
     // SAFETY: a timestamptz is a count of microseconds, passed by value.
     (microseconds != 0)
-        .then(|| unsafe { TimestampWithTimeZone::from_datum(pg_sys::Datum::from(microseconds), false) })
+        .then(|| unsafe {
+            TimestampWithTimeZone::from_datum(pg_sys::Datum::from(microseconds), false)
+        })
         .flatten()
 }
 
@@ -56,7 +67,10 @@ fn time(microseconds: i64) -> Option<TimestampWithTimeZone> {
 #[pg_extern(volatile)]
 fn worker_missing() -> Option<String> {
     let Some(shared) = shared::shared() else {
-        return Some("recsync is not preloaded: add it to shared_preload_libraries and restart the server".into());
+        return Some(
+            "recsync is not preloaded: add it to shared_preload_libraries and restart the server"
+                .into(),
+        );
     };
     let Some(own) = shared.own_database() else {
         return Some("the launcher has not seen this database yet".into());

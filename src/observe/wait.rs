@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use crate::capture::wake;
+use crate::catalog::names::select_one;
 use crate::catalog::pipeline;
 use crate::catalog::rights::As;
-use crate::catalog::names::select_one;
 use crate::dispatch::read::current_snapshot;
 use crate::dispatch::snapshot::Snapshot;
 use crate::error::{Error, OrReport, Result};
@@ -28,13 +28,15 @@ COMMENT ON FUNCTION wait_for(text, interval) IS
 'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown pipeline, 25006 on a standby, 55000 where recsync is not preloaded.';
 "#)]
 fn wait_for(name: &str, timeout: Interval) -> bool {
-    let timeout = Duration::from_micros(timeout.as_micros().clamp(0, i128::from(i32::MAX) * 1_000) as u64);
+    let timeout =
+        Duration::from_micros(timeout.as_micros().clamp(0, i128::from(i32::MAX) * 1_000) as u64);
     wait(name, timeout).or_report()
 }
 
 fn wait(name: &str, timeout: Duration) -> Result<bool> {
     // SAFETY: plain questions to the server.
-    let (recovery, isolation) = unsafe { (pg_sys::RecoveryInProgress(), pg_sys::XactIsoLevel as u32) };
+    let (recovery, isolation) =
+        unsafe { (pg_sys::RecoveryInProgress(), pg_sys::XactIsoLevel as u32) };
     if recovery {
         return Err(Error::Recovery);
     }
@@ -45,7 +47,10 @@ fn wait(name: &str, timeout: Duration) -> Result<bool> {
         return Err(Error::FixedSnapshot("REPEATABLE READ or SERIALIZABLE"));
     }
     let pipeline = pipeline::find(name)?;
-    let database = shared::shared().ok_or(Error::NotPreloaded)?.own_database().ok_or(Error::NotPreloaded)?;
+    let database = shared::shared()
+        .ok_or(Error::NotPreloaded)?
+        .own_database()
+        .ok_or(Error::NotPreloaded)?;
     let target = current_snapshot()?;
     let deadline = Instant::now() + timeout;
     database.prepare_to_wait();
@@ -54,9 +59,16 @@ fn wait(name: &str, timeout: Duration) -> Result<bool> {
     reached
 }
 
-fn wait_until(database: &Database, pipeline: i32, target: &Snapshot, deadline: Instant) -> Result<bool> {
+fn wait_until(
+    database: &Database,
+    pipeline: i32,
+    target: &Snapshot,
+    deadline: Instant,
+) -> Result<bool> {
     // SAFETY: the server's clock.
-    let called_at = unsafe { TimestampWithTimeZone::from_datum(pg_sys::Datum::from(pg_sys::GetCurrentTimestamp()), false) };
+    let called_at = unsafe {
+        TimestampWithTimeZone::from_datum(pg_sys::Datum::from(pg_sys::GetCurrentTimestamp()), false)
+    };
     loop {
         if is_reached(pipeline, target, called_at)? {
             return Ok(true);
@@ -72,15 +84,24 @@ fn wait_until(database: &Database, pipeline: i32, target: &Snapshot, deadline: I
     }
 }
 
-fn is_reached(pipeline: i32, target: &Snapshot, called_at: Option<TimestampWithTimeZone>) -> Result<bool> {
+fn is_reached(
+    pipeline: i32,
+    target: &Snapshot,
+    called_at: Option<TimestampWithTimeZone>,
+) -> Result<bool> {
     // SAFETY: a snapshot of now, popped below; an ERROR's abort pops it, too.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
     let reached = (|| {
         let _as = As::extension();
-        let checkpoint = select_one::<String>("SELECT snapshot::text FROM recsync.checkpoint", &[])?;
-        let checkpoint: Snapshot = checkpoint.unwrap_or_default().parse().map_err(Error::Internal)?;
+        let checkpoint =
+            select_one::<String>("SELECT snapshot::text FROM recsync.checkpoint", &[])?;
+        let checkpoint: Snapshot = checkpoint
+            .unwrap_or_default()
+            .parse()
+            .map_err(Error::Internal)?;
         Ok(checkpoint.covers(target)
-            && select_one::<bool>(NOTHING_LEFT, &[pipeline.into(), called_at.into()])? == Some(true))
+            && select_one::<bool>(NOTHING_LEFT, &[pipeline.into(), called_at.into()])?
+                == Some(true))
     })();
     // SAFETY: pops the snapshot pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };

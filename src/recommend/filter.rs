@@ -16,18 +16,34 @@ pub struct Column {
 }
 
 /// Conditions on the source's row `s`, and the text arrays that are their parameters, from `$first` on.
-pub fn conditions(filter: &Value, columns: &[Column], relation: &str, first: usize) -> Result<(Vec<String>, Vec<Vec<String>>)> {
+pub fn conditions(
+    filter: &Value,
+    columns: &[Column],
+    relation: &str,
+    first: usize,
+) -> Result<(Vec<String>, Vec<Vec<String>>)> {
     let Value::Object(fields) = filter else {
-        return Err(Error::argument("filter", "it is not a JSON object", r#"For example {"category": "shoes", "price": {"lt": 50}}."#));
+        return Err(Error::argument(
+            "filter",
+            "it is not a JSON object",
+            r#"For example {"category": "shoes", "price": {"lt": 50}}."#,
+        ));
     };
     let mut conditions = Vec::new();
     let mut parameters: Vec<Vec<String>> = Vec::new();
     for (name, wanted) in fields {
-        let column = columns.iter().find(|column| column.name == *name).ok_or_else(|| Error::NoSuchColumn {
-            relation: relation.to_owned(),
-            column: name.clone(),
-            columns: columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", "),
-        })?;
+        let column = columns
+            .iter()
+            .find(|column| column.name == *name)
+            .ok_or_else(|| Error::NoSuchColumn {
+                relation: relation.to_owned(),
+                column: name.clone(),
+                columns: columns
+                    .iter()
+                    .map(|column| column.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })?;
         let mut parameter = |values: Vec<String>| {
             parameters.push(values);
             format!("${}", first + parameters.len() - 1)
@@ -36,8 +52,14 @@ pub fn conditions(filter: &Value, columns: &[Column], relation: &str, first: usi
         match wanted {
             Value::Null => conditions.push(format!("{s} IS NULL")),
             Value::Array(values) => {
-                let values = values.iter().map(|value| scalar(name, value)).collect::<Result<Vec<_>>>()?;
-                conditions.push(format!("{s} = ANY ({}::text[]::{kind}[])", parameter(values)));
+                let values = values
+                    .iter()
+                    .map(|value| scalar(name, value))
+                    .collect::<Result<Vec<_>>>()?;
+                conditions.push(format!(
+                    "{s} = ANY ({}::text[]::{kind}[])",
+                    parameter(values)
+                ));
             }
             Value::Object(bounds) => {
                 for (operator, bound) in bounds {
@@ -48,7 +70,9 @@ pub fn conditions(filter: &Value, columns: &[Column], relation: &str, first: usi
                         "lt" => "<",
                         "contains" => {
                             let value = parameter(vec![bound.to_string()]);
-                            conditions.push(format!("pg_catalog.to_jsonb({s}) @> ({value}::text[])[1]::jsonb"));
+                            conditions.push(format!(
+                                "pg_catalog.to_jsonb({s}) @> ({value}::text[])[1]::jsonb"
+                            ));
                             continue;
                         }
                         other => {
@@ -92,7 +116,11 @@ mod tests {
 
     fn columns() -> Vec<Column> {
         ["category", "price"]
-            .map(|name| Column { name: name.into(), quoted: name.into(), type_name: "text".into() })
+            .map(|name| Column {
+                name: name.into(),
+                quoted: name.into(),
+                type_name: "text".into(),
+            })
             .into()
     }
 
@@ -100,8 +128,17 @@ mod tests {
     fn values_are_parameters_and_columns_are_known_ones() {
         let filter = json!({"category": ["a", "b'"], "price": {"lt": 50}});
         let (sql, parameters) = conditions(&filter, &columns(), "product", 3).unwrap();
-        assert_eq!(sql, ["s.category = ANY ($3::text[]::text[])", "s.price < ($4::text[])[1]::text"]);
-        assert_eq!(parameters, [vec!["a".to_owned(), "b'".to_owned()], vec!["50".to_owned()]]);
+        assert_eq!(
+            sql,
+            [
+                "s.category = ANY ($3::text[]::text[])",
+                "s.price < ($4::text[])[1]::text"
+            ]
+        );
+        assert_eq!(
+            parameters,
+            [vec!["a".to_owned(), "b'".to_owned()], vec!["50".to_owned()]]
+        );
     }
 
     #[test]

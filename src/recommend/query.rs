@@ -59,7 +59,9 @@ pub unsafe extern "C-unwind" fn embed_v1(fcinfo: pg_sys::FunctionCallInfo) -> pg
     // SAFETY: the arguments' types are those of the declaration.
     let (name, input, purpose) = unsafe {
         let arguments = (*fcinfo).args.as_slice((*fcinfo).nargs as usize);
-        let text = |index: usize| String::from_datum(arguments[index].value, arguments[index].isnull).unwrap_or_default();
+        let text = |index: usize| {
+            String::from_datum(arguments[index].value, arguments[index].isnull).unwrap_or_default()
+        };
         (text(0), text(1), text(2))
     };
     let values = embed(&name, &input, &purpose).or_report();
@@ -89,7 +91,11 @@ fn embed(name: &str, input: &str, purpose: &str) -> Result<Arc<Vec<f32>>> {
 /// The vector of `input` by `server`, as the current user may use it.
 pub fn vector_of(server: &str, input: &str, purpose: Purpose) -> Result<Arc<Vec<f32>>> {
     if input.is_empty() {
-        return Err(Error::argument("input", "an empty text has no embedding", "Give at least one character."));
+        return Err(Error::argument(
+            "input",
+            "an empty text has no embedding",
+            "Give at least one character.",
+        ));
     }
     // SAFETY: the current user's OID.
     let endpoint = server::endpoint(server, unsafe { pg_sys::GetUserId() })?;
@@ -131,19 +137,24 @@ fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> 
     leave_at_once_with_threads();
     let mut bell = Bell::new()?;
     let ring = bell.ringer()?;
-    let (reply_to, reply) = crossbeam_channel::bounded::<std::result::Result<Embeddings, Failure>>(1);
+    let (reply_to, reply) =
+        crossbeam_channel::bounded::<std::result::Result<Embeddings, Failure>>(1);
     let inputs = vec![input.to_owned()];
     let spawned = with_signals_blocked(|| {
-        std::thread::Builder::new().name("recsync embed".into()).spawn(move || {
-            BUSY.fetch_add(1, SeqCst);
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| provider.embed(&inputs, purpose)));
-            if let Ok(result) = result {
-                let _ = reply_to.send(result);
-            }
-            drop(reply_to);
-            ring();
-            BUSY.fetch_sub(1, SeqCst);
-        })
+        std::thread::Builder::new()
+            .name("recsync embed".into())
+            .spawn(move || {
+                BUSY.fetch_add(1, SeqCst);
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    provider.embed(&inputs, purpose)
+                }));
+                if let Ok(result) = result {
+                    let _ = reply_to.send(result);
+                }
+                drop(reply_to);
+                ring();
+                BUSY.fetch_sub(1, SeqCst);
+            })
     });
     spawned.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
     let timeout = settings::embed_timeout();
@@ -158,12 +169,21 @@ fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> 
                 });
             }
             Err(crossbeam_channel::TryRecvError::Disconnected) => {
-                return Err(Error::Embedding { class: "temporary", message: "the request ended without an answer".into() });
+                return Err(Error::Embedding {
+                    class: "temporary",
+                    message: "the request ended without an answer".into(),
+                });
             }
             Err(crossbeam_channel::TryRecvError::Empty) => {}
         }
-        let Some(left) = timeout.checked_sub(started.elapsed()).filter(|left| left.as_millis() > 0) else {
-            return Err(Error::EmbedTimeout { server: server.to_owned(), milliseconds: timeout.as_millis() as i32 });
+        let Some(left) = timeout
+            .checked_sub(started.elapsed())
+            .filter(|left| left.as_millis() > 0)
+        else {
+            return Err(Error::EmbedTimeout {
+                server: server.to_owned(),
+                milliseconds: timeout.as_millis() as i32,
+            });
         };
         bell.wait(left);
     }

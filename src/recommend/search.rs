@@ -39,14 +39,23 @@ COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
 
 fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> Result<Vec<Found>> {
     if !(1..=10_000).contains(&k) {
-        return Err(Error::argument("k", format!("{k} rows cannot be asked for"), "Give 1 to 10000."));
+        return Err(Error::argument(
+            "k",
+            format!("{k} rows cannot be asked for"),
+            "Give 1 to 10000.",
+        ));
     }
     let pipeline = pipeline::find(name)?;
     if let Some(pipeline::Trouble::Broken(reason)) = pipeline.trouble() {
-        return Err(Error::BrokenPipeline { name: pipeline.relation, reason });
+        return Err(Error::BrokenPipeline {
+            name: pipeline.relation,
+            reason,
+        });
     }
-    let schema = names::vector_schema().ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
-    let (vector_type, _) = names::vector_types().ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
+    let schema = names::vector_schema()
+        .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
+    let (vector_type, _) = names::vector_types()
+        .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
     let values = query::vector_of(&pipeline.server, query, Purpose::Query)?;
     // Its settings exist once its library is loaded.
     names::select_one::<bool>(&format!("SELECT '[1]'::{schema}.vector IS NOT NULL"), &[])?;
@@ -81,19 +90,35 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
 /// As the caller: the relation's vectors, the source's live rows.
 fn statement(pipeline: &Pipeline, schema: &str, conditions: &[String], k: i32) -> String {
     let keys = pipeline.keys();
-    let on: Vec<String> = keys.iter().map(|key| format!("s.{0} {1} e.{0}", key.column, key.equals)).collect();
+    let on: Vec<String> = keys
+        .iter()
+        .map(|key| format!("s.{0} {1} e.{0}", key.column, key.equals))
+        .collect();
     let item = match keys {
         [key] => format!("s.{}::text", key.column),
         _ => {
-            let pairs: Vec<String> =
-                keys.iter().map(|key| format!("{}, s.{}", names::literal(&key.name), key.column)).collect();
+            let pairs: Vec<String> = keys
+                .iter()
+                .map(|key| format!("{}, s.{}", names::literal(&key.name), key.column))
+                .collect();
             format!("pg_catalog.jsonb_build_object({})::text", pairs.join(", "))
         }
     };
-    let mut wanted: Vec<String> = pipeline.row_filter.iter().map(|filter| format!("({filter})")).collect();
+    let mut wanted: Vec<String> = pipeline
+        .row_filter
+        .iter()
+        .map(|filter| format!("({filter})"))
+        .collect();
     wanted.extend_from_slice(conditions);
-    let wanted = if wanted.is_empty() { String::new() } else { format!("WHERE {}", wanted.join(" AND ")) };
-    let distance = format!("e.embedding OPERATOR({schema}.<=>) $1::{schema}.{}({})", pipeline.storage, pipeline.dimensions);
+    let wanted = if wanted.is_empty() {
+        String::new()
+    } else {
+        format!("WHERE {}", wanted.join(" AND "))
+    };
+    let distance = format!(
+        "e.embedding OPERATOR({schema}.<=>) $1::{schema}.{}({})",
+        pipeline.storage, pipeline.dimensions
+    );
     format!(
         "SELECT {item}, (1 - ({distance}))::float8 FROM {} e JOIN {} s ON {} {wanted} ORDER BY {distance} LIMIT {k}",
         pipeline.relation,

@@ -16,7 +16,10 @@ pub fn datum(values: &[f32]) -> pg_sys::Datum {
         let pointer = pg_sys::palloc0(size).cast::<u8>();
         pgrx::set_varsize_4b(pointer.cast(), size as i32);
         pointer.add(4).cast::<u16>().write(values.len() as u16);
-        pointer.add(HEADER).cast::<f32>().copy_from_nonoverlapping(values.as_ptr(), values.len());
+        pointer
+            .add(HEADER)
+            .cast::<f32>()
+            .copy_from_nonoverlapping(values.as_ptr(), values.len());
         pg_sys::Datum::from(pointer)
     }
 }

@@ -57,10 +57,17 @@ impl Flights {
     /// Sends what is ready and what the server's lane takes. A row that has changed since it was rendered is
     /// rendered anew instead.
     pub fn send(&mut self, running: &mut Running, lanes: &mut Lanes, queue: &mut Queue) {
-        let Some(server) = lanes.get(running.lane) else { return };
-        while running.ready_count() > 0 && server.lane.free() > 0 && server.breaker.allows(Instant::now()) {
-            let (stale, rows): (Vec<Ready>, Vec<Ready>) =
-                running.next_batch().into_iter().partition(|ready| queue.changed_since(&ready.job.row));
+        let Some(server) = lanes.get(running.lane) else {
+            return;
+        };
+        while running.ready_count() > 0
+            && server.lane.free() > 0
+            && server.breaker.allows(Instant::now())
+        {
+            let (stale, rows): (Vec<Ready>, Vec<Ready>) = running
+                .next_batch()
+                .into_iter()
+                .partition(|ready| queue.changed_since(&ready.job.row));
             for ready in stale {
                 queue.put_back(&ready.job.row, QueueLane::Live);
             }
@@ -79,14 +86,25 @@ impl Flights {
                 input.push(index);
             }
             self.last += 1;
-            if let Err(_refused) = server.lane.submit(Batch { id: self.last, inputs, purpose: Purpose::Document }) {
+            if let Err(_refused) = server.lane.submit(Batch {
+                id: self.last,
+                inputs,
+                purpose: Purpose::Document,
+            }) {
                 server.breaker.probe_lost(Instant::now());
                 running.halves.push_front(rows);
                 return;
             }
             running.in_flight += rows.len();
-            self.flights
-                .insert(self.last, Flight { pipeline: running.pipeline.id, lane: running.lane, rows, input });
+            self.flights.insert(
+                self.last,
+                Flight {
+                    pipeline: running.pipeline.id,
+                    lane: running.lane,
+                    rows,
+                    input,
+                },
+            );
         }
     }
 
@@ -99,13 +117,18 @@ impl Flights {
         running: impl FnOnce(i32) -> Option<&'a mut Running>,
         jitter: &mut impl FnMut() -> f64,
     ) {
-        let Some(flight) = self.flights.remove(&reply.id) else { return };
+        let Some(flight) = self.flights.remove(&reply.id) else {
+            return;
+        };
         let now = Instant::now();
         let result = landed.entry(flight.pipeline).or_default();
         result.requests += 1;
         result.rows += flight.rows.len();
         let breaker = lanes.get(flight.lane).map(|server| &mut server.breaker);
-        let healthy_since = breaker.as_ref().and_then(|breaker| breaker.last_success()).map(microseconds_at);
+        let healthy_since = breaker
+            .as_ref()
+            .and_then(|breaker| breaker.last_success())
+            .map(microseconds_at);
         match (&reply.result, breaker) {
             (Ok(_), Some(breaker)) => breaker.success(now),
             (Err(failure), Some(breaker)) if failure.class == Class::Provider => {
@@ -145,13 +168,19 @@ fn fail(
     healthy_since: Option<i64>,
     jitter: &mut impl FnMut() -> f64,
 ) {
-    let texts = rows.iter().map(|ready| &ready.hash).collect::<std::collections::HashSet<_>>().len();
+    let texts = rows
+        .iter()
+        .map(|ready| &ready.hash)
+        .collect::<std::collections::HashSet<_>>()
+        .len();
     let suspicious = match failure.class {
         Class::Permanent | Class::Temporary => true,
         // One row's text may be what makes the provider fail: a limit or a dead line is nobody's fault.
         Class::Provider => failure.status.is_some() && !failure.rate_limited,
         Class::Configuration => {
-            landed.configuration.get_or_insert_with(|| describe(&failure));
+            landed
+                .configuration
+                .get_or_insert_with(|| describe(&failure));
             false
         }
     };
@@ -173,12 +202,19 @@ fn fail(
         let mut job = ready.job;
         // A failure of the provider is the row's own only where the provider has answered others since.
         let charged = failure.class != Class::Provider
-            || job.last_attempt_us.zip(healthy_since).is_some_and(|(last, healthy)| healthy > last);
+            || job
+                .last_attempt_us
+                .zip(healthy_since)
+                .is_some_and(|(last, healthy)| healthy > last);
         job.attempt += u32::from(charged);
         job.last_attempt_us = Some(microseconds_at(Instant::now()));
-        let give_up = failure.class == Class::Permanent || job.attempt >= running.endpoint.max_attempts;
+        let give_up =
+            failure.class == Class::Permanent || job.attempt >= running.endpoint.max_attempts;
         landed.verdicts.push(if give_up && charged {
-            Verdict::Bury { job, failure: failure.clone() }
+            Verdict::Bury {
+                job,
+                failure: failure.clone(),
+            }
         } else {
             let delay = backoff(job.attempt.max(1), jitter());
             Verdict::Retry { job, delay }
@@ -188,6 +224,8 @@ fn fail(
 
 /// An instant as microseconds since the epoch, as PostgreSQL's clock would have it.
 fn microseconds_at(instant: Instant) -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     (now.saturating_sub(instant.elapsed())).as_micros() as i64
 }

@@ -36,7 +36,9 @@ struct Turn {
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn recsync_launcher_main(_arg: pg_sys::Datum) {
     process::start(None);
-    let Some(shared) = shared::shared() else { return };
+    let Some(shared) = shared::shared() else {
+        return;
+    };
     shared.launcher.claim();
     for database in &shared.databases {
         // Of a launcher before this one: its workers wake us from now on.
@@ -58,7 +60,10 @@ pub extern "C-unwind" fn recsync_launcher_main(_arg: pg_sys::Datum) {
         if shared.scan_wanted.swap(false, SeqCst)
             && let Err(failed) = process::transaction(|| scan(shared))
         {
-            log!("recsync launcher: the list of databases could not be read: {}", failed.message);
+            log!(
+                "recsync launcher: the list of databases could not be read: {}",
+                failed.message
+            );
         }
         let wait = start_workers(shared, &mut turns);
         process::show(None);
@@ -71,13 +76,19 @@ fn scan(shared: &Shared) -> Result<()> {
     let databases = connectable_databases();
     for entry in &shared.databases {
         let oid = entry.oid.load(SeqCst);
-        if oid != 0 && !databases.iter().any(|database| database.to_u32() == oid) && entry.worker_pid.load(SeqCst) == 0 {
+        if oid != 0
+            && !databases.iter().any(|database| database.to_u32() == oid)
+            && entry.worker_pid.load(SeqCst) == 0
+        {
             entry.oid.store(0, SeqCst);
         }
     }
     for database in databases {
         if shared.database_or_new(database).is_none() {
-            warning!("recsync serves {} databases at the most: one more has none", shared::MAX_DATABASES);
+            warning!(
+                "recsync serves {} databases at the most: one more has none",
+                shared::MAX_DATABASES
+            );
         }
     }
     Ok(())
@@ -114,7 +125,11 @@ fn start_workers(shared: &Shared, turns: &mut HashMap<u32, Turn>) -> Duration {
     let mut wait = FALLBACK;
     let mut running = 0;
     let mut due: Vec<&Database> = Vec::new();
-    for entry in shared.databases.iter().filter(|entry| entry.oid.load(SeqCst) != 0) {
+    for entry in shared
+        .databases
+        .iter()
+        .filter(|entry| entry.oid.load(SeqCst) != 0)
+    {
         let turn = turns.entry(entry.oid.load(SeqCst)).or_insert(Turn {
             started: now,
             not_before: now,
@@ -136,7 +151,9 @@ fn start_workers(shared: &Shared, turns: &mut HashMap<u32, Turn>) -> Duration {
     let mut lacking = 0;
     for entry in due {
         let started = running < settings::max_workers()
-            && turns.get_mut(&entry.oid.load(SeqCst)).is_some_and(|turn| start_worker(entry, turn, now));
+            && turns
+                .get_mut(&entry.oid.load(SeqCst))
+                .is_some_and(|turn| start_worker(entry, turn, now));
         if started {
             running += 1;
         } else {
@@ -144,7 +161,10 @@ fn start_workers(shared: &Shared, turns: &mut HashMap<u32, Turn>) -> Duration {
             wait = wait.min(Duration::from_secs(5));
         }
         if entry.lacks_slot.swap(!started, SeqCst) == started && !started {
-            log!("recsync: database {} waits for a worker slot (recsync.max_workers, max_worker_processes)", entry.oid.load(SeqCst));
+            log!(
+                "recsync: database {} waits for a worker slot (recsync.max_workers, max_worker_processes)",
+                entry.oid.load(SeqCst)
+            );
         }
     }
     shared.waiting_databases.store(lacking, SeqCst);
@@ -168,11 +188,14 @@ fn wants_worker(entry: &Database) -> bool {
 
 /// Whether the worker that was started is still there; when it has ended, when the next may be started.
 fn still_there(entry: &Database, turn: &mut Turn, now: Instant) -> bool {
-    let Some(handle) = turn.handle else { return false };
+    let Some(handle) = turn.handle else {
+        return false;
+    };
     let mut pid: c_int = 0;
     // SAFETY: a handle that RegisterDynamicBackgroundWorker gave us and that we free once.
     unsafe {
-        if pg_sys::GetBackgroundWorkerPid(handle, &mut pid) != pg_sys::BgwHandleStatus::BGWH_STOPPED {
+        if pg_sys::GetBackgroundWorkerPid(handle, &mut pid) != pg_sys::BgwHandleStatus::BGWH_STOPPED
+        {
             return true;
         }
         pg_sys::pfree(handle.cast());
@@ -188,8 +211,11 @@ fn still_there(entry: &Database, turn: &mut Turn, now: Instant) -> bool {
 }
 
 fn start_worker(entry: &Database, turn: &mut Turn, now: Instant) -> bool {
-    let mut worker =
-        process::description("recsync worker", "recsync_worker_main", pg_sys::Oid::from(entry.oid.load(SeqCst)));
+    let mut worker = process::description(
+        "recsync worker",
+        "recsync_worker_main",
+        pg_sys::Oid::from(entry.oid.load(SeqCst)),
+    );
     let mut handle: *mut pg_sys::BackgroundWorkerHandle = std::ptr::null_mut();
     // SAFETY: the handle is allocated in a context that lives as long as this process.
     let registered = unsafe {

@@ -35,7 +35,8 @@ const STATEMENT_TIMEOUT: c_int = 3;
 /// How PostgreSQL is told of a process: its name is its type in pg_stat_activity.
 pub fn description(name: &str, function: &str, database: pg_sys::Oid) -> pg_sys::BackgroundWorker {
     let mut worker = pg_sys::BackgroundWorker {
-        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int,
+        bgw_flags: (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION)
+            as c_int,
         bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished,
         bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
         bgw_main_arg: pg_sys::Datum::from(database),
@@ -63,8 +64,12 @@ pub fn start(database: Option<pg_sys::Oid>) {
         pqsignal(libc::SIGHUP, raw_reload);
         pg_sys::BackgroundWorkerUnblockSignals();
         match database {
-            Some(database) => pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0),
-            None => pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0),
+            Some(database) => {
+                pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0)
+            }
+            None => {
+                pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0)
+            }
         }
     }
     // What a DBA has set for people's sessions is not meant for this one.
@@ -77,6 +82,8 @@ pub fn start(database: Option<pg_sys::Oid>) {
         (c"datestyle", c"ISO, YMD"),
         (c"intervalstyle", c"postgres"),
         (c"extra_float_digits", c"1"),
+        // Statements are kept for the life of the process and look rows up by key: one plan each.
+        (c"plan_cache_mode", c"force_generic_plan"),
         (c"lock_timeout", c"0"),
         (c"idle_in_transaction_session_timeout", c"0"),
         // A row-level policy would hide rows from a worker that is no superuser; see `As::owner`.
@@ -151,7 +158,10 @@ pub fn transaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Result<T
                 Ok(value)
             }
             Err(error) => {
-                let failed = Failed { code: error.sqlstate(), message: error.to_string() };
+                let failed = Failed {
+                    code: error.sqlstate(),
+                    message: error.to_string(),
+                };
                 // SAFETY: rolls back what was opened above.
                 unsafe { pg_sys::AbortCurrentTransaction() };
                 Err(failed)
@@ -188,9 +198,14 @@ pub fn release_user_code() {
 fn describe(cause: pgrx::pg_sys::panic::CaughtError) -> Failed {
     use pgrx::pg_sys::panic::CaughtError as C;
     match cause {
-        C::PostgresError(report) | C::ErrorReport(report) | C::RustPanic { ereport: report, .. } => {
-            Failed { code: report.sql_error_code(), message: report.message().to_owned() }
-        }
+        C::PostgresError(report)
+        | C::ErrorReport(report)
+        | C::RustPanic {
+            ereport: report, ..
+        } => Failed {
+            code: report.sql_error_code(),
+            message: report.message().to_owned(),
+        },
     }
 }
 
@@ -202,7 +217,8 @@ pub struct Bell {
 
 impl Bell {
     pub fn new() -> Result<Bell> {
-        let (reader, writer) = std::io::pipe().map_err(|error| Error::Internal(format!("pipe: {error}")))?;
+        let (reader, writer) =
+            std::io::pipe().map_err(|error| Error::Internal(format!("pipe: {error}")))?;
         for fd in [reader.as_raw_fd(), writer.as_raw_fd()] {
             // SAFETY: sets a flag of a file descriptor that we own.
             unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) };
@@ -212,7 +228,10 @@ impl Bell {
 
     /// What a thread calls. A full pipe means that the main thread will wake anyway.
     pub fn ringer(&self) -> Result<Arc<dyn Fn() + Send + Sync>> {
-        let writer = self.writer.try_clone().map_err(|error| Error::Internal(format!("pipe: {error}")))?;
+        let writer = self
+            .writer
+            .try_clone()
+            .map_err(|error| Error::Internal(format!("pipe: {error}")))?;
         Ok(Arc::new(move || {
             let _ = (&writer).write(&[0]);
         }))
@@ -220,7 +239,10 @@ impl Bell {
 
     /// Waits for the latch, the bell or the time to pass. Interruptible: SIGTERM ends the process here.
     pub fn wait(&mut self, timeout: Duration) {
-        let events = pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+        let events = pg_sys::WL_LATCH_SET
+            | pg_sys::WL_SOCKET_READABLE
+            | pg_sys::WL_TIMEOUT
+            | pg_sys::WL_EXIT_ON_PM_DEATH;
         // SAFETY: this process's latch and a descriptor that we own.
         unsafe {
             pg_sys::WaitLatchOrSocket(

@@ -78,12 +78,20 @@ impl Lanes {
 
     /// The lane of this endpoint and owner, started by `start` where there is none.
     pub fn of(&mut self, endpoint: &Endpoint, owner: u32, start: impl FnOnce(u64) -> Lane) -> u64 {
-        let known = self.lanes.iter().find(|(_, lane)| lane.owner == owner && lane.endpoint == *endpoint);
+        let known = self
+            .lanes
+            .iter()
+            .find(|(_, lane)| lane.owner == owner && lane.endpoint == *endpoint);
         if let Some((number, _)) = known {
             return *number;
         }
         self.last += 1;
-        let lane = ServerLane { lane: start(self.last), breaker: Breaker::new(), endpoint: endpoint.clone(), owner };
+        let lane = ServerLane {
+            lane: start(self.last),
+            breaker: Breaker::new(),
+            endpoint: endpoint.clone(),
+            owner,
+        };
         self.lanes.insert(self.last, lane);
         self.last
     }

@@ -23,7 +23,10 @@ const TABLE_BYTES: i64 = 64 * 1024 * 1024;
 
 /// The version of the extension in this database, `None` where it is not installed.
 pub fn installed_version() -> Result<Option<String>> {
-    select_one::<String>("SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'recsync'", &[])
+    select_one::<String>(
+        "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'recsync'",
+        &[],
+    )
 }
 
 /// The key of the content hashes.
@@ -71,14 +74,22 @@ pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
     let snapshot = match own {
         Some(text) => text.parse().map_err(Error::Internal)?,
         None => {
-            let pipelines = select_one::<Vec<i32>>("SELECT pg_catalog.array_agg(id) FROM recsync.pipeline", &[])?;
+            let pipelines = select_one::<Vec<i32>>(
+                "SELECT pg_catalog.array_agg(id) FROM recsync.pipeline",
+                &[],
+            )?;
             backfill::restart(&pipelines.unwrap_or_default())?;
             let now = current_snapshot()?;
             write(&now)?;
             now
         }
     };
-    let checkpoint = Checkpoint { snapshot, reached: None, has_changes: false, looked_at_log: Instant::now() };
+    let checkpoint = Checkpoint {
+        snapshot,
+        reached: None,
+        has_changes: false,
+        looked_at_log: Instant::now(),
+    };
     let from = checkpoint.snapshot.clone();
     Ok((checkpoint, from))
 }
@@ -97,13 +108,21 @@ fn write(snapshot: &Snapshot) -> Result<()> {
 
 impl Checkpoint {
     /// Passes `finished`: writes the new position where it matters or is `wanted`. True when it was written.
-    pub fn advance(&mut self, finished: &[Ticket], wanted: bool) -> std::result::Result<bool, Failed> {
+    pub fn advance(
+        &mut self,
+        finished: &[Ticket],
+        wanted: bool,
+    ) -> std::result::Result<bool, Failed> {
         let mut slices = Vec::new();
         for ticket in finished {
             match ticket {
                 Ticket::Log(snapshot) if snapshot.is_empty() => {} // part of a longer stretch
                 Ticket::Log(snapshot) => self.reached = snapshot.parse().ok(),
-                Ticket::Backfill { pipeline, up_to, rows } => slices.push((*pipeline, up_to.as_deref(), *rows)),
+                Ticket::Backfill {
+                    pipeline,
+                    up_to,
+                    rows,
+                } => slices.push((*pipeline, up_to.as_deref(), *rows)),
             }
         }
         let reached = self.reached.take_if(|_| self.has_changes || wanted);
@@ -116,7 +135,9 @@ impl Checkpoint {
             if let Some(reached) = &reached {
                 write(reached)?;
             }
-            slices.iter().try_for_each(|(pipeline, up_to, rows)| backfill::advance(*pipeline, *up_to, *rows))
+            slices
+                .iter()
+                .try_for_each(|(pipeline, up_to, rows)| backfill::advance(*pipeline, *up_to, *rows))
         })?;
         if let Some(reached) = reached {
             self.snapshot = reached;
@@ -141,12 +162,20 @@ pub fn rotate(database: &Database, checkpoint: &Checkpoint) {
     let current = database.log_table.load(SeqCst);
     let sizes = transaction(|| (0..LOG_TABLES).map(size).collect::<Result<Vec<i64>>>());
     let Ok(sizes) = sizes else { return };
-    for (table, _) in sizes.iter().enumerate().filter(|(table, size)| **size > 0 && *table as u32 != current) {
+    for (table, _) in sizes
+        .iter()
+        .enumerate()
+        .filter(|(table, size)| **size > 0 && *table as u32 != current)
+    {
         // A failure is a lock that somebody holds: another time.
         let _ = transaction(|| empty(table as u32, checkpoint, retention));
     }
-    let old = transaction(|| oldest(current).map(|age| age.is_some_and(|age| age > retention / (LOG_TABLES - 1))));
-    let full = sizes.get(current as usize).is_some_and(|size| *size > TABLE_BYTES);
+    let old = transaction(|| {
+        oldest(current).map(|age| age.is_some_and(|age| age > retention / (LOG_TABLES - 1)))
+    });
+    let full = sizes
+        .get(current as usize)
+        .is_some_and(|size| *size > TABLE_BYTES);
     if (full || old.unwrap_or(false))
         && let Some(next) = (1..LOG_TABLES)
             .map(|step| (current + step) % LOG_TABLES)
@@ -158,7 +187,11 @@ pub fn rotate(database: &Database, checkpoint: &Checkpoint) {
 
 fn size(table: u32) -> Result<i64> {
     let name = format!("recsync.log_{table}");
-    Ok(select_one::<i64>("SELECT pg_catalog.pg_relation_size($1::regclass)", &[name.into()])?.unwrap_or(0))
+    Ok(select_one::<i64>(
+        "SELECT pg_catalog.pg_relation_size($1::regclass)",
+        &[name.into()],
+    )?
+    .unwrap_or(0))
 }
 
 fn oldest(table: u32) -> Result<Option<Duration>> {
@@ -174,11 +207,18 @@ fn empty(table: u32, checkpoint: &Checkpoint, retention: Duration) -> Result<()>
         "SELECT NOT EXISTS (SELECT FROM recsync.log_{table} WHERE NOT pg_catalog.pg_visible_in_snapshot(transaction_id, $1::pg_snapshot)
                              OR changed_at > pg_catalog.clock_timestamp() - $2 * interval '1 second')"
     );
-    let is_done = || select_one::<bool>(&done, &[snapshot.as_str().into(), retention.as_secs_f64().into()]);
+    let is_done = || {
+        select_one::<bool>(
+            &done,
+            &[snapshot.as_str().into(), retention.as_secs_f64().into()],
+        )
+    };
     if is_done()? != Some(true) {
         return Ok(());
     }
-    Spi::run(&format!("LOCK TABLE recsync.log_{table} IN ACCESS EXCLUSIVE MODE NOWAIT"))?;
+    Spi::run(&format!(
+        "LOCK TABLE recsync.log_{table} IN ACCESS EXCLUSIVE MODE NOWAIT"
+    ))?;
     // Under the lock once more, with a fresh snapshot: a writer may have come late.
     if is_done()? == Some(true) {
         Spi::run(&format!("TRUNCATE recsync.log_{table}"))?;

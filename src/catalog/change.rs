@@ -1,0 +1,91 @@
+//! drop_pipeline, pause, resume: what becomes of a pipeline after its creation.
+//!
+//! It never touches the source's rows.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::pipeline;
+use super::rights::As;
+use super::watch::{lock_in_tries, unwatch};
+use crate::capture::wake;
+use crate::error::{Error, OrReport, Result};
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION drop_pipeline(name text, keep_vectors boolean DEFAULT false, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
+'Ends a pipeline: its view, its vectors (unless keep_vectors), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin.';
+"#)]
+fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
+    (|| -> Result<()> {
+        let pipeline = match pipeline::find(name) {
+            Err(Error::NoSuchPipeline(_)) if if_exists => {
+                notice!("pipeline \"{name}\" does not exist, skipping");
+                return Ok(());
+            }
+            found => found?,
+        };
+        if pipeline.owner() != pg_sys::InvalidOid {
+            pipeline::require_owner(&pipeline)?;
+        }
+        let source = pipeline.source_oid();
+        if source != pg_sys::InvalidOid {
+            lock_in_tries(source, &pipeline.source)?;
+        }
+        let last = {
+            let _as = As::extension();
+            Spi::get_one_with_args::<bool>(
+                "WITH d AS (DELETE FROM recsync.pipeline WHERE id = $1 RETURNING source_id)
+                 SELECT NOT EXISTS (SELECT FROM recsync.pipeline p, d WHERE p.source_id = d.source_id AND p.id <> $1)",
+                &[pipeline.id.into()],
+            )?
+        };
+        if pipeline.owner() != pg_sys::InvalidOid {
+            let _as = As::maker(pipeline.owner());
+            Spi::run(&format!("DROP VIEW IF EXISTS {}", pipeline.relation))?;
+            if !keep_vectors {
+                Spi::run(&format!("DROP TABLE IF EXISTS {}", pipeline.vectors))?;
+            }
+        }
+        if last == Some(true) {
+            unwatch(&pipeline)?;
+        }
+        wake::after_catalog_change();
+        Ok(())
+    })()
+    .or_report();
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION pause(text) IS 'Stops embedding for a pipeline; capture goes on, so nothing is lost. resume(name) picks up.';
+"#)]
+fn pause(name: &str) {
+    set_paused(name, true).or_report();
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline run again. All its rows are looked at; those whose text is unchanged cost no call.';
+"#)]
+fn resume(name: &str) {
+    set_paused(name, false).or_report();
+}
+
+fn set_paused(name: &str, paused: bool) -> Result<()> {
+    let pipeline = pipeline::find(name)?;
+    pipeline::require_owner(&pipeline)?;
+    let _as = As::extension();
+    Spi::run_with_args(
+        "UPDATE recsync.pipeline SET paused = $2, paused_reason = NULL WHERE id = $1",
+        &[pipeline.id.into(), paused.into()],
+    )?;
+    if !paused && pipeline.paused {
+        Spi::run_with_args(
+            "INSERT INTO recsync.backfill (pipeline_id) VALUES ($1) ON CONFLICT (pipeline_id) DO UPDATE SET after_key = NULL, done = 0, finished_at = NULL",
+            &[pipeline.id.into()],
+        )?;
+    }
+    wake::after_catalog_change();
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! A pipeline's relations: the table of vectors, its index, and the view that is the pipeline's name.
+//!
+//! It never makes anything in another name than the source's owner's.
+
+use pgrx::prelude::*;
+
+use super::names::{literal, quote};
+use super::rights::As;
+use super::watch::SourceTable;
+use crate::error::{Error, Result};
+
+pub fn make_relations(
+    relation: &str,
+    vectors: &str,
+    source: &str,
+    table: &SourceTable,
+    storage: &str,
+    dimensions: usize,
+    index: &str,
+) -> Result<()> {
+    let schema = super::names::vector_schema()
+        .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
+    let keys: Vec<String> = table.key_columns.iter().map(|key| quote(key)).collect();
+    let keys = keys.join(", ");
+    let _as = As::maker(table.owner);
+    // The key columns take their types, collations included, from the source.
+    Spi::run(&format!(
+        "CREATE TABLE {vectors} AS SELECT {keys}, NULL::{schema}.{storage}({dimensions}) AS embedding, NULL::bytea AS content_hash,
+                NULL::text AS model, NULL::timestamptz AS embedded_at FROM {source} WITH NO DATA"
+    ))?;
+    Spi::run(&format!(
+        "ALTER TABLE {vectors} ADD PRIMARY KEY ({keys}), ALTER embedding SET NOT NULL, ALTER content_hash SET NOT NULL,
+               ALTER model SET NOT NULL, ALTER embedded_at SET NOT NULL, ALTER embedding SET STORAGE PLAIN"
+    ))?;
+    if index == "hnsw" {
+        Spi::run(&format!(
+            "CREATE INDEX ON {vectors} USING hnsw (embedding {schema}.{storage}_cosine_ops)"
+        ))?;
+    }
+    Spi::run(&format!(
+        "CREATE VIEW {relation} AS SELECT {keys}, embedding, content_hash, model, embedded_at FROM {vectors}"
+    ))?;
+    Spi::run(&format!(
+        "COMMENT ON VIEW {relation} IS {}",
+        literal(&format!(
+            "Embeddings of {source}, kept by recsync; drop it with recsync.drop_pipeline."
+        ))
+    ))?;
+    Ok(())
+}

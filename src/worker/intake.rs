@@ -1,0 +1,269 @@
+//! What comes in: changes of the log, jobs that are due, slices of backfills; and how far the checkpoint may move.
+//!
+//! It never renders a row: a job is a key.
+
+use pgrx::pg_sys;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::leader::{CHUNK, Leader, PATIENCE, report};
+use super::process::{Failed, guard_user_code, transaction};
+use super::running::{Ready, State};
+use super::upkeep;
+use crate::dispatch::backfill;
+use crate::dispatch::jobs::{self, Put};
+use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey, Ticket};
+use crate::dispatch::read::Change;
+use pgrx::prelude::*;
+
+/// Changes of one pipeline kept in memory; the rest is written down as jobs.
+const MOST_IN_MEMORY: usize = 20_000;
+
+impl Leader {
+    /// The change log becomes jobs.
+    pub(super) fn dispatch(&mut self) -> std::result::Result<(), Failed> {
+        let reader = &mut self.reader;
+        let page = transaction(|| reader.next())?;
+        if page.changes.is_empty() && page.complete.is_none() {
+            return Ok(());
+        }
+        let ticket = self.queue.open(match &page.complete {
+            Some(snapshot) => Ticket::Log(snapshot.to_string()),
+            None => Ticket::Log(String::new()),
+        });
+        let mut put_down: HashMap<i32, Vec<Job>> = HashMap::new();
+        for change in &page.changes {
+            self.busy_at = Instant::now();
+            self.dispatch_one(change, ticket, &mut put_down);
+        }
+        for (id, jobs) in put_down {
+            write_down(id, &jobs, Duration::ZERO)?;
+        }
+        if !page.changes.is_empty() {
+            self.checkpoint.has_changes = true;
+        }
+        Ok(())
+    }
+
+    pub(super) fn dispatch_one(
+        &mut self,
+        change: &Change,
+        ticket: u64,
+        put_down: &mut HashMap<i32, Vec<Job>>,
+    ) {
+        for (id, state) in &mut self.pipelines {
+            let Some(running) = state
+                .running()
+                .filter(|running| running.pipeline.source_id == change.source_id)
+            else {
+                continue; // what it misses is made up for by the backfill of `resume`
+            };
+            let database = pg_sys::Oid::from(self.database.oid.load(SeqCst));
+            if let Some(counters) = self.shared.counters_or_new(database, *id) {
+                // SAFETY: the server's clock.
+                counters
+                    .last_change_us
+                    .store(unsafe { pg_sys::GetCurrentTimestamp() }, SeqCst);
+            }
+            if change.op == 'T' {
+                running.sweep = true;
+                continue;
+            }
+            let lane = if change.op == 'D' {
+                QueueLane::Removal
+            } else {
+                QueueLane::Live
+            };
+            for (key, lane) in [(&change.old_key, QueueLane::Removal), (&change.key, lane)] {
+                let Some(values) = key else { continue };
+                // None: logged before a key column was renamed, in a table with several of them.
+                let Some(row) = key_of(*id, values, &running.pipeline.key_columns) else {
+                    continue;
+                };
+                if lane == QueueLane::Live && self.queue.waits(*id, lane) >= MOST_IN_MEMORY {
+                    let job = Job {
+                        row,
+                        attempt: 0,
+                        stored: false,
+                        last_attempt_us: None,
+                    };
+                    put_down.entry(*id).or_default().push(job);
+                } else {
+                    self.queue.add(row, lane, Some(ticket));
+                }
+            }
+        }
+    }
+
+    /// Jobs that are due and are rows.
+    pub(super) fn claim(&mut self) -> std::result::Result<(), Failed> {
+        if self.next_job.is_none_or(|at| at > Instant::now()) {
+            return Ok(());
+        }
+        let mut open = Vec::new();
+        for (id, state) in &mut self.pipelines {
+            if let Some(running) = state.running()
+                && self.queue.waits(*id, QueueLane::Live) < MOST_IN_MEMORY / 2
+                && self
+                    .lanes
+                    .get(running.lane)
+                    .is_some_and(|lane| lane.breaker.open_until().is_none())
+            {
+                open.push(*id);
+            }
+        }
+        let (claimed, next) =
+            transaction(|| Ok((jobs::claim(&open, CHUNK * 4)?, jobs::next_due(&open)?)))?;
+        self.next_job = next.map(|next| Instant::now() + next);
+        if claimed.len() == CHUNK * 4 {
+            self.next_job = Some(Instant::now());
+        }
+        for job in claimed {
+            self.queue.add_job(job, QueueLane::Live, None);
+        }
+        Ok(())
+    }
+
+    /// The next slices of backfills, where nothing live waits.
+    pub(super) fn backfill(&mut self) -> std::result::Result<(), Failed> {
+        for (id, state) in &mut self.pipelines {
+            let Some(running) = state.running() else {
+                continue;
+            };
+            if running.pipeline.backfilled
+                || self.queue.waits(*id, QueueLane::Backfill) > backfill::SLICE / 2
+            {
+                continue;
+            }
+            let after = running.pipeline.backfill_after.clone();
+            let pipeline = &running.pipeline;
+            let slice = transaction(|| {
+                guard_user_code()?;
+                backfill::slice(pipeline, after.as_deref())
+            });
+            let slice = match slice {
+                Ok(slice) => slice,
+                Err(failed) => {
+                    report(Some(&running.pipeline.relation), &failed);
+                    let (relation, message) = (running.pipeline.relation.clone(), failed.message);
+                    transaction(|| upkeep::pause(*id, &message))?;
+                    log!(
+                        "recsync worker: pipeline {relation} is paused: its rows could not be read"
+                    );
+                    self.database.catalog_changed.store(true, SeqCst);
+                    continue;
+                }
+            };
+            let last = slice.len() < backfill::SLICE;
+            let up_to = if last { None } else { slice.last().cloned() };
+            running.pipeline.backfill_after.clone_from(&up_to);
+            running.pipeline.backfilled = last;
+            let ticket = self.queue.open(Ticket::Backfill {
+                pipeline: *id,
+                up_to,
+                rows: slice.len() as i64,
+            });
+            for key in slice {
+                let row = RowKey {
+                    pipeline: *id,
+                    key: Arc::from(key),
+                };
+                self.queue.add(row, QueueLane::Backfill, Some(ticket));
+            }
+        }
+        Ok(())
+    }
+
+    /// What cannot be sent for now is written down, so that the checkpoint can move and memory is bounded.
+    pub(super) fn put_aside(&mut self) -> std::result::Result<(), Failed> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        for id in self.queue.older_than(PATIENCE) {
+            let jobs = self.queue.take_all(id);
+            write_down(id, &jobs, Duration::ZERO)?;
+            for job in jobs {
+                self.queue.finish(&job.row);
+            }
+            self.next_job.get_or_insert(Instant::now());
+        }
+        for (id, state) in &mut self.pipelines {
+            let Some(running) = state.running() else {
+                continue;
+            };
+            let blocked = self
+                .lanes
+                .get(running.lane)
+                .is_some_and(|lane| lane.breaker.open_until().is_some());
+            if !blocked || running.ready_count() == 0 || self.busy_at.elapsed() < PATIENCE {
+                continue;
+            }
+            let ready: Vec<Ready> = running
+                .ready
+                .drain(..)
+                .chain(running.halves.drain(..).flatten())
+                .collect();
+            let jobs: Vec<Job> = ready.into_iter().map(|ready| ready.job).collect();
+            write_down(*id, &jobs, Duration::ZERO)?;
+            for job in jobs {
+                self.queue.finish(&job.row);
+            }
+            self.next_job.get_or_insert(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// The checkpoint passes what is done; so do the positions of backfills.
+    pub(super) fn move_checkpoint(&mut self) -> std::result::Result<(), Failed> {
+        let finished = self.queue.finished_tickets();
+        let wanted = self.database.checkpoint_wanted.swap(false, SeqCst);
+        for ticket in &finished {
+            if let Ticket::Backfill {
+                pipeline,
+                up_to: None,
+                ..
+            } = ticket
+                && let Some(running) = self.pipelines.get_mut(pipeline).and_then(State::running)
+            {
+                running.sweep = true;
+                self.checkpoint.has_changes = true;
+            }
+        }
+        if self.checkpoint.advance(&finished, wanted)? || wanted {
+            self.database.signal_progress();
+        }
+        if self.checkpoint.rotation_is_due() {
+            upkeep::rotate(self.database, &self.checkpoint);
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn write_down(
+    pipeline: i32,
+    jobs: &[Job],
+    delay: Duration,
+) -> std::result::Result<(), Failed> {
+    let puts: Vec<Put> = jobs.iter().map(|job| Put { job, delay }).collect();
+    transaction(|| jobs::put(pipeline, &puts))
+}
+
+/// The row that a logged key means; `None` where it names other columns.
+fn key_of(pipeline: i32, values: &HashMap<String, String>, columns: &[String]) -> Option<RowKey> {
+    let mut key: Vec<String> = columns
+        .iter()
+        .filter_map(|column| values.get(column).cloned())
+        .collect();
+    if key.len() != columns.len() {
+        if columns.len() != 1 || values.len() != 1 {
+            return None;
+        }
+        key = values.values().cloned().collect();
+    }
+    Some(RowKey {
+        pipeline,
+        key: Arc::from(key),
+    })
+}

@@ -1,0 +1,142 @@
+//! What is declared, as this worker runs it: loaded at the start and whenever a backend says that it has changed.
+//!
+//! It never runs a pipeline whose declaration does not fit its tables: that one is paused, with the reason.
+
+use super::leader::Leader;
+use super::process::{Failed, transaction};
+use super::running::{Running, State, broken};
+use super::upkeep;
+use crate::catalog::{names, pipeline};
+use crate::dispatch::backfill;
+use crate::dispatch::queue::Lane as QueueLane;
+use crate::dispatch::render::Renderer;
+use crate::embed::lane::Lane;
+use crate::settings;
+use crate::shared::Presence;
+use crate::store::Writer;
+use pgrx::prelude::*;
+use std::time::Instant;
+
+impl Leader {
+    /// Loads what is declared. False when the extension is gone.
+    pub(super) fn load(&mut self) -> std::result::Result<bool, Failed> {
+        let loaded = transaction(|| {
+            let version = upkeep::installed_version()?;
+            if version.as_deref() != Some(env!("CARGO_PKG_VERSION")) {
+                return Ok((version, Vec::new(), String::new(), Vec::new()));
+            }
+            let schema = names::vector_schema().unwrap_or_default();
+            Ok((version, pipeline::load_all()?, schema, upkeep::secret()?))
+        })?;
+        let (version, pipelines, vector_schema, secret) = loaded;
+        let Some(version) = version else {
+            self.database.set_presence(Presence::Absent);
+            return Ok(false);
+        };
+        self.suspended = version != env!("CARGO_PKG_VERSION");
+        if self.suspended {
+            log!(
+                "recsync worker: the library is {}, the extension {version}: waiting for ALTER EXTENSION recsync UPDATE",
+                env!("CARGO_PKG_VERSION")
+            );
+            return Ok(true);
+        }
+        self.secret = secret;
+        self.restoring = false;
+        let mut known = std::mem::take(&mut self.pipelines);
+        let mut off = Vec::new();
+        for pipeline in pipelines {
+            let before = known.remove(&pipeline.id);
+            let state = match before {
+                Some(State::Runs(running)) if running.pipeline == pipeline => State::Runs(running),
+                before => {
+                    if let Some(State::Runs(mut running)) = before {
+                        self.let_go_of_ready(&mut running);
+                    }
+                    self.state_of(&pipeline, &vector_schema, &mut off)?
+                }
+            };
+            self.pipelines.insert(pipeline.id, state);
+        }
+        for id in known.into_keys().chain(off) {
+            self.queue.forget(id);
+        }
+        let used: Vec<u64> = self
+            .pipelines
+            .values_mut()
+            .filter_map(|state| state.running().map(|r| r.lane))
+            .collect();
+        self.lanes.keep(|lane| used.contains(&lane));
+        self.next_job = Some(Instant::now());
+        Ok(true)
+    }
+
+    pub(super) fn state_of(
+        &mut self,
+        pipeline: &pipeline::Pipeline,
+        vector_schema: &str,
+        off: &mut Vec<i32>,
+    ) -> std::result::Result<State, Failed> {
+        if pipeline.paused {
+            off.push(pipeline.id);
+            return Ok(State::Off);
+        }
+        if let Some(reason) = broken(pipeline) {
+            self.pause(pipeline.id, &pipeline.relation, &reason)?;
+            off.push(pipeline.id);
+            return Ok(State::Off);
+        }
+        if pipeline.trouble().is_some() {
+            off.push(pipeline.id);
+            self.restoring = true;
+            transaction(|| backfill::restart(&[pipeline.id]))?;
+            return Ok(State::Off);
+        }
+        let Ok(endpoint) = pipeline.endpoint() else {
+            return Ok(State::Off);
+        };
+        let (reply_to, ringer) = (self.reply_to.clone(), self.ringer.clone());
+        let lane = self
+            .lanes
+            .of(&endpoint, pipeline.owner().to_u32(), |number| {
+                Lane::start(
+                    number,
+                    endpoint.clone(),
+                    settings::secret_policy(),
+                    reply_to,
+                    ringer,
+                )
+            });
+        Ok(State::Runs(Box::new(Running {
+            renderer: Renderer::new(pipeline),
+            writer: Writer::new(pipeline, vector_schema),
+            pipeline: pipeline.clone(),
+            endpoint,
+            lane,
+            ready: Default::default(),
+            halves: Default::default(),
+            sweep: false,
+            in_flight: 0,
+        })))
+    }
+
+    pub(super) fn pause(
+        &mut self,
+        id: i32,
+        relation: &str,
+        reason: &str,
+    ) -> std::result::Result<(), Failed> {
+        log!("recsync worker: pipeline {relation} is paused, see recsync.status");
+        transaction(|| upkeep::pause(id, reason))
+    }
+
+    pub(super) fn let_go_of_ready(&mut self, running: &mut Running) {
+        for ready in running
+            .ready
+            .drain(..)
+            .chain(running.halves.drain(..).flatten())
+        {
+            self.queue.put_back(&ready.job.row, QueueLane::Live);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Rows become texts, and texts requests.
+//!
+//! It never lets one bad row hold up the others: a chunk that fails is halved until the row is alone.
+
+use pgrx::prelude::*;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::intake::write_down;
+use super::leader::{CHUNK, Leader, is_definition, report};
+use super::process::{Failed, guard_user_code, release_user_code, transaction};
+use super::running::{Ready, Running, State};
+use crate::dispatch::jobs;
+use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey};
+use crate::dispatch::render::Rendered;
+
+impl Leader {
+    /// Rows become texts, texts become requests: removals first, then live changes, then the backfill; a chunk of
+    /// each pipeline in turn.
+    pub(super) fn render_and_send(&mut self) -> std::result::Result<(), Failed> {
+        let ids: Vec<i32> = self.pipelines.keys().copied().collect();
+        self.first_in_turn = self.first_in_turn.wrapping_add(1);
+        let mut more = true;
+        while more && self.replies.is_empty() {
+            more = false;
+            for turn in 0..ids.len() {
+                let id = ids[(self.first_in_turn + turn) % ids.len()];
+                let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+                    continue;
+                };
+                let mut taken = self.queue.take(id, QueueLane::Removal, CHUNK);
+                for lane in [QueueLane::Live, QueueLane::Backfill] {
+                    if !running.is_full() && taken.is_empty() {
+                        taken = self.queue.take(id, lane, CHUNK);
+                    }
+                }
+                if !taken.is_empty() {
+                    more = true;
+                    self.busy_at = Instant::now();
+                    self.render(id, taken)?;
+                }
+                if let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) {
+                    self.flights.send(running, &mut self.lanes, &mut self.queue);
+                }
+            }
+            if self.database.catalog_changed.load(SeqCst) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Renders a chunk; one that fails is halved until the row that is the cause is alone.
+    pub(super) fn render(&mut self, id: i32, jobs: Vec<Job>) -> std::result::Result<(), Failed> {
+        let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+            return Ok(());
+        };
+        match render(running, &jobs, &self.secret) {
+            Ok(rendered) => {
+                for (job, rendered) in jobs.into_iter().zip(rendered) {
+                    match rendered {
+                        Rendered::Gone | Rendered::Unchanged => self.queue.finish(&job.row),
+                        Rendered::Text {
+                            text,
+                            hash,
+                            stored_hash,
+                        } => {
+                            running.ready.push_back(Ready {
+                                job,
+                                text,
+                                hash,
+                                stored_hash,
+                            });
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Err(failed) if is_definition(failed.code) => {
+                let relation = running.pipeline.relation.clone();
+                report(Some(&relation), &failed);
+                self.pause(id, &relation, &failed.message)?;
+                self.database.catalog_changed.store(true, SeqCst);
+                Ok(())
+            }
+            Err(failed) if is_passing(failed.code) => {
+                report(Some(&running.pipeline.relation), &failed);
+                write_down(id, &jobs, Duration::from_secs(1))?;
+                for job in &jobs {
+                    self.queue.finish(&job.row);
+                }
+                self.next_job = Some(Instant::now() + Duration::from_secs(1));
+                Ok(())
+            }
+            Err(failed) if jobs.len() == 1 => {
+                report(Some(&running.pipeline.relation), &failed);
+                let message = format!("its text could not be rendered: {}", failed.message);
+                transaction(|| {
+                    jobs.iter()
+                        .try_for_each(|job| jobs::bury(job, "permanent", None, &message))
+                })?;
+                for job in &jobs {
+                    self.queue.finish(&job.row);
+                }
+                Ok(())
+            }
+            Err(_) => {
+                let mut jobs = jobs;
+                let half = jobs.split_off(jobs.len() / 2);
+                self.render(id, jobs)?;
+                self.render(id, half)
+            }
+        }
+    }
+
+    /// Vectors whose row went away without a row event.
+    pub(super) fn sweep(&mut self) -> std::result::Result<(), Failed> {
+        for state in self.pipelines.values_mut() {
+            let Some(running) = state.running() else {
+                continue;
+            };
+            while running.sweep {
+                let renderer = &running.renderer;
+                let swept = transaction(|| {
+                    guard_user_code()?;
+                    renderer.remove_orphans()
+                });
+                match swept {
+                    Ok(more) => running.sweep = more,
+                    Err(failed) => {
+                        report(Some(&running.pipeline.relation), &failed);
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Renders in a transaction of its own; jobs of rows that are done end with it.
+fn render(
+    running: &Running,
+    jobs: &[Job],
+    secret: &[u8],
+) -> std::result::Result<Vec<Rendered>, Failed> {
+    transaction(|| {
+        guard_user_code()?;
+        let rendered = running
+            .renderer
+            .render(jobs, &running.endpoint.model, secret)?;
+        release_user_code();
+        let done = jobs
+            .iter()
+            .zip(&rendered)
+            .filter(|(_, rendered)| !matches!(rendered, Rendered::Text { .. }));
+        let rows: Vec<&RowKey> = done
+            .filter(|(job, _)| job.stored)
+            .map(|(job, _)| &job.row)
+            .collect();
+        jobs::complete(running.pipeline.id, rows.iter().copied())?;
+        Ok(rendered)
+    })
+}
+
+/// Errors that pass by themselves.
+fn is_passing(code: PgSqlErrorCode) -> bool {
+    use PgSqlErrorCode as C;
+    matches!(
+        code,
+        C::ERRCODE_T_R_DEADLOCK_DETECTED
+            | C::ERRCODE_LOCK_NOT_AVAILABLE
+            | C::ERRCODE_T_R_SERIALIZATION_FAILURE
+    )
+}
