@@ -36,4 +36,4 @@ mod validator;
 pub mod utility;
 
 /// What CREATE EXTENSION checks and announces.
-mod install;
+pub mod install;

@@ -219,6 +219,18 @@ impl Shared {
         })
     }
 
+    /// Frees the counters of a database's pipelines that are no more.
+    pub fn keep_counters(&self, database: pg_sys::Oid, keep: impl Fn(i32) -> bool) {
+        for counters in &self.counters {
+            if counters.database.load(SeqCst) == database.to_u32()
+                && !keep(counters.pipeline.load(SeqCst))
+            {
+                counters.pipeline.store(0, SeqCst);
+                counters.database.store(0, SeqCst);
+            }
+        }
+    }
+
     /// Worker only: a pipeline's counters, made where they are missing and there is room.
     pub fn counters_or_new(&self, database: pg_sys::Oid, pipeline: i32) -> Option<&Counters> {
         self.counters(database, pipeline).or_else(|| {

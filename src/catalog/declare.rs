@@ -14,7 +14,6 @@ use super::server;
 use super::watch::{describe_source, forget_cached, lock_in_tries, watch};
 use crate::capture::wake;
 use crate::error::{Error, OrReport, Result};
-use crate::shared;
 
 /// What create_pipeline was asked for.
 struct Declaration {
@@ -93,9 +92,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     if unsafe { pg_sys::RecoveryInProgress() } {
         return Err(Error::Recovery);
     }
-    if shared::shared().is_none() {
-        return Err(Error::NotPreloaded);
-    }
+    super::install::require_worker()?;
     let source_name = qualified(wanted.source).ok_or_else(|| {
         Error::argument(
             "source",

@@ -5,6 +5,7 @@
 use pgrx::prelude::*;
 
 use crate::capture::wake;
+use crate::error::{Error, Result};
 use crate::shared;
 
 extension_sql_file!("tables.sql", name = "tables", bootstrap);
@@ -30,6 +31,25 @@ fn announce() {
         );
     }
     wake::after_extension_change();
+}
+
+/// Refuses where the library and the extension in this database are of different versions, or there is no worker.
+pub fn require_worker() -> Result<()> {
+    if shared::shared().is_none() {
+        return Err(Error::NotPreloaded);
+    }
+    let loaded = env!("CARGO_PKG_VERSION");
+    let installed = super::names::select_one::<String>(
+        "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'recsync'",
+        &[],
+    )?;
+    match installed {
+        Some(installed) if installed != loaded => Err(Error::WrongVersion {
+            loaded: loaded.into(),
+            installed,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The version of pgvector, where it is older than the one that has its known faults mended.

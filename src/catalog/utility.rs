@@ -186,7 +186,12 @@ unsafe fn after(node: *mut pg_sys::Node) {
                 }
             }
             T::T_CreatedbStmt | T::T_DropdbStmt => wake::after_database_change(),
-            T::T_AlterForeignServerStmt
+            // What the worker runs on may have changed: it looks again.
+            T::T_AlterTableStmt
+            | T::T_RenameStmt
+            | T::T_AlterObjectSchemaStmt
+            | T::T_AlterOwnerStmt
+            | T::T_AlterForeignServerStmt
             | T::T_CreateUserMappingStmt
             | T::T_AlterUserMappingStmt
             | T::T_DropUserMappingStmt => wake::after_catalog_change(),
@@ -201,7 +206,7 @@ unsafe fn after(node: *mut pg_sys::Node) {
                 let removed = (*node.cast::<pg_sys::DropStmt>()).removeType;
                 if removed == pg_sys::ObjectType::OBJECT_EXTENSION {
                     wake::after_extension_change();
-                } else if removed == pg_sys::ObjectType::OBJECT_FOREIGN_SERVER {
+                } else {
                     wake::after_catalog_change();
                 }
             }

@@ -4,6 +4,9 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::SeqCst;
 
+use crate::catalog::names::select_one;
+use crate::catalog::rights::As;
+use crate::error::{OrReport, Result};
 use crate::shared;
 
 type Numbers = (
@@ -16,6 +19,16 @@ type Numbers = (
     Option<TimestampWithTimeZone>,
     Option<TimestampWithTimeZone>,
 );
+
+/// The pipelines whose numbers the caller may see: all of them for pg_monitor and recsync_admin, otherwise their own.
+fn visible() -> Result<Vec<i32>> {
+    const VISIBLE: &str = "SELECT pg_catalog.array_agg(p.id) FROM recsync.pipeline p LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
+         WHERE pg_catalog.pg_has_role($1, 'recsync_admin', 'USAGE') OR pg_catalog.pg_has_role($1, 'pg_monitor', 'USAGE') OR pg_catalog.pg_has_role($1, c.relowner, 'USAGE')";
+    // SAFETY: the current user's OID.
+    let user = unsafe { pg_sys::GetUserId() };
+    let _as = As::extension();
+    Ok(select_one::<Vec<i32>>(VISIBLE, &[user.into()])?.unwrap_or_default())
+}
 
 /// The numbers that this database's worker keeps.
 #[pg_extern(volatile)]
@@ -34,10 +47,12 @@ fn counters() -> TableIterator<
 > {
     // SAFETY: this process's database.
     let database = unsafe { pg_sys::MyDatabaseId };
+    let visible = visible().or_report();
     let rows: Vec<Numbers> = shared::shared()
         .into_iter()
         .flat_map(|shared| shared.counters.iter())
         .filter(|counters| counters.database.load(SeqCst) == database.to_u32())
+        .filter(|counters| visible.contains(&counters.pipeline.load(SeqCst)))
         .map(|counters| {
             (
                 counters.pipeline.load(SeqCst),
@@ -92,8 +107,7 @@ fn worker_missing() -> Option<String> {
 
 extension_sql!(
     r#"
-REVOKE ALL ON FUNCTION counters(), worker_missing() FROM PUBLIC;
-COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory; see recsync.status.';
+COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines that the caller may see; see recsync.status.';
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
 "#,
     name = "status_rights",

@@ -46,6 +46,7 @@ fn wait(name: &str, timeout: Duration) -> Result<bool> {
     if isolation >= pg_sys::XACT_REPEATABLE_READ {
         return Err(Error::FixedSnapshot("REPEATABLE READ or SERIALIZABLE"));
     }
+    crate::catalog::install::require_worker()?;
     let pipeline = pipeline::find(name)?;
     let database = shared::shared()
         .ok_or(Error::NotPreloaded)?

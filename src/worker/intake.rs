@@ -16,6 +16,7 @@ use crate::dispatch::backfill;
 use crate::dispatch::jobs::{self, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey, Ticket};
 use crate::dispatch::read::Change;
+use crate::settings;
 use pgrx::prelude::*;
 
 /// Changes of one pipeline kept in memory; the rest is written down as jobs.
@@ -230,6 +231,9 @@ impl Leader {
                 running.sweep = true;
                 self.checkpoint.has_changes = true;
             }
+        }
+        if settings::enabled() {
+            self.sweep()?; // before the backfill counts as finished
         }
         if self.checkpoint.advance(&finished, wanted)? || wanted {
             self.database.signal_progress();

@@ -55,7 +55,9 @@ pub extern "C-unwind" fn recsync_launcher_main(_arg: pg_sys::Datum) {
             return;
         }
     };
+    let memory = process::RoundMemory::new();
     loop {
+        memory.renew();
         process::reload_if_asked();
         if shared.scan_wanted.swap(false, SeqCst)
             && let Err(failed) = process::transaction(|| scan(shared))
@@ -80,6 +82,7 @@ fn scan(shared: &Shared) -> Result<()> {
             && !databases.iter().any(|database| database.to_u32() == oid)
             && entry.worker_pid.load(SeqCst) == 0
         {
+            shared.keep_counters(pg_sys::Oid::from(oid), |_| false);
             entry.oid.store(0, SeqCst);
         }
     }

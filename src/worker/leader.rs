@@ -159,7 +159,9 @@ impl Leader {
     }
 
     fn run(mut self, mut bell: Bell) {
+        let memory = process::RoundMemory::new();
         loop {
+            memory.renew();
             process::show(Some(c"recsync: working"));
             match self.round() {
                 Ok(true) => {}
@@ -324,6 +326,5 @@ pub(super) fn is_definition(code: PgSqlErrorCode) -> bool {
             | C::ERRCODE_INVALID_SCHEMA_NAME
             | C::ERRCODE_INSUFFICIENT_PRIVILEGE
             | C::ERRCODE_DATATYPE_MISMATCH
-            | C::ERRCODE_INVALID_TEXT_REPRESENTATION
     )
 }

@@ -30,6 +30,7 @@ impl Leader {
         })?;
         let (version, pipelines, vector_schema, secret) = loaded;
         let Some(version) = version else {
+            self.shared.keep_counters(self.database_oid(), |_| false);
             self.database.set_presence(Presence::Absent);
             return Ok(false);
         };
@@ -61,6 +62,8 @@ impl Leader {
         for id in known.into_keys().chain(off) {
             self.queue.forget(id);
         }
+        self.shared
+            .keep_counters(self.database_oid(), |id| self.pipelines.contains_key(&id));
         let used: Vec<u64> = self
             .pipelines
             .values_mut()

@@ -130,6 +130,33 @@ pub fn show(activity: Option<&CStr>) {
     unsafe { pg_sys::pgstat_report_activity(state, text) };
 }
 
+/// A memory context for what is allocated between transactions: emptied every round, so that nothing piles up.
+pub struct RoundMemory(pg_sys::MemoryContext);
+
+impl RoundMemory {
+    pub fn new() -> RoundMemory {
+        // SAFETY: a child of TopMemoryContext that lives as long as the process.
+        RoundMemory(unsafe {
+            pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopMemoryContext,
+                c"recsync round".as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+            )
+        })
+    }
+
+    /// Empties it and makes it the current one.
+    pub fn renew(&self) {
+        // SAFETY: nothing of the last round is referred to any more.
+        unsafe {
+            pg_sys::MemoryContextReset(self.0);
+            pg_sys::MemoryContextSwitchTo(self.0);
+        }
+    }
+}
+
 /// Why a transaction was rolled back.
 #[derive(Debug)]
 pub struct Failed {
@@ -140,6 +167,8 @@ pub struct Failed {
 /// Runs `body` in a transaction of its own: committed when it returns Ok, rolled back when it returns Err or
 /// raises. The process goes on either way.
 pub fn transaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Result<T, Failed> {
+    // SAFETY: the context that is current between transactions, put back below: commit and abort leave another.
+    let memory = unsafe { pg_sys::CurrentMemoryContext };
     let outcome = PgTryBuilder::new(AssertUnwindSafe(|| {
         // SAFETY: the frame of a transaction in a background worker.
         unsafe {
@@ -175,8 +204,11 @@ pub fn transaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Result<T
         Err(failed)
     })
     .execute();
-    // SAFETY: no timeout of a statement may fire into the next one.
-    unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
+    // SAFETY: no timeout of a statement may fire into the next one; the context is the caller's.
+    unsafe {
+        disable_timeout(STATEMENT_TIMEOUT, false);
+        pg_sys::MemoryContextSwitchTo(memory);
+    }
     outcome
 }
 
