@@ -81,6 +81,14 @@ impl Pipeline {
         self.keys.as_deref().unwrap_or_default()
     }
 
+    /// Whether nothing has changed but the position of the backfill, which the worker itself moves.
+    pub fn is_declared_as(&self, other: &Pipeline) -> bool {
+        let mut other = other.clone();
+        other.backfilled = self.backfilled;
+        other.backfill_after.clone_from(&self.backfill_after);
+        *self == other
+    }
+
     /// What is wrong with it, if anything.
     pub fn trouble(&self) -> Option<Trouble> {
         let broken = |reason: String| Some(Trouble::Broken(reason));

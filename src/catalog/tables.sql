@@ -58,10 +58,11 @@ CREATE TABLE pipeline (
     CHECK (paused OR paused_reason IS NULL)
 );
 
--- Content hashes are keyed, so that they are no oracle for short texts.
+-- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
+-- older one is that of the restored vectors, and is the one that counts.
 CREATE TABLE secret (
-    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    key      bytea NOT NULL
+    key        bytea PRIMARY KEY,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 INSERT INTO secret (key)
 SELECT pg_catalog.decode(pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');

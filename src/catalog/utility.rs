@@ -178,12 +178,11 @@ unsafe fn after(node: *mut pg_sys::Node) {
     // SAFETY: each cast follows the node's tag.
     unsafe {
         match (*node).type_ {
-            T::T_TransactionStmt => {
+            T::T_TransactionStmt
                 if (*node.cast::<pg_sys::TransactionStmt>()).kind
-                    == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
-                {
-                    wake::after_commit_prepared();
-                }
+                    == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED =>
+            {
+                wake::after_commit_prepared();
             }
             T::T_CreatedbStmt | T::T_DropdbStmt => wake::after_database_change(),
             // What the worker runs on may have changed: it looks again.
@@ -195,12 +194,11 @@ unsafe fn after(node: *mut pg_sys::Node) {
             | T::T_CreateUserMappingStmt
             | T::T_AlterUserMappingStmt
             | T::T_DropUserMappingStmt => wake::after_catalog_change(),
-            T::T_GrantStmt => {
+            T::T_GrantStmt
                 if (*node.cast::<pg_sys::GrantStmt>()).objtype
-                    == pg_sys::ObjectType::OBJECT_FOREIGN_SERVER
-                {
-                    wake::after_catalog_change();
-                }
+                    == pg_sys::ObjectType::OBJECT_FOREIGN_SERVER =>
+            {
+                wake::after_catalog_change();
             }
             T::T_DropStmt => {
                 let removed = (*node.cast::<pg_sys::DropStmt>()).removeType;
@@ -324,11 +322,7 @@ unsafe fn string_node(node: *mut pg_sys::Node) -> String {
 
 unsafe fn list(list: *mut pg_sys::List) -> impl Iterator<Item = *mut std::ffi::c_void> {
     // SAFETY: a pointer list of the parser, or null (NIL).
-    let length = if list.is_null() {
-        0
-    } else {
-        unsafe { (*list).length as usize }
-    };
+    let length = unsafe { list.as_ref() }.map_or(0, |list| list.length as usize);
     (0..length).map(move |index| {
         // SAFETY: below the list's length.
         unsafe { (*(*list).elements.add(index)).ptr_value }

@@ -55,15 +55,13 @@ fn check(options: &[Option<String>], catalog: pg_sys::Oid) -> Result<()> {
         _ => Place::Elsewhere,
     };
     endpoint::validate(place, &options).map_err(to_error)?;
-    if shared::shared().is_none() && !is_admin() {
-        if let Some((name, _)) = options
-            .iter()
-            .find(|(name, _)| PROTECTED_OPTIONS.contains(&name.as_str()))
-        {
-            return Err(protected(name));
-        }
+    let protected_one = options
+        .iter()
+        .find(|(name, _)| PROTECTED_OPTIONS.contains(&name.as_str()));
+    match protected_one {
+        Some((name, _)) if shared::shared().is_none() && !is_admin() => Err(protected(name)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The refusal of a protected option.

@@ -84,11 +84,11 @@ impl Reader {
     }
 
     /// The next changes. In a READ COMMITTED transaction: the snapshot is taken first, the rows are read after it.
-    pub fn next(&mut self) -> Result<Page> {
-        with_settings(BY_INDEX, || self.next_by_index())
+    pub fn read(&mut self) -> Result<Page> {
+        with_settings(BY_INDEX, || self.read_by_index())
     }
 
-    fn next_by_index(&mut self) -> Result<Page> {
+    fn read_by_index(&mut self) -> Result<Page> {
         Spi::connect(|client| {
             if self.paging.is_none() {
                 let now = current_snapshot()?;

@@ -32,6 +32,7 @@ fn visible() -> Result<Vec<i32>> {
 
 /// The numbers that this database's worker keeps.
 #[pg_extern(volatile)]
+#[allow(clippy::type_complexity)] // the columns of an SQL function
 fn counters() -> TableIterator<
     'static,
     (

@@ -26,9 +26,12 @@ use crate::worker::process::Bell;
 /// Vectors that a session remembers: a screen's worth of searches, 1.5 MB at 1,536 dimensions.
 const REMEMBERED: usize = 256;
 
+/// A provider's number, what for, the text.
+type Asked = (usize, Purpose, String);
+
 thread_local! {
     static PROVIDERS: RefCell<Vec<(Endpoint, Arc<Provider>)>> = const { RefCell::new(Vec::new()) };
-    static VECTORS: RefCell<HashMap<(usize, Purpose, String), Arc<Vec<f32>>>> = RefCell::new(HashMap::new());
+    static VECTORS: RefCell<HashMap<Asked, Arc<Vec<f32>>>> = RefCell::new(HashMap::new());
 }
 
 #[unsafe(no_mangle)]

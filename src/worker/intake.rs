@@ -26,7 +26,7 @@ impl Leader {
     /// The change log becomes jobs.
     pub(super) fn dispatch(&mut self) -> std::result::Result<(), Failed> {
         let reader = &mut self.reader;
-        let page = transaction(|| reader.next())?;
+        let page = transaction(|| reader.read())?;
         if page.changes.is_empty() && page.complete.is_none() {
             return Ok(());
         }

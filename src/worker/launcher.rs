@@ -55,7 +55,7 @@ pub extern "C-unwind" fn recsync_launcher_main(_arg: pg_sys::Datum) {
             return;
         }
     };
-    let memory = process::RoundMemory::new();
+    let memory = process::RoundMemory::create();
     loop {
         memory.renew();
         process::reload_if_asked();

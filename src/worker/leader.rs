@@ -19,6 +19,7 @@ use crate::dispatch::jobs::{self};
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::read::Reader;
 use crate::embed::lane::Reply;
+use crate::embed::secret::SecretPolicy;
 use crate::error::{Error, Result};
 use crate::settings;
 use crate::shared::{self, Database, Presence, Shared};
@@ -52,6 +53,8 @@ pub(super) struct Leader {
     pub(super) replies: Receiver<Reply>,
     pub(super) reply_to: Sender<Reply>,
     pub(super) ringer: Arc<dyn Fn() + Send + Sync>,
+    /// Where keys may come from and requests may go, as the lanes know it.
+    pub(super) policy: SecretPolicy,
     pub(super) jitter: fastrand::Rng,
     pub(super) started: Instant,
     pub(super) busy_at: Instant,
@@ -101,10 +104,8 @@ pub extern "C-unwind" fn recsync_worker_main(database: pg_sys::Datum) {
 
 unsafe extern "C-unwind" fn sign_off(_code: std::ffi::c_int, entry: pg_sys::Datum) {
     // SAFETY: the address that recsync_worker_main registered.
-    if let (Some(entry), Some(shared)) = (
-        unsafe { entry.cast_mut_ptr::<Database>().as_ref() },
-        shared::shared(),
-    ) {
+    let entry = unsafe { entry.cast_mut_ptr::<Database>().as_ref() };
+    if let (Some(entry), Some(shared)) = (entry, shared::shared()) {
         entry.wake.follow_quietly(&shared.launcher);
         entry.worker_pid.store(0, SeqCst);
         entry.signal_progress();
@@ -151,6 +152,7 @@ impl Leader {
             replies,
             reply_to,
             ringer,
+            policy: settings::secret_policy(),
             jitter: fastrand::Rng::new(),
             started: now,
             busy_at: now,
@@ -159,7 +161,7 @@ impl Leader {
     }
 
     fn run(mut self, mut bell: Bell) {
-        let memory = process::RoundMemory::new();
+        let memory = process::RoundMemory::create();
         loop {
             memory.renew();
             process::show(Some(c"recsync: working"));
@@ -184,7 +186,9 @@ impl Leader {
 
     /// One round; false when this worker has no place here any more.
     fn round(&mut self) -> std::result::Result<bool, Failed> {
-        process::reload_if_asked();
+        if process::reload_if_asked() {
+            self.take_over_settings();
+        }
         self.database.wake.arm(); // before the log is read: a commit after that reading wakes us
         if self.database.catalog_changed.swap(false, SeqCst) && !self.load()? {
             return Ok(false);

@@ -4,17 +4,18 @@
 
 use super::leader::Leader;
 use super::process::{Failed, transaction};
-use super::running::{Running, State, broken};
+use super::running::{Lanes, Running, State, broken};
 use super::upkeep;
 use crate::catalog::{names, pipeline};
 use crate::dispatch::backfill;
-use crate::dispatch::queue::Lane as QueueLane;
+use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::render::Renderer;
 use crate::embed::lane::Lane;
 use crate::settings;
 use crate::shared::Presence;
 use crate::store::Writer;
 use pgrx::prelude::*;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
 impl Leader {
@@ -49,10 +50,12 @@ impl Leader {
         for pipeline in pipelines {
             let before = known.remove(&pipeline.id);
             let state = match before {
-                Some(State::Runs(running)) if running.pipeline == pipeline => State::Runs(running),
+                Some(State::Runs(running)) if running.pipeline.is_declared_as(&pipeline) => {
+                    State::Runs(running)
+                }
                 before => {
                     if let Some(State::Runs(mut running)) = before {
-                        self.let_go_of_ready(&mut running);
+                        let_go_of_ready(&mut self.queue, &mut running);
                     }
                     self.state_of(&pipeline, &vector_schema, &mut off)?
                 }
@@ -123,6 +126,21 @@ impl Leader {
         })))
     }
 
+    /// After a reload: lanes that were started under other rules end, with what they have in flight.
+    pub(super) fn take_over_settings(&mut self) {
+        let policy = settings::secret_policy();
+        if policy != self.policy {
+            self.policy = policy;
+            self.lanes = Lanes::default();
+            for state in self.pipelines.values_mut() {
+                if let State::Runs(mut running) = std::mem::replace(state, State::Off) {
+                    let_go_of_ready(&mut self.queue, &mut running);
+                }
+            }
+        }
+        self.database.catalog_changed.store(true, SeqCst);
+    }
+
     pub(super) fn pause(
         &mut self,
         id: i32,
@@ -132,14 +150,15 @@ impl Leader {
         log!("recsync worker: pipeline {relation} is paused, see recsync.status");
         transaction(|| upkeep::pause(id, reason))
     }
+}
 
-    pub(super) fn let_go_of_ready(&mut self, running: &mut Running) {
-        for ready in running
-            .ready
-            .drain(..)
-            .chain(running.halves.drain(..).flatten())
-        {
-            self.queue.put_back(&ready.job.row, QueueLane::Live);
-        }
+/// Texts that are ready become jobs that wait: they are rendered anew.
+fn let_go_of_ready(queue: &mut Queue, running: &mut Running) {
+    for ready in running
+        .ready
+        .drain(..)
+        .chain(running.halves.drain(..).flatten())
+    {
+        queue.put_back(&ready.job.row, QueueLane::Live);
     }
 }

@@ -134,7 +134,7 @@ pub fn show(activity: Option<&CStr>) {
 pub struct RoundMemory(pg_sys::MemoryContext);
 
 impl RoundMemory {
-    pub fn new() -> RoundMemory {
+    pub fn create() -> RoundMemory {
         // SAFETY: a child of TopMemoryContext that lives as long as the process.
         RoundMemory(unsafe {
             pg_sys::AllocSetContextCreateInternal(

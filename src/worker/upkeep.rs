@@ -31,8 +31,11 @@ pub fn installed_version() -> Result<Option<String>> {
 
 /// The key of the content hashes.
 pub fn secret() -> Result<Vec<u8>> {
-    select_one::<Vec<u8>>("SELECT key FROM recsync.secret", &[])?
-        .ok_or_else(|| Error::Internal("recsync.secret is empty".into()))
+    select_one::<Vec<u8>>(
+        "SELECT key FROM recsync.secret ORDER BY created_at LIMIT 1",
+        &[],
+    )?
+    .ok_or_else(|| Error::Internal("recsync.secret is empty".into()))
 }
 
 pub fn has_dead_letters(pipeline: i32) -> Result<bool> {

@@ -107,7 +107,7 @@ pub fn start(
     // Accepted connections inherit it: without it, an answer's last packet waits 40 ms for the
     // client's acknowledgement.
     SockRef::from(&listener)
-        .set_tcp_nodelay(false)
+        .set_tcp_nodelay(true)
         .map_err(|e| failed(&e))?;
     let server = Arc::new(Server::from_listener(listener, None).map_err(|e| failed(&e))?);
     let json = Header::from_bytes("Content-Type", "application/json")
