@@ -47,6 +47,7 @@ unsafe extern "C-unwind" fn process_utility(
     unsafe {
         let node = (*statement).utilityStmt;
         let hold = before(node).or_report();
+        let follow_up = follow_up(node);
         let run = || match PREVIOUS {
             Some(previous) => previous(
                 statement,
@@ -71,7 +72,9 @@ unsafe extern "C-unwind" fn process_utility(
         };
         run();
         drop(hold);
-        after(node);
+        if let Some(follow_up) = follow_up {
+            follow_up();
+        }
     }
 }
 
@@ -173,18 +176,18 @@ unsafe fn before(node: *mut pg_sys::Node) -> Result<Option<Hold>> {
     }
 }
 
-unsafe fn after(node: *mut pg_sys::Node) {
+/// What is to be done once the command has run. Decided before: afterwards its node may be gone.
+unsafe fn follow_up(node: *mut pg_sys::Node) -> Option<fn()> {
     use pg_sys::NodeTag as T;
     // SAFETY: each cast follows the node's tag.
     unsafe {
         match (*node).type_ {
-            T::T_TransactionStmt
-                if (*node.cast::<pg_sys::TransactionStmt>()).kind
-                    == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED =>
-            {
-                wake::after_commit_prepared();
+            T::T_TransactionStmt => {
+                let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
+                (kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED)
+                    .then_some(wake::after_commit_prepared as fn())
             }
-            T::T_CreatedbStmt | T::T_DropdbStmt => wake::after_database_change(),
+            T::T_CreatedbStmt | T::T_DropdbStmt => Some(wake::after_database_change),
             // What the worker runs on may have changed: it looks again.
             T::T_AlterTableStmt
             | T::T_RenameStmt
@@ -193,23 +196,17 @@ unsafe fn after(node: *mut pg_sys::Node) {
             | T::T_AlterForeignServerStmt
             | T::T_CreateUserMappingStmt
             | T::T_AlterUserMappingStmt
-            | T::T_DropUserMappingStmt => wake::after_catalog_change(),
-            T::T_GrantStmt
-                if (*node.cast::<pg_sys::GrantStmt>()).objtype
-                    == pg_sys::ObjectType::OBJECT_FOREIGN_SERVER =>
-            {
-                wake::after_catalog_change();
-            }
+            | T::T_DropUserMappingStmt
+            | T::T_GrantStmt => Some(wake::after_catalog_change),
             T::T_DropStmt => {
                 let removed = (*node.cast::<pg_sys::DropStmt>()).removeType;
-                if removed == pg_sys::ObjectType::OBJECT_EXTENSION {
-                    wake::after_extension_change();
-                } else {
-                    wake::after_catalog_change();
-                }
+                Some(match removed {
+                    pg_sys::ObjectType::OBJECT_EXTENSION => wake::after_extension_change,
+                    _ => wake::after_catalog_change,
+                })
             }
-            T::T_AlterExtensionStmt => wake::after_extension_change(),
-            _ => {}
+            T::T_AlterExtensionStmt => Some(wake::after_extension_change),
+            _ => None,
         }
     }
 }
