@@ -18,18 +18,18 @@ use crate::statement::Statement;
 const PAGE: i64 = 5_000;
 
 const RANGE: &str = "\
-SELECT transaction_id::text::bigint, sequence, source_id, relation, op::text, record_key::text, old_record::text
-  FROM recsync.log
- WHERE (transaction_id, sequence) > ($1::text::xid8, $2) AND transaction_id < $3::text::xid8
-   AND pg_catalog.pg_visible_in_snapshot(transaction_id, $4::pg_snapshot)
- ORDER BY transaction_id, sequence LIMIT $5";
+SELECT l.transaction_id::text::bigint, l.sequence, l.source_id, l.op::text, l.record_key::text, l.old_record::text
+  FROM recsync.log l
+ WHERE (l.transaction_id, l.sequence) > ($1::text::xid8, $2) AND l.transaction_id < $3::text::xid8
+   AND pg_catalog.pg_visible_in_snapshot(l.transaction_id, $4::pg_snapshot)
+ ORDER BY l.transaction_id, l.sequence LIMIT $5";
 
 const STRAGGLERS: &str = "\
-SELECT transaction_id::text::bigint, sequence, source_id, relation, op::text, record_key::text, old_record::text
-  FROM recsync.log
- WHERE transaction_id = ANY ($1::text::xid8[]) AND (transaction_id, sequence) > ($2::text::xid8, $3)
-   AND pg_catalog.pg_visible_in_snapshot(transaction_id, $4::pg_snapshot)
- ORDER BY transaction_id, sequence LIMIT $5";
+SELECT l.transaction_id::text::bigint, l.sequence, l.source_id, l.op::text, l.record_key::text, l.old_record::text
+  FROM recsync.log l
+ WHERE l.transaction_id = ANY ($1::text::xid8[]) AND (l.transaction_id, l.sequence) > ($2::text::xid8, $3)
+   AND pg_catalog.pg_visible_in_snapshot(l.transaction_id, $4::pg_snapshot)
+ ORDER BY l.transaction_id, l.sequence LIMIT $5";
 
 /// The log tables have no statistics, and a plan is made while they are empty: without these the planner would
 /// read and sort them as a whole.
@@ -143,11 +143,11 @@ impl Reader {
                     changes.push(Change {
                         source_id: row.get::<i32>(3)?.unwrap_or(0),
                         op: row
-                            .get::<String>(5)?
+                            .get::<String>(4)?
                             .and_then(|op| op.chars().next())
                             .unwrap_or(' '),
-                        key: key(row.get::<String>(6)?)?,
-                        old_key: key(row.get::<String>(7)?)?,
+                        key: key(row.get::<String>(5)?)?,
+                        old_key: key(row.get::<String>(6)?)?,
                     });
                 }
                 if count == room {

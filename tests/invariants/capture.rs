@@ -15,22 +15,33 @@ fn invariant_2_rolled_back_changes_and_savepoints_leave_nothing() {
 
     db.run("BEGIN; INSERT INTO item VALUES (3, 'never a'); UPDATE item SET title = 'never b' WHERE id = 1;
             DELETE FROM item WHERE id = 2; TRUNCATE item; ROLLBACK");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.change_log"), logged);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM recsync.change_log"),
+        logged
+    );
 
     db.run("BEGIN; UPDATE item SET title = 'kept' WHERE id = 1;
             SAVEPOINT s; UPDATE item SET title = 'never c' WHERE id = 2; INSERT INTO item VALUES (4, 'never d');
             ROLLBACK TO s; INSERT INTO item VALUES (5, 'kept, too'); COMMIT");
     // An exception block of PL/pgSQL is a savepoint as well.
-    db.run("DO $$ BEGIN
+    db.run(
+        "DO $$ BEGIN
               BEGIN UPDATE item SET title = 'never e' WHERE id = 1; DELETE FROM item; PERFORM 1 / 0;
               EXCEPTION WHEN division_by_zero THEN NULL; END;
-            END $$");
+            END $$",
+    );
     db.refused("INSERT INTO item VALUES (6, 'never f'), (6, 'never g')");
     db.settle("item_embedding");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.change_log"), logged + 2);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM recsync.change_log"),
+        logged + 2
+    );
     db.assert_items_in_step(&api);
     let sent = api.texts();
-    assert!(!sent.iter().any(|text| text.contains("never")), "rolled back, and sent: {sent:?}");
+    assert!(
+        !sent.iter().any(|text| text.contains("never")),
+        "rolled back, and sent: {sent:?}"
+    );
 }
 
 #[test]
@@ -48,13 +59,28 @@ fn invariant_6_update_of_an_unused_column_costs_no_log_row_no_call_and_no_write(
     db.run("UPDATE item SET title = title, stock = 7 WHERE id < 10");
     db.run("INSERT INTO item (id, title) VALUES (1, 'x') ON CONFLICT (id) DO UPDATE SET stock = 9");
     db.settle("item_embedding");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.change_log"), logged, "an unused column was logged");
-    assert_eq!(api.requests().len(), requests, "an unused column was paid for");
-    assert_eq!(db.one::<String>(STORED), stored, "an unused column made a vector be written");
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM recsync.change_log"),
+        logged,
+        "an unused column was logged"
+    );
+    assert_eq!(
+        api.requests().len(),
+        requests,
+        "an unused column was paid for"
+    );
+    assert_eq!(
+        db.one::<String>(STORED),
+        stored,
+        "an unused column made a vector be written"
+    );
 
     db.run("UPDATE item SET title = 'changed', stock = 8 WHERE id = 1");
     db.settle("item_embedding");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.change_log"), logged + 1);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM recsync.change_log"),
+        logged + 1
+    );
     assert_eq!(api.times_asked("changed"), 1);
 }
 
@@ -76,5 +102,8 @@ fn invariant_6_the_workers_own_writes_are_not_captured() {
         ["item"],
         "the worker's own writes are in the log"
     );
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.change_log"), logged + 20);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM recsync.change_log"),
+        logged + 20
+    );
 }

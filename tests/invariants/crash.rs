@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Api, Cluster, Database, PATIENCE, Sql, process, shared, wait_until};
+use crate::support::{Api, Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
 const ROWS: i32 = 120;
 
@@ -11,7 +11,9 @@ const ROWS: i32 = 120;
 fn embedded_items<'a>(cluster: &'a Cluster, api: &Api) -> Database<'a> {
     let mut db = cluster.database();
     db.items(api, "");
-    db.run(&format!("INSERT INTO item SELECT i, 'old ' || i FROM generate_series(1, {ROWS}) i"));
+    db.run(&format!(
+        "INSERT INTO item SELECT i, 'old ' || i FROM generate_series(1, {ROWS}) i"
+    ));
     db.settle("item_embedding");
     db
 }
@@ -32,9 +34,8 @@ fn invariant_1_worker_killed_while_a_request_is_in_flight_loses_nothing() {
     api.hold();
     change_items(&mut db);
     api.wait_until_held(1);
-    process::kill9(db.worker());
+    db.kill9_worker();
     api.release();
-    db.reconnect();
     db.settle("item_embedding");
     db.assert_items_in_step(&api);
     assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.dead_letter"), 0);
@@ -47,16 +48,24 @@ fn invariant_1_and_4_worker_killed_between_reply_and_commit_costs_one_call_and_n
     let mut db = embedded_items(&cluster, &api);
     let mut other = db.connect();
     let mut lock = other.transaction().unwrap();
-    lock.batch_execute("LOCK TABLE item_embedding_g1 IN SHARE MODE").unwrap();
+    lock.batch_execute("LOCK TABLE item_embedding_g1 IN SHARE MODE")
+        .unwrap();
     db.run("UPDATE item SET title = 'between' WHERE id = 1");
     db.wait_until_worker_waits_for_lock();
-    assert_eq!(api.times_asked("between"), 1, "the reply is there before the store");
-    process::kill9(db.worker());
+    assert_eq!(
+        api.times_asked("between"),
+        1,
+        "the reply is there before the store"
+    );
+    db.kill9_worker();
     drop(lock.commit());
-    db.reconnect();
     db.settle("item_embedding");
     db.assert_items_in_step(&api);
-    assert!(api.times_asked("between") <= 2, "{} calls for one text", api.times_asked("between"));
+    assert!(
+        api.times_asked("between") <= 2,
+        "{} calls for one text",
+        api.times_asked("between")
+    );
 }
 
 #[test]
@@ -82,7 +91,8 @@ fn invariant_1_whole_server_killed_between_reply_and_commit_loses_nothing() {
     let mut db = embedded_items(&cluster, &api);
     let mut other = db.connect();
     let mut lock = other.transaction().unwrap();
-    lock.batch_execute("LOCK TABLE item_embedding_g1 IN SHARE MODE").unwrap();
+    lock.batch_execute("LOCK TABLE item_embedding_g1 IN SHARE MODE")
+        .unwrap();
     change_items(&mut db);
     db.wait_until_worker_waits_for_lock();
     cluster.kill9_all();
@@ -139,16 +149,25 @@ fn invariant_1_two_databases_at_once_lose_and_mix_nothing() {
     for round in 0..20 {
         for (db, name) in databases.iter_mut().zip(names) {
             db.run(&format!("INSERT INTO item SELECT {round} * 10 + i, '{name} {round} ' || i FROM generate_series(0, 9) i"));
-            db.run(&format!("UPDATE item SET title = '{name} again ' || id WHERE id % 7 = {round} % 7"));
+            db.run(&format!(
+                "UPDATE item SET title = '{name} again ' || id WHERE id % 7 = {round} % 7"
+            ));
             db.run(&format!("DELETE FROM item WHERE id % 31 = {round}"));
         }
     }
-    for ((db, api), (name, foreign)) in databases.iter_mut().zip(&apis).zip([("left", "right"), ("right", "left")]) {
+    for ((db, api), (name, foreign)) in databases
+        .iter_mut()
+        .zip(&apis)
+        .zip([("left", "right"), ("right", "left")])
+    {
         db.settle("item_embedding");
         db.assert_items_in_step(api);
         let texts = api.texts();
         assert!(texts.iter().any(|text| text.contains(name)));
-        assert!(!texts.iter().any(|text| text.contains(foreign)), "a text of another database was sent");
+        assert!(
+            !texts.iter().any(|text| text.contains(foreign)),
+            "a text of another database was sent"
+        );
     }
 }
 
@@ -158,7 +177,9 @@ fn invariant_1_prepared_transaction_is_picked_up_when_it_is_committed_also_after
     let api = Api::start();
     let mut db = embedded_items(&cluster, &api);
     for (id, restart) in [(1, false), (2, true)] {
-        db.run(&format!("BEGIN; UPDATE item SET title = 'prepared {id}' WHERE id = {id}"));
+        db.run(&format!(
+            "BEGIN; UPDATE item SET title = 'prepared {id}' WHERE id = {id}"
+        ));
         db.run(&format!("PREPARE TRANSACTION 'p{id}'"));
         db.run("UPDATE item SET title = 'beside ' || id WHERE id > 100");
         db.settle("item_embedding");
@@ -183,9 +204,13 @@ fn second_attempt_in_flight<'a>(api: &Api) -> Database<'a> {
     db.items(api, "");
     api.fail_next(1, 418, None);
     db.run("INSERT INTO item VALUES (1, 'tried twice')");
-    wait_until(PATIENCE, "the first attempt has failed", || api.failures_left() == 0);
+    wait_until(PATIENCE, "the first attempt has failed", || {
+        api.failures_left() == 0
+    });
     api.hold();
-    wait_until(PATIENCE, "it is a job", || db.one::<String>(JOB_AND_VECTOR) == "10");
+    wait_until(PATIENCE, "it is a job", || {
+        db.one::<String>(JOB_AND_VECTOR) == "10"
+    });
     api.wait_until_held(1);
     db
 }
@@ -196,7 +221,8 @@ fn invariant_4_job_is_not_complete_before_its_vector_is_stored() {
     let mut db = second_attempt_in_flight(&api);
     let mut other = db.connect();
     let mut lock = other.transaction().unwrap();
-    lock.batch_execute("LOCK TABLE item_embedding_g1 IN SHARE MODE").unwrap();
+    lock.batch_execute("LOCK TABLE item_embedding_g1 IN SHARE MODE")
+        .unwrap();
     api.release();
     db.wait_until_worker_waits_for_lock();
     assert_eq!(db.one::<String>(JOB_AND_VECTOR), "10");
@@ -213,7 +239,8 @@ fn invariant_4_vector_is_not_visible_before_its_job_is_complete() {
     let mut db = second_attempt_in_flight(&api);
     let mut other = db.connect();
     let mut lock = other.transaction().unwrap();
-    lock.batch_execute("LOCK TABLE recsync.job IN SHARE MODE").unwrap();
+    lock.batch_execute("LOCK TABLE recsync.job IN SHARE MODE")
+        .unwrap();
     api.release();
     db.wait_until_worker_waits_for_lock();
     assert_eq!(db.one::<String>(JOB_AND_VECTOR), "10");
@@ -232,7 +259,12 @@ fn invariant_4_wait_for_is_true_only_when_the_vector_is_visible() {
         api.set_delay(Duration::from_millis(id % 7));
         db.run(&format!("INSERT INTO item VALUES ({id}, 'row {id}')"));
         db.settle("item_embedding");
-        let stored: String = db.one(&format!("SELECT COALESCE((SELECT embedding::text FROM item_embedding WHERE id = {id}), '')"));
-        assert!(api.is_vector_of(&stored, &format!("row {id}")), "row {id} is not there after wait_for");
+        let stored: String = db.one(&format!(
+            "SELECT COALESCE((SELECT embedding::text FROM item_embedding WHERE id = {id}), '')"
+        ));
+        assert!(
+            api.is_vector_of(&stored, &format!("row {id}")),
+            "row {id} is not there after wait_for"
+        );
     }
 }

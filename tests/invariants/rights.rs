@@ -25,7 +25,9 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
     assert_eq!(db.one::<i64>("SELECT count(*) FROM item_embedding"), 1);
     assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.dead_letter"), 1);
     assert_eq!(
-        db.column::<String>("SELECT DISTINCT changed_by FROM recsync.change_log WHERE sequence > 1"),
+        db.column::<String>(
+            "SELECT DISTINCT changed_by FROM recsync.change_log WHERE sequence > 1"
+        ),
         ["writer"],
         "the log says who changed"
     );
@@ -35,15 +37,40 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
           WHERE n.nspname = 'recsync' AND c.relkind IN ('r', 'v', 'm', 'S', 'p', 'f') ORDER BY 1",
     );
     assert!(relations.len() > 10, "{relations:?}");
-    let for_everybody = ["recsync.change_log", "recsync.dead_letter", "recsync.status"];
+    let for_everybody = [
+        "recsync.change_log",
+        "recsync.dead_letter",
+        "recsync.status",
+    ];
     for relation in relations {
         if for_everybody.contains(&relation.as_str()) {
-            assert_eq!(writer.one::<i64>(&format!("SELECT count(*) FROM {relation}")), 0, "{relation} shows others' rows");
+            assert_eq!(
+                writer.one::<i64>(&format!("SELECT count(*) FROM {relation}")),
+                0,
+                "{relation} shows others' rows"
+            );
         } else {
-            assert_eq!(writer.refused(&format!("SELECT * FROM {relation}")).code().code(), "42501", "{relation}");
+            assert_eq!(
+                writer
+                    .refused(&format!("SELECT * FROM {relation}"))
+                    .code()
+                    .code(),
+                "42501",
+                "{relation}"
+            );
         }
-        assert!(writer.batch_execute(&format!("DELETE FROM {relation}")).is_err(), "deletes from {relation}");
-        assert!(writer.batch_execute(&format!("INSERT INTO {relation} DEFAULT VALUES")).is_err(), "inserts into {relation}");
+        assert!(
+            writer
+                .batch_execute(&format!("DELETE FROM {relation}"))
+                .is_err(),
+            "deletes from {relation}"
+        );
+        assert!(
+            writer
+                .batch_execute(&format!("INSERT INTO {relation} DEFAULT VALUES"))
+                .is_err(),
+            "inserts into {relation}"
+        );
     }
     for query in [
         "SELECT * FROM item_embedding",
@@ -64,7 +91,11 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
     }
     let asked = api.requests().len();
     assert!(writer.batch_execute("SELECT recsync.capture_v1()").is_err());
-    assert_eq!(api.requests().len(), asked, "a role without USAGE had something sent");
+    assert_eq!(
+        api.requests().len(),
+        asked,
+        "a role without USAGE had something sent"
+    );
 }
 
 #[test]
@@ -75,47 +106,91 @@ fn invariant_13_search_shows_only_rows_that_the_caller_may_read() {
     db.run("INSERT INTO item SELECT i, 'row ' || i, i % 2 FROM generate_series(1, 10) i");
     db.settle("item_embedding");
     db.run("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN");
-    db.run("GRANT SELECT ON item TO reader; GRANT USAGE ON FOREIGN SERVER api TO reader");
+    db.run("GRANT SELECT ON item, item_embedding TO reader; GRANT USAGE ON FOREIGN SERVER api TO reader");
     db.run("ALTER TABLE item ENABLE ROW LEVEL SECURITY; CREATE POLICY even ON item TO reader USING (stock = 0)");
     let mut reader = db.connect_as("reader");
-    let found: Vec<String> = reader.column("SELECT item FROM recsync.search('item_embedding', 'row 1', k => 10) ORDER BY item::int");
-    assert_eq!(found, ["2", "4", "6", "8", "10"], "row-level security of the source holds");
+    let found: Vec<String> = reader.column(
+        "SELECT item FROM recsync.search('item_embedding', 'row 1', k => 10) ORDER BY item::int",
+    );
+    assert_eq!(
+        found,
+        ["2", "4", "6", "8", "10"],
+        "row-level security of the source holds"
+    );
 }
 
 #[test]
 fn invariant_13_key_and_row_text_are_in_no_catalog_no_log_line_and_not_in_pg_stat_activity() {
-    let cluster = Cluster::start(&[("log_min_messages", "debug1"), ("log_error_verbosity", "verbose")]);
+    let cluster = Cluster::start(&[
+        ("log_min_messages", "debug1"),
+        ("log_error_verbosity", "verbose"),
+    ]);
     let api = Api::start();
     let mut db = cluster.database();
     const TEXT: &str = "the text of a row that nobody should see";
     api.echo_in_errors();
     api.refuse_texts_with("refused", 400);
     db.items(&api, "max_attempts '2'");
-    db.run(&format!("INSERT INTO item VALUES (1, '{TEXT}'), (2, 'refused {TEXT}')"));
+    db.run(&format!(
+        "INSERT INTO item VALUES (1, '{TEXT}'), (2, 'refused {TEXT}')"
+    ));
     db.settle("item_embedding");
     // An expression that fails with the row's text in its message, and a provider that does not know the key.
     db.run("SELECT recsync.create_pipeline('number', 'item', content => '(title::int)::text', server => 'api', index => 'none')");
     db.settle("number");
     api.fail_next(1, 401, None);
-    db.run(&format!("UPDATE item SET title = '{TEXT}, again' WHERE id = 1"));
+    db.run(&format!(
+        "UPDATE item SET title = '{TEXT}, again' WHERE id = 1"
+    ));
     wait_until(PATIENCE, "the key was refused", || api.failures_left() == 0);
     let _ = db.batch_execute("SELECT recsync.embed('api', 'refused query')");
     db.run("SELECT recsync.search('item_embedding', 'something')");
 
     let sent = api.requests();
     let bearer = format!("Bearer {TEST_API_KEY}");
-    assert!(sent.iter().all(|request| request.header("authorization") == Some(bearer.as_str())), "the key was not used");
-    assert_eq!(holding(&mut db, TEST_API_KEY, &[]), Vec::<String>::new(), "relations that hold the key");
+    assert!(
+        sent.iter()
+            .all(|request| request.header("authorization") == Some(bearer.as_str())),
+        "the key was not used"
+    );
+    assert_eq!(
+        holding(&mut db, TEST_API_KEY, &[]),
+        Vec::<String>::new(),
+        "relations that hold the key"
+    );
     // The source has the text, and the dead letters say to their owner what was wrong with it.
-    let own = ["public.item", "recsync.dead_letter", "recsync.dead_letter_log"];
-    assert_eq!(holding(&mut db, TEXT, &own), Vec::<String>::new(), "relations that hold a row's text");
-    assert_eq!(db.one::<i64>(&format!("SELECT count(*) FROM recsync.dead_letter WHERE message LIKE '%{TEST_API_KEY}%'")), 0);
+    let own = [
+        "public.item",
+        "recsync.dead_letter",
+        "recsync.dead_letter_log",
+    ];
+    assert_eq!(
+        holding(&mut db, TEXT, &own),
+        Vec::<String>::new(),
+        "relations that hold a row's text"
+    );
+    assert_eq!(
+        db.one::<i64>(&format!(
+            "SELECT count(*) FROM recsync.dead_letter WHERE message LIKE '%{TEST_API_KEY}%'"
+        )),
+        0
+    );
     let log = cluster.log();
-    assert!(!log.contains(TEST_API_KEY), "the key is in the server's log");
+    assert!(
+        !log.contains(TEST_API_KEY),
+        "the key is in the server's log"
+    );
     // Statements of users that fail are logged by PostgreSQL as they are; none of these has failed.
     let lines: Vec<&str> = log.lines().filter(|line| line.contains(TEXT)).collect();
-    assert!(lines.is_empty(), "a row's text is in the server's log: {lines:#?}");
-    assert_eq!(files_with(&cluster.data_directory(), TEST_API_KEY), Vec::<String>::new(), "files that hold the key");
+    assert!(
+        lines.is_empty(),
+        "a row's text is in the server's log: {lines:#?}"
+    );
+    assert_eq!(
+        files_with(&cluster.data_directory(), TEST_API_KEY),
+        Vec::<String>::new(),
+        "files that hold the key"
+    );
 }
 
 /// The relations of the database, catalogs and views included, in which some row holds `text`.
@@ -128,8 +203,16 @@ fn holding(db: &mut Database, text: &str, but: &[&str]) -> Vec<String> {
     // Not in the query's own text: it would find itself in pg_stat_activity.
     let (start, end) = text.split_at(text.len() / 2);
     let condition = format!("strpos(t::text, concat('{start}', '{end}')) > 0");
-    let relations = relations.into_iter().filter(|relation| !but.contains(&relation.as_str()));
-    relations.filter(|relation| db.one(&format!("SELECT EXISTS (SELECT FROM {relation} t WHERE {condition})"))).collect()
+    let relations = relations
+        .into_iter()
+        .filter(|relation| !but.contains(&relation.as_str()));
+    relations
+        .filter(|relation| {
+            db.one(&format!(
+                "SELECT EXISTS (SELECT FROM {relation} t WHERE {condition})"
+            ))
+        })
+        .collect()
 }
 
 fn files_with(directory: &Path, needle: &str) -> Vec<String> {
@@ -150,6 +233,13 @@ fn files_with(directory: &Path, needle: &str) -> Vec<String> {
 fn contains(bytes: &[u8], needle: &[u8]) -> bool {
     // windows() over a cluster's files takes minutes without optimisation.
     // SAFETY: memmem reads within the two given lengths.
-    let found = unsafe { libc::memmem(bytes.as_ptr().cast(), bytes.len(), needle.as_ptr().cast(), needle.len()) };
+    let found = unsafe {
+        libc::memmem(
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            needle.as_ptr().cast(),
+            needle.len(),
+        )
+    };
     !found.is_null()
 }

@@ -25,9 +25,18 @@ fn terminated_worker_ends_at_once_in_a_slow_request_is_back_within_five_seconds_
         }
         let ended = wait_until(PATIENCE, "the worker ends", || !process::is_running(worker));
         assert!(ended < SOON, "{how}: the worker took {ended:?} to end");
-        wait_until(PATIENCE, "another worker runs", || db.worker_now().is_some_and(|pid| pid != worker));
-        println!("{how}: ended after {ended:?}, back after {:?}", started.elapsed());
-        assert!(started.elapsed() < Duration::from_secs(6), "{how}: the worker was back after {:?}", started.elapsed());
+        wait_until(PATIENCE, "another worker runs", || {
+            db.worker_now().is_some_and(|pid| pid != worker)
+        });
+        println!(
+            "{how}: ended after {ended:?}, back after {:?}",
+            started.elapsed()
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(6),
+            "{how}: the worker was back after {:?}",
+            started.elapsed()
+        );
     }
     api.release();
     db.settle("item_embedding");
@@ -44,14 +53,21 @@ fn fast_shutdown_ends_at_once_in_a_slow_request_also_of_a_search() {
     db.run("INSERT INTO item VALUES (1, 'slow')");
     api.wait_until_held(1);
     let mut client = db.connect();
-    let search = std::thread::spawn(move || client.batch_execute("SELECT recsync.search('item_embedding', 'slow, too')").is_err());
+    let search = std::thread::spawn(move || {
+        client
+            .batch_execute("SELECT recsync.search('item_embedding', 'slow, too')")
+            .is_err()
+    });
     api.wait_until_held(2);
     let took = cluster.stop_fast();
     println!("fast shutdown: {took:?}");
     assert!(took < SOON, "fast shutdown took {took:?}");
     assert!(search.join().unwrap(), "the search was cancelled");
     let log = cluster.log();
-    assert!(!log.contains("PANIC") && !log.contains("terminated by signal"), "{log}");
+    assert!(
+        !log.contains("PANIC") && !log.contains("terminated by signal"),
+        "{log}"
+    );
     cluster.start_again();
     api.release();
     db.reconnect();
@@ -70,7 +86,10 @@ fn smart_shutdown_is_not_held_up_by_the_worker() {
     drop(admin);
     process::signal(cluster.postmaster_pid(), libc::SIGTERM);
     let took = cluster.wait_until_stopped();
-    assert!(took < Duration::from_secs(5), "smart shutdown took {took:?}");
+    assert!(
+        took < Duration::from_secs(5),
+        "smart shutdown took {took:?}"
+    );
 }
 
 #[test]
@@ -82,14 +101,20 @@ fn reload_with_enabled_off_stops_requests_and_capture_goes_on_until_it_is_on_aga
     db.run("INSERT INTO item VALUES (1, 'before')");
     db.settle("item_embedding");
     cluster.set("recsync.enabled", "off");
-    wait_until(PATIENCE, "the setting is there", || db.one::<String>("SHOW recsync.enabled") == "off");
+    wait_until(PATIENCE, "the setting is there", || {
+        db.one::<String>("SHOW recsync.enabled") == "off"
+    });
     // The worker has been told in the same moment; it may have been about to send.
     db.pause(Duration::from_millis(500));
     let asked = api.requests().len();
     db.run("INSERT INTO item SELECT i, 'while off ' || i FROM generate_series(2, 40) i");
     db.run("UPDATE item SET title = 'changed while off' WHERE id = 1");
     assert!(!db.one::<bool>("SELECT recsync.wait_for('item_embedding', '1 s')"));
-    assert_eq!(api.requests().len(), asked, "a request was sent while recsync.enabled was off");
+    assert_eq!(
+        api.requests().len(),
+        asked,
+        "a request was sent while recsync.enabled was off"
+    );
     assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.change_log"), 41);
     cluster.set("recsync.enabled", "on");
     db.settle("item_embedding");
@@ -129,15 +154,21 @@ fn endless_expression_is_stopped_and_does_not_hold_up_other_pipelines() {
     let api = Api::start();
     let mut db = cluster.database();
     db.items(&api, "");
-    db.run("CREATE TABLE slow (id int PRIMARY KEY, title text);
+    db.run(
+        "CREATE TABLE slow (id int PRIMARY KEY, title text);
             CREATE FUNCTION endless(text) RETURNS text LANGUAGE plpgsql STABLE AS
-            $$ BEGIN IF $1 = 'endless' THEN LOOP END LOOP; END IF; RETURN $1; END $$");
+            $$ BEGIN IF $1 = 'endless' THEN LOOP END LOOP; END IF; RETURN $1; END $$",
+    );
     db.run("SELECT recsync.create_pipeline('slow_embedding', 'slow', content => 'endless(title)', server => 'api', index => 'none')");
     db.run("INSERT INTO slow VALUES (1, 'fine'), (2, 'endless'), (3, 'fine, too')");
     db.run("INSERT INTO item VALUES (1, 'not held up')");
     db.settle("item_embedding");
     db.assert_items_in_step(&api);
-    wait_until(Duration::from_secs(60), "the other rows are embedded", || db.one::<i64>("SELECT count(*) FROM slow_embedding") == 2);
+    wait_until(
+        Duration::from_secs(60),
+        "the other rows are embedded",
+        || db.one::<i64>("SELECT count(*) FROM slow_embedding") == 2,
+    );
 }
 
 #[test]
@@ -150,7 +181,10 @@ fn pause_stops_one_pipeline_and_resume_catches_up() {
     db.run("INSERT INTO item VALUES (1, 'one')");
     db.settle("item_embedding");
     db.run("SELECT recsync.pause('item_embedding')");
-    assert_eq!(db.one::<String>("SELECT state FROM recsync.status WHERE name LIKE '%item_embedding'"), "paused");
+    assert_eq!(
+        db.one::<String>("SELECT state FROM recsync.status WHERE name LIKE '%item_embedding'"),
+        "paused"
+    );
     db.run("UPDATE item SET title = 'while paused' WHERE id = 1; INSERT INTO item VALUES (2, 'while paused, too'); INSERT INTO other VALUES (1, 'goes on')");
     db.settle("other_embedding");
     assert_eq!(api.times_asked("while paused"), 0);
@@ -161,7 +195,10 @@ fn pause_stops_one_pipeline_and_resume_catches_up() {
 
 #[test]
 fn worker_is_not_led_astray_by_settings_of_the_database_or_cluster() {
-    let cluster = Cluster::start(&[("default_transaction_read_only", "off"), ("statement_timeout", "0")]);
+    let cluster = Cluster::start(&[
+        ("default_transaction_read_only", "off"),
+        ("statement_timeout", "0"),
+    ]);
     let api = Api::start();
     let mut db = cluster.database();
     let name = db.name.clone();
@@ -180,7 +217,9 @@ fn worker_is_not_led_astray_by_settings_of_the_database_or_cluster() {
     }
     let worker = db.worker();
     db.run(&format!("SELECT pg_terminate_backend({worker})"));
-    wait_until(PATIENCE, "another worker runs", || db.worker_now().is_some_and(|pid| pid != worker));
+    wait_until(PATIENCE, "another worker runs", || {
+        db.worker_now().is_some_and(|pid| pid != worker)
+    });
     // This connection was made before: it has none of it.
     db.server("api", &api, "");
     db.run("CREATE TABLE moment (at timestamptz PRIMARY KEY, title text)");

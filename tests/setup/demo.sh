@@ -8,7 +8,6 @@ source "$ROOT/tests/setup/model.sh"
 source "$ROOT/tests/setup/session.sh"
 
 require rust cc pip
-PG_CONFIG_GIVEN=${PG_CONFIG:-}
 private_postgres "${PG:-16}" release
 export PG_CONFIG
 use_pg_config "$PG_CONFIG"

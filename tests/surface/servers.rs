@@ -7,38 +7,136 @@ fn validator_errors_name_the_option_and_what_is_valid() {
     let mut db = shared().database();
     let good = "api 'openai', url 'http://127.0.0.1:1/v1', model 'm', dimensions '16'";
     for (options, code, wanted) in [
-        (format!("{good}, colour 'red'"), "HV00D", &["colour", "max_batch_inputs", "api_key_env"][..]),
+        (
+            format!("{good}, colour 'red'"),
+            "HV00D",
+            &["colour", "max_batch_inputs", "api_key_env"][..],
+        ),
         (good.replace("http:", "ftp:"), "HV024", &["url", "http"]),
-        (good.replace("http://", "http://user:secret@"), "HV024", &["url", "api_key_env"]),
-        (good.replace("/v1", "/v1?api_key=sk-123456789012345678901234"), "HV024", &["url"]),
+        (
+            good.replace("http://", "http://user:secret@"),
+            "HV024",
+            &["url", "api_key_env"],
+        ),
+        (
+            good.replace("/v1", "/v1?api_key=sk-123456789012345678901234"),
+            "HV024",
+            &["url"],
+        ),
         (good.replace("model 'm', ", ""), "HV00J", &["model"]),
-        (good.replace(", dimensions '16'", ""), "HV00J", &["dimensions"]),
-        (good.replace("'16'", "'-1'"), "HV024", &["dimensions", "1", "16000"]),
-        (good.replace("'16'", "'many'"), "HV024", &["dimensions", "whole number"]),
-        (format!("{good}, max_attempts '0'"), "HV024", &["max_attempts", "1", "100"]),
-        (format!("{good}, max_batch_inputs '100000'"), "HV024", &["max_batch_inputs", "2048"]),
-        (format!("{good}, read_timeout 'soon'"), "HV024", &["read_timeout", "30s"]),
-        (format!("{good}, encoding 'hex'"), "HV024", &["encoding", "base64", "float"]),
-        (format!(r#"{good}, headers '{{"Authorization": "Bearer x"}}'"#), "HV024", &["headers", "header_file"]),
-        (format!("{good}, extra_body 'no json'"), "HV024", &["extra_body", "JSON object"]),
-        (format!("{good}, api_key_file '../outside'"), "HV024", &["api_key_file"]),
-        (format!("{good}, api_key_env 'A_API_KEY', api_key_file 'a'"), "HV024", &["api_key_env", "api_key_file"]),
-        (good.replace("openai", "telepathy"), "HV024", &["telepathy", "openai", "builtin"]),
-        ("model 'm'".to_owned(), "HV00J", &["api", "openai", "builtin"]),
+        (
+            good.replace(", dimensions '16'", ""),
+            "HV00J",
+            &["dimensions"],
+        ),
+        (
+            good.replace("'16'", "'-1'"),
+            "HV024",
+            &["dimensions", "1", "16000"],
+        ),
+        (
+            good.replace("'16'", "'many'"),
+            "HV024",
+            &["dimensions", "whole number"],
+        ),
+        (
+            format!("{good}, max_attempts '0'"),
+            "HV024",
+            &["max_attempts", "1", "100"],
+        ),
+        (
+            format!("{good}, max_batch_inputs '100000'"),
+            "HV024",
+            &["max_batch_inputs", "2048"],
+        ),
+        (
+            format!("{good}, read_timeout 'soon'"),
+            "HV024",
+            &["read_timeout", "30s"],
+        ),
+        (
+            format!("{good}, encoding 'hex'"),
+            "HV024",
+            &["encoding", "base64", "float"],
+        ),
+        (
+            format!(r#"{good}, headers '{{"Authorization": "Bearer x"}}'"#),
+            "HV024",
+            &["headers", "header_file"],
+        ),
+        (
+            format!("{good}, extra_body 'no json'"),
+            "HV024",
+            &["extra_body", "JSON object"],
+        ),
+        (
+            format!("{good}, api_key_file '../outside'"),
+            "HV024",
+            &["api_key_file"],
+        ),
+        (
+            format!("{good}, api_key_env 'A_API_KEY', api_key_file 'a'"),
+            "HV024",
+            &["api_key_env", "api_key_file"],
+        ),
+        (
+            good.replace("openai", "telepathy"),
+            "HV024",
+            &["telepathy", "openai", "builtin"],
+        ),
+        (
+            "model 'm'".to_owned(),
+            "HV00J",
+            &["api", "openai", "builtin"],
+        ),
     ] {
-        let error = db.refused(&format!("CREATE SERVER s FOREIGN DATA WRAPPER recsync OPTIONS ({options})"));
+        let error = db.refused(&format!(
+            "CREATE SERVER s FOREIGN DATA WRAPPER recsync OPTIONS ({options})"
+        ));
         assert_eq!(error.code().code(), code, "{options}: {error:?}");
-        let said = format!("{} {} {}", error.message(), error.detail().unwrap_or_default(), error.hint().unwrap_or_default());
+        let said = format!(
+            "{} {} {}",
+            error.message(),
+            error.detail().unwrap_or_default(),
+            error.hint().unwrap_or_default()
+        );
         for wanted in wanted {
-            assert!(said.contains(wanted), "{options}: \"{wanted}\" is not in: {said}");
+            assert!(
+                said.contains(wanted),
+                "{options}: \"{wanted}\" is not in: {said}"
+            );
         }
-        assert!(!said.contains("sk-123456789") && !said.contains("secret@"), "a key is quoted: {said}");
+        assert!(
+            !said.contains("sk-123456789") && !said.contains("secret@"),
+            "a key is quoted: {said}"
+        );
     }
-    db.run(&format!("CREATE SERVER s FOREIGN DATA WRAPPER recsync OPTIONS ({good})"));
-    assert_eq!(db.refused("ALTER SERVER s OPTIONS (SET dimensions '0')").code().code(), "HV024");
-    assert_eq!(db.refused("ALTER SERVER s OPTIONS (DROP model)").code().code(), "HV00J");
-    assert_eq!(db.refused("CREATE USER MAPPING FOR PUBLIC SERVER s OPTIONS (url 'http://elsewhere/v1')").code().code(), "HV00D");
-    assert!(db.refused("CREATE FOREIGN TABLE t (a int) SERVER s").message().contains("recsync"));
+    db.run(&format!(
+        "CREATE SERVER s FOREIGN DATA WRAPPER recsync OPTIONS ({good})"
+    ));
+    assert_eq!(
+        db.refused("ALTER SERVER s OPTIONS (SET dimensions '0')")
+            .code()
+            .code(),
+        "HV024"
+    );
+    assert_eq!(
+        db.refused("ALTER SERVER s OPTIONS (DROP model)")
+            .code()
+            .code(),
+        "HV00J"
+    );
+    assert_eq!(
+        db.refused("CREATE USER MAPPING FOR PUBLIC SERVER s OPTIONS (url 'http://elsewhere/v1')")
+            .code()
+            .code(),
+        "HV00D"
+    );
+    assert!(
+        db.refused("CREATE FOREIGN TABLE t (a int) SERVER s")
+            .message()
+            .contains("recsync")
+    );
 }
 
 #[test]
