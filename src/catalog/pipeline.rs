@@ -38,6 +38,7 @@ pub struct Pipeline {
     captured: bool,
     keys: Option<Vec<Key>>,
     missing_column: Option<String>,
+    pub dead_letters: bool,
     pub backfilled: bool,
     pub backfill_after: Option<Vec<String>>,
     server_options: Option<Vec<(String, String)>>,
@@ -81,9 +82,10 @@ impl Pipeline {
         self.keys.as_deref().unwrap_or_default()
     }
 
-    /// Whether nothing has changed but the position of the backfill, which the worker itself moves.
+    /// Whether nothing has changed but what the worker itself changes: the backfill's position, dead letters.
     pub fn is_declared_as(&self, other: &Pipeline) -> bool {
         let mut other = other.clone();
+        other.dead_letters = self.dead_letters;
         other.backfilled = self.backfilled;
         other.backfill_after.clone_from(&self.backfill_after);
         *self == other

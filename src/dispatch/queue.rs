@@ -40,6 +40,7 @@ pub enum Lane {
 struct Entry {
     job: Job,
     ticket: Option<u64>,
+    lane: Lane,
     since: Instant,
     taken: bool,
     /// Changed again while taken: the ticket of that change.
@@ -63,6 +64,8 @@ pub enum Ticket {
 pub struct Queue {
     entries: HashMap<RowKey, Entry>,
     waiting: BTreeMap<(i32, Lane), VecDeque<RowKey>>,
+    /// Rows that were deleted while they are taken: their vector must not wait for the flight to land.
+    passing: BTreeMap<i32, Vec<RowKey>>,
     tickets: BTreeMap<u64, (Ticket, usize)>,
     next_ticket: u64,
 }
@@ -94,17 +97,28 @@ impl Queue {
             Some(entry) => {
                 entry.job.stored |= job.stored;
                 entry.job.attempt = entry.job.attempt.max(job.attempt);
-                let covered = !entry.taken || entry.again.is_some() || lane == Lane::Backfill;
-                if !covered {
-                    entry.again = Some(ticket);
-                    self.hold(ticket);
-                } else if !entry.taken && lane == Lane::Removal {
-                    // It may wait behind others: the removal's place is in front.
-                    let row = job.row;
+                let row = job.row;
+                if entry.taken {
+                    if lane == Lane::Removal {
+                        self.passing.entry(row.pipeline).or_default().push(row);
+                    }
+                    if entry.again.is_none() && lane != Lane::Backfill {
+                        entry.again = Some(ticket);
+                        self.hold(ticket);
+                    }
+                    return;
+                }
+                // It waits already: once is enough, in the more urgent place of the two.
+                if lane < entry.lane {
+                    entry.lane = lane;
                     self.waiting
                         .entry((row.pipeline, lane))
                         .or_default()
                         .push_back(row);
+                }
+                if entry.ticket.is_none() && !entry.job.stored {
+                    entry.ticket = ticket;
+                    self.hold(ticket);
                 }
             }
             None => {
@@ -114,6 +128,7 @@ impl Queue {
                     Entry {
                         job,
                         ticket,
+                        lane,
                         since: Instant::now(),
                         taken: false,
                         again: None,
@@ -148,6 +163,19 @@ impl Queue {
         taken
     }
 
+    /// Taken rows of a pipeline that were deleted since: to be looked at now, and again when they land.
+    pub fn take_passing(&mut self, pipeline: i32) -> Vec<Job> {
+        let rows = self.passing.remove(&pipeline).unwrap_or_default();
+        rows.into_iter()
+            .map(|row| Job {
+                row,
+                attempt: 0,
+                stored: false,
+                last_attempt_us: None,
+            })
+            .collect()
+    }
+
     /// Whether a taken row has changed since it was taken.
     pub fn changed_since(&self, row: &RowKey) -> bool {
         self.entries
@@ -172,6 +200,7 @@ impl Queue {
                         last_attempt_us: None,
                     },
                     ticket,
+                    lane: Lane::Live,
                     since: Instant::now(),
                     taken: false,
                     again: None,
@@ -190,6 +219,7 @@ impl Queue {
             return;
         };
         entry.taken = false;
+        entry.lane = lane;
         if let Some(ticket) = entry.again.take() {
             self.release(ticket);
         }
@@ -224,18 +254,12 @@ impl Queue {
             }
         }
         self.waiting.retain(|(of, _), _| *of != pipeline);
+        self.passing.remove(&pipeline);
         self.tickets.retain(|_, (ticket, _)| !matches!(ticket, Ticket::Backfill { pipeline: of, .. } if *of == pipeline));
     }
 
     pub fn waits(&self, pipeline: i32, lane: Lane) -> usize {
         self.waiting.get(&(pipeline, lane)).map_or(0, VecDeque::len)
-    }
-
-    pub fn len(&self, pipeline: i32) -> usize {
-        self.entries
-            .keys()
-            .filter(|row| row.pipeline == pipeline)
-            .count()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -360,6 +384,44 @@ mod tests {
             2,
             "and is not taken twice"
         );
+    }
+
+    #[test]
+    fn a_row_deleted_in_flight_is_looked_at_at_once_and_again_when_it_lands() {
+        let mut queue = Queue::default();
+        let ticket = queue.open(log("a"));
+        queue.add(row("1"), Lane::Live, Some(ticket));
+        queue.take(1, Lane::Live, 1);
+        queue.add(row("1"), Lane::Removal, Some(ticket));
+        assert_eq!(queue.take_passing(1).len(), 1);
+        assert!(queue.take_passing(1).is_empty());
+        queue.finish(&row("1"));
+        assert_eq!(queue.take(1, Lane::Live, 1).len(), 1);
+    }
+
+    #[test]
+    fn a_change_of_a_row_that_waits_without_a_ticket_holds_its_own() {
+        let mut queue = Queue::default();
+        queue.add(row("1"), Lane::Live, None);
+        let ticket = queue.open(log("a"));
+        queue.add(row("1"), Lane::Live, Some(ticket));
+        assert!(queue.finished_tickets().is_empty());
+        queue.take(1, Lane::Live, 1);
+        queue.finish(&row("1"));
+        assert_eq!(queue.finished_tickets(), [log("a")]);
+    }
+
+    #[test]
+    fn a_live_change_of_a_row_that_waits_in_a_backfill_passes_the_others() {
+        let mut queue = Queue::default();
+        for key in ["1", "2"] {
+            queue.add(row(key), Lane::Backfill, None);
+        }
+        queue.add(row("2"), Lane::Live, None);
+        queue.add(row("2"), Lane::Live, None);
+        assert_eq!(queue.waits(1, Lane::Live), 1);
+        assert_eq!(queue.take(1, Lane::Live, 10)[0].row, row("2"));
+        assert_eq!(queue.take(1, Lane::Backfill, 10).len(), 1);
     }
 
     #[test]

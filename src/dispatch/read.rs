@@ -4,10 +4,11 @@
 //! transactions that were in progress then are read as two queries, both with visibility in the new snapshot
 //! (the method of PgQ).
 
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 use super::snapshot::Snapshot;
 use crate::catalog::rights::with_settings;
@@ -180,15 +181,18 @@ impl Reader {
     }
 }
 
-/// What this moment's snapshot sees.
+/// What the active snapshot sees.
 pub fn current_snapshot() -> Result<Snapshot> {
-    crate::catalog::names::select_one::<String>(
-        "SELECT pg_catalog.pg_current_snapshot()::text",
-        &[],
-    )?
-    .unwrap_or_default()
-    .parse()
-    .map_err(Error::Internal)
+    // SAFETY: two functions of the server; the first takes nothing, the second what the first gives.
+    let text = unsafe {
+        pgrx::direct_function_call_as_datum(pg_sys::pg_current_snapshot, &[]).and_then(|snapshot| {
+            pgrx::direct_function_call::<CString>(pg_sys::pg_snapshot_out, &[Some(snapshot)])
+        })
+    };
+    text.unwrap_or_default()
+        .to_string_lossy()
+        .parse()
+        .map_err(Error::Internal)
 }
 
 /// The values as the text of their types: JSON's own numbers keep every digit.

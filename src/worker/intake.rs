@@ -40,6 +40,7 @@ impl Leader {
             self.dispatch_one(change, ticket, &mut put_down);
         }
         for (id, jobs) in put_down {
+            self.next_job.get_or_insert_with(Instant::now);
             write_down(id, &jobs, Duration::ZERO)?;
         }
         if !page.changes.is_empty() {
@@ -104,15 +105,20 @@ impl Leader {
             return Ok(());
         }
         let mut open = Vec::new();
+        let mut closed = false;
         for (id, state) in &mut self.pipelines {
-            if let Some(running) = state.running()
-                && self.queue.waits(*id, QueueLane::Live) < MOST_IN_MEMORY / 2
+            let Some(running) = state.running() else {
+                continue;
+            };
+            if self.queue.waits(*id, QueueLane::Live) < MOST_IN_MEMORY / 2
                 && self
                     .lanes
                     .get(running.lane)
                     .is_some_and(|lane| lane.breaker.open_until().is_none())
             {
                 open.push(*id);
+            } else {
+                closed = true;
             }
         }
         let (claimed, next) =
@@ -120,6 +126,10 @@ impl Leader {
         self.next_job = next.map(|next| Instant::now() + next);
         if claimed.len() == CHUNK * 4 {
             self.next_job = Some(Instant::now());
+        } else if closed {
+            // A provider that rests, or a full queue: looked at again before long.
+            let soon = Instant::now() + Duration::from_secs(1);
+            self.next_job = Some(self.next_job.map_or(soon, |next| next.min(soon)));
         }
         for job in claimed {
             self.queue.add_job(job, QueueLane::Live, None);

@@ -5,15 +5,14 @@
 use pgrx::pg_sys;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::flights::{Landed, Verdict};
 use super::leader::{Leader, is_definition, report};
 use super::process::{Failed, guard_user_code, release_user_code, transaction};
 use super::running::{Running, State};
-use super::upkeep;
 use crate::dispatch::jobs::{self, Put};
-use crate::dispatch::queue::{Job, Lane as QueueLane};
+use crate::dispatch::queue::Job;
 use crate::embed::failure::describe;
 use crate::embed::retry::backoff;
 
@@ -57,16 +56,12 @@ impl Leader {
                     let count = landed.embedded.len() as i64;
                     for embedded in &landed.embedded {
                         self.queue.finish(&embedded.job.row);
-                        if !all_written {
-                            self.queue
-                                .add(embedded.job.row.clone(), QueueLane::Live, None);
-                        }
                     }
                     for verdict in &landed.verdicts {
                         let (Verdict::Retry { job, .. } | Verdict::Bury { job, .. }) = verdict;
                         self.queue.finish(&job.row);
                     }
-                    if !landed.verdicts.is_empty() {
+                    if !landed.verdicts.is_empty() || !all_written {
                         self.next_job = Some(Instant::now());
                     }
                     if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
@@ -153,35 +148,46 @@ impl Leader {
 }
 
 /// Vectors, completions, retries and dead letters of one pipeline, in one transaction.
-fn store(running: &Running, landed: &mut Landed) -> std::result::Result<bool, Failed> {
+fn store(running: &mut Running, landed: &mut Landed) -> std::result::Result<bool, Failed> {
     let id = running.pipeline.id;
     transaction(|| {
         let mut all_written = true;
+        let mut puts = Vec::new();
         if !landed.embedded.is_empty() {
             guard_user_code()?;
             all_written = running
                 .writer
                 .write(&mut landed.embedded, &running.endpoint.model)?;
             release_user_code();
-            let stored = landed
-                .embedded
-                .iter()
-                .filter(|embedded| embedded.job.stored);
-            jobs::complete(id, stored.map(|embedded| &embedded.job.row))?;
-            if upkeep::has_dead_letters(id)? {
-                jobs::unbury(id, landed.embedded.iter().map(|embedded| &embedded.job.row))?;
+            let jobs = landed.embedded.iter().map(|embedded| &embedded.job);
+            if all_written {
+                jobs::complete(
+                    id,
+                    jobs.clone().filter(|job| job.stored).map(|job| &job.row),
+                )?;
+            } else {
+                // Somebody else has written to the relation: those rows are looked at once more.
+                puts.extend(jobs.clone().map(|job| Put {
+                    job,
+                    delay: Duration::ZERO,
+                }));
+            }
+            if running.dead_letters {
+                jobs::unbury(id, jobs.map(|job| &job.row))?;
             }
         }
-        let mut puts = Vec::new();
         for verdict in &landed.verdicts {
             match verdict {
                 Verdict::Retry { job, delay } => puts.push(Put { job, delay: *delay }),
-                Verdict::Bury { job, failure } => jobs::bury(
-                    job,
-                    failure.class.as_str(),
-                    failure.status.map(i32::from),
-                    &describe(failure),
-                )?,
+                Verdict::Bury { job, failure } => {
+                    running.dead_letters = true;
+                    jobs::bury(
+                        job,
+                        failure.class.as_str(),
+                        failure.status.map(i32::from),
+                        &describe(failure),
+                    )?;
+                }
             }
         }
         jobs::put(id, &puts)?;

@@ -201,7 +201,9 @@ impl Leader {
         if settings::enabled() {
             self.claim()?;
             self.backfill()?;
-            self.render_and_send()?;
+            if !self.is_relieved() {
+                self.render_and_send()?;
+            }
             self.sweep()?;
         }
         self.put_aside()?;
@@ -281,6 +283,11 @@ impl Leader {
         wait
     }
 
+    /// Whether other databases wait and this worker has had its turn: it sends nothing more, lands what flies, and goes.
+    fn is_relieved(&self) -> bool {
+        self.shared.waiting_databases.load(SeqCst) > 0 && self.started.elapsed() >= SHIFT
+    }
+
     /// Whether this worker leaves its slot to another database.
     fn gives_way(&mut self) -> std::result::Result<bool, Failed> {
         if self.shared.waiting_databases.load(SeqCst) == 0 || !self.flights.is_empty() {
@@ -305,7 +312,7 @@ impl Leader {
             return Ok(false);
         }
         // A busy one hands over between two rounds; what is in memory is read again from the checkpoint.
-        let over = self.started.elapsed() >= SHIFT;
+        let over = self.is_relieved();
         if over {
             self.database.gave_way.store(true, SeqCst);
             self.database.catalog_changed.store(true, SeqCst);

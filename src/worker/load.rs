@@ -122,6 +122,7 @@ impl Leader {
             ready: Default::default(),
             halves: Default::default(),
             sweep: false,
+            dead_letters: pipeline.dead_letters,
             in_flight: 0,
         })))
     }

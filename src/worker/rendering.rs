@@ -25,6 +25,7 @@ impl Leader {
             more = false;
             for turn in 0..ids.len() {
                 let id = ids[(self.first_in_turn + turn) % ids.len()];
+                self.render_passing(id)?;
                 let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
                     continue;
                 };
@@ -46,6 +47,20 @@ impl Leader {
             if self.database.catalog_changed.load(SeqCst) {
                 break;
             }
+        }
+        Ok(())
+    }
+
+    /// Rows that were deleted while their request is in flight: their old vector goes now. They stay taken.
+    fn render_passing(&mut self, id: i32) -> std::result::Result<(), Failed> {
+        let jobs = self.queue.take_passing(id);
+        let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+            return Ok(());
+        };
+        if !jobs.is_empty()
+            && let Err(failed) = render(running, &jobs, &self.secret)
+        {
+            report(Some(&running.pipeline.relation), &failed); // they are due again when they land
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ pub struct Running {
     pub halves: VecDeque<Vec<Ready>>,
     /// TRUNCATE, or the end of a backfill: vectors without a row have to be looked for.
     pub sweep: bool,
+    /// There are dead letters, which a success may make obsolete.
+    pub dead_letters: bool,
     /// Rows in flight.
     pub in_flight: usize,
 }

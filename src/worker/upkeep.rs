@@ -38,14 +38,6 @@ pub fn secret() -> Result<Vec<u8>> {
     .ok_or_else(|| Error::Internal("recsync.secret is empty".into()))
 }
 
-pub fn has_dead_letters(pipeline: i32) -> Result<bool> {
-    let found = select_one::<bool>(
-        "SELECT EXISTS (SELECT FROM recsync.dead_letter_log WHERE pipeline_id = $1)",
-        &[pipeline.into()],
-    )?;
-    Ok(found == Some(true))
-}
-
 /// Pauses a pipeline that cannot go on; the reason stands in recsync.status.
 pub fn pause(pipeline: i32, reason: &str) -> Result<()> {
     Spi::run_with_args(
@@ -58,6 +50,8 @@ pub fn pause(pipeline: i32, reason: &str) -> Result<()> {
 /// The stored checkpoint, and what is known of it in memory.
 pub struct Checkpoint {
     snapshot: Snapshot,
+    /// Where its row stands: found without the index, whose dead entries a held snapshot would pile up.
+    row: Option<String>,
     /// Reached, and not written because nothing in between concerned us.
     reached: Option<Snapshot>,
     /// Changes have been read since it was last written.
@@ -83,12 +77,13 @@ pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
             )?;
             backfill::restart(&pipelines.unwrap_or_default())?;
             let now = current_snapshot()?;
-            write(&now)?;
+            write(&now, None)?;
             now
         }
     };
     let checkpoint = Checkpoint {
         snapshot,
+        row: None,
         reached: None,
         has_changes: false,
         looked_at_log: Instant::now(),
@@ -97,16 +92,34 @@ pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
     Ok((checkpoint, from))
 }
 
-fn write(snapshot: &Snapshot) -> Result<()> {
-    Spi::run_with_args(
+/// Writes the checkpoint; `row` is where it stood. Returns where it stands now.
+fn write(snapshot: &Snapshot, row: Option<&str>) -> Result<Option<String>> {
+    if let Some(row) = row {
+        let moved = Spi::connect_mut(|client| {
+            let table = client.update(
+                "UPDATE recsync.checkpoint SET snapshot = $1::pg_snapshot WHERE ctid = $2::tid RETURNING ctid::text",
+                None,
+                &[snapshot.to_string().into(), row.into()],
+            )?;
+            if table.is_empty() {
+                Ok(None)
+            } else {
+                table.first().get_one::<String>()
+            }
+        })?;
+        if moved.is_some() {
+            return Ok(moved);
+        }
+    }
+    Ok(Spi::get_one_with_args::<String>(
         "INSERT INTO recsync.checkpoint (snapshot, system_identifier, database)
          SELECT $1::pg_snapshot, s.system_identifier, d.oid
            FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()
          ON CONFLICT (only_row) DO UPDATE
-            SET snapshot = excluded.snapshot, system_identifier = excluded.system_identifier, database = excluded.database",
+            SET snapshot = excluded.snapshot, system_identifier = excluded.system_identifier, database = excluded.database
+         RETURNING ctid::text",
         &[snapshot.to_string().into()],
-    )?;
-    Ok(())
+    )?)
 }
 
 impl Checkpoint {
@@ -132,16 +145,20 @@ impl Checkpoint {
         if reached.is_none() && slices.is_empty() {
             return Ok(false);
         }
-        transaction(|| {
+        let row = self.row.take();
+        let row = transaction(|| {
             // A lost checkpoint only means that rows are looked at again: not worth waiting for the disk.
             Spi::run("SET LOCAL synchronous_commit = off")?;
-            if let Some(reached) = &reached {
-                write(reached)?;
-            }
-            slices
-                .iter()
-                .try_for_each(|(pipeline, up_to, rows)| backfill::advance(*pipeline, *up_to, *rows))
+            let row = match &reached {
+                Some(reached) => write(reached, row.as_deref())?,
+                None => row,
+            };
+            slices.iter().try_for_each(|(pipeline, up_to, rows)| {
+                backfill::advance(*pipeline, *up_to, *rows)
+            })?;
+            Ok(row)
         })?;
+        self.row = row;
         if let Some(reached) = reached {
             self.snapshot = reached;
             self.has_changes = false;
