@@ -25,6 +25,8 @@ pub enum Error {
     NoSuchPipeline(String),
     #[error("pipeline \"{name}\" already exists with another definition")]
     PipelineDiffers { name: String, difference: String },
+    #[error("pipeline \"{0}\" already exists")]
+    PipelineExists(String),
     #[error("relation \"{0}\" already exists")]
     RelationExists(String),
     #[error("table \"{0}\" has no primary key")]
@@ -114,6 +116,10 @@ impl Error {
             Error::PipelineDiffers { difference, .. } => (
                 C::ERRCODE_DUPLICATE_OBJECT,
                 Some(format!("It differs in {difference}. Drop it first with recsync.drop_pipeline, or give the new one another name.")),
+            ),
+            Error::PipelineExists(_) => (
+                C::ERRCODE_DUPLICATE_OBJECT,
+                Some("It has the same definition: pass if_not_exists => true to accept it.".into()),
             ),
             Error::RelationExists(_) => (
                 C::ERRCODE_DUPLICATE_TABLE,

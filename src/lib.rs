@@ -81,3 +81,18 @@ pub extern "C-unwind" fn _PG_init() {
         worker::register();
     }
 }
+
+#[cfg(any(test, feature = "pg_test"))]
+#[path = "../pgrx-tests/mod.rs"]
+mod tests_in_server;
+
+/// What pgrx asks for before it runs the tests in the server.
+#[cfg(test)]
+pub mod pg_test {
+    pub fn setup(_options: Vec<&str>) {}
+
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec!["shared_preload_libraries = 'recsync'"]
+    }
+}

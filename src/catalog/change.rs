@@ -28,10 +28,6 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
         if pipeline.owner() != pg_sys::InvalidOid {
             pipeline::require_owner(&pipeline)?;
         }
-        let source = pipeline.source_oid();
-        if source != pg_sys::InvalidOid {
-            lock_in_tries(source, &pipeline.source)?;
-        }
         let last = {
             let _as = As::extension();
             Spi::get_one_with_args::<bool>(
@@ -48,6 +44,13 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
             }
         }
         if last == Some(true) {
+            if pipeline.source_oid() != pg_sys::InvalidOid {
+                lock_in_tries(
+                    pipeline.source_oid(),
+                    &pipeline.source,
+                    pg_sys::AccessExclusiveLock,
+                )?;
+            }
             unwatch(&pipeline)?;
         }
         wake::after_catalog_change();

@@ -101,19 +101,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
         )
     })?;
     let table = describe_source(wanted.source, &source_name)?;
-    let (_, relation_name) = wanted.name.rsplit_once('.').unwrap_or(("", &wanted.name));
-    let relation_name = relation_name.trim_matches('"');
-    if relation_name.is_empty() || relation_name.len() > 59 {
-        return Err(Error::argument(
-            "name",
-            format!(
-                "\"{}\" cannot be a relation's name with room for a generation's suffix",
-                wanted.name
-            ),
-            "Give 1 to 59 bytes.",
-        ));
-    }
-    let relation = format!("{}.{}", quote(&table.schema), quote(relation_name));
+    let relation_name = relation_name(&wanted.name, &table.schema)?;
+    let relation = format!("{}.{}", quote(&table.schema), quote(&relation_name));
     let vectors = format!(
         "{}.{}",
         quote(&table.schema),
@@ -178,10 +167,10 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
                         .unwrap_or(pg_sys::InvalidOid),
                 )
             }
-            difference => Err(Error::PipelineDiffers {
+            None => Err(Error::PipelineExists(relation)),
+            Some(difference) => Err(Error::PipelineDiffers {
                 name: relation,
-                difference: difference
-                    .unwrap_or_else(|| "nothing; pass if_not_exists => true to accept it".into()),
+                difference,
             }),
         };
     }
@@ -195,7 +184,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
         }
     }
 
-    lock_in_tries(wanted.source, &source_name)?;
+    lock_in_tries(wanted.source, &source_name, pg_sys::ShareRowExclusiveLock)?;
     let source_id = watch(wanted.source, &source_name, &table, &used)?;
     make_relations(
         &relation,
@@ -234,6 +223,36 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
         select_one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[relation.into()])?
             .unwrap_or(pg_sys::InvalidOid),
     )
+}
+
+/// The relation's own name in `name`, which is read like any relation's: `product_embedding`, `"Mixed"`,
+/// `shop.product_embedding`. It lives in the source's schema.
+fn relation_name(name: &str, schema: &str) -> Result<String> {
+    let parts = select_one::<Vec<String>>("SELECT pg_catalog.parse_ident($1)", &[name.into()])?;
+    let refused = |reason: String, hint: &str| Err(Error::argument("name", reason, hint));
+    let relation = match parts.as_deref() {
+        Some([relation]) => relation.clone(),
+        Some([of, relation]) if of == schema => relation.clone(),
+        Some([_, _]) => {
+            return refused(
+                format!("\"{name}\" is not in the source's schema {schema}"),
+                "A pipeline's relation lives beside its source: leave the schema out.",
+            );
+        }
+        _ => {
+            return refused(
+                format!("\"{name}\" is not a relation's name"),
+                "Give name or schema.name.",
+            );
+        }
+    };
+    if relation.is_empty() || relation.len() > 59 {
+        return refused(
+            format!("\"{relation}\" leaves no room for a generation's suffix"),
+            "Give 1 to 59 bytes.",
+        );
+    }
+    Ok(relation)
 }
 
 /// `concat_ws(newline, a, b)`: NULLs left out.

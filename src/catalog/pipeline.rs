@@ -157,14 +157,18 @@ pub fn load_all() -> Result<Vec<Pipeline>> {
     load(None)
 }
 
-/// The pipeline that `name` means, search_path applies; also one whose relation is gone, by its full name.
+/// The pipeline that `name` means: its full name as recsync.status shows it, or a name by search_path.
 pub fn find(name: &str) -> Result<Pipeline> {
-    let relation = names::resolve(name)?
-        .and_then(names::qualified)
-        .unwrap_or_else(|| name.to_owned());
-    let found = {
+    let by_name = |relation: &str| {
         let _as = As::extension();
-        load(Some(&relation))?.pop()
+        Ok::<_, Error>(load(Some(relation))?.pop())
+    };
+    if let Some(pipeline) = by_name(name)? {
+        return Ok(pipeline);
+    }
+    let found = match names::resolve(name)?.and_then(names::qualified) {
+        Some(relation) => by_name(&relation)?,
+        None => None,
     };
     found.ok_or_else(|| Error::NoSuchPipeline(name.to_owned()))
 }

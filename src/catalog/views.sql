@@ -13,15 +13,15 @@ COMMENT ON VIEW change_log IS 'Every change of a watched table: the audit, reada
 CREATE VIEW dead_letter WITH (security_barrier) AS
     SELECT p.relation AS pipeline, d.record_key, d.attempt, d.class, d.status, d.message, d.failed_at
       FROM dead_letter_log d JOIN pipeline p ON p.id = d.pipeline_id
-      LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
-     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(c.relowner, 'USAGE');
+      CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the pipeline''s owner and recsync_admin. See retry_dead_letters.';
 
 CREATE VIEW status WITH (security_barrier) AS
     SELECT 'pipeline'::text AS kind, p.relation AS name,
            CASE WHEN p.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
                 WHEN b.finished_at IS NULL AND b.pipeline_id IS NOT NULL THEN 'backfill' ELSE 'running' END AS state,
-           COALESCE(n.pending, 0) + j.jobs + l.undispatched AS pending,
+           j.jobs + GREATEST(COALESCE(n.pending, 0), l.undispatched - COALESCE(n.in_flight, 0)) AS pending,
            COALESCE(n.in_flight, 0) AS in_flight,
            d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - LEAST(l.oldest, j.oldest)), 0) AS lag_seconds,
@@ -32,7 +32,7 @@ CREATE VIEW status WITH (security_barrier) AS
       FROM pipeline p
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id
-      LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
+      CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
       CROSS JOIN (SELECT worker_missing() AS missing) w
       CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS jobs, pg_catalog.min(created_at) AS oldest FROM job WHERE pipeline_id = p.id) j
       CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead,
@@ -43,7 +43,7 @@ CREATE VIEW status WITH (security_barrier) AS
                            WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = p.source_id
                              AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
-        OR pg_catalog.pg_has_role(c.relowner, 'USAGE');
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW status IS 'One row a pipeline: state, pending, in flight, dead letters, lag, last error, and why it is paused.';
 
 GRANT SELECT ON change_log, dead_letter, status TO PUBLIC;

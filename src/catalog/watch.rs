@@ -112,14 +112,14 @@ pub fn describe_source(source: pg_sys::Oid, name: &str) -> Result<SourceTable> {
     }
 }
 
-/// SHARE ROW EXCLUSIVE on the source, as CREATE TRIGGER needs it: 20 tries of 50 ms, so that writers that queue
+/// A lock on the source, SHARE ROW EXCLUSIVE to make a trigger, ACCESS EXCLUSIVE to drop it: 20 tries of 50 ms, so that writers that queue
 /// behind it wait for 50 ms at the most.
-pub fn lock_in_tries(relation: pg_sys::Oid, name: &str) -> Result<()> {
+pub fn lock_in_tries(relation: pg_sys::Oid, name: &str, mode: u32) -> Result<()> {
     let granted = (0..20).any(|_| {
         with_settings(&[(c"lock_timeout", c"50ms")], || {
             in_subtransaction(|| {
                 // SAFETY: an ordinary lock request; it raises when lock_timeout passes.
-                unsafe { pg_sys::LockRelationOid(relation, pg_sys::ShareRowExclusiveLock as _) }
+                unsafe { pg_sys::LockRelationOid(relation, mode as _) }
             })
         })
     });

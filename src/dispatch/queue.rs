@@ -229,9 +229,9 @@ impl Queue {
             .push_front(row.clone());
     }
 
-    /// Everything of a pipeline that waits, taken at once: to be written down.
-    pub fn take_all(&mut self, pipeline: i32) -> Vec<Job> {
-        [Lane::Removal, Lane::Live, Lane::Backfill]
+    /// Every change of a pipeline that waits, taken at once: to be written down.
+    pub fn take_changes(&mut self, pipeline: i32) -> Vec<Job> {
+        [Lane::Removal, Lane::Live]
             .into_iter()
             .flat_map(|lane| self.take(pipeline, lane, usize::MAX))
             .collect()
@@ -275,7 +275,12 @@ impl Queue {
         let mut pipelines: Vec<i32> = self
             .entries
             .values()
-            .filter(|entry| !entry.taken && entry.ticket.is_some() && entry.since.elapsed() > age)
+            .filter(|entry| {
+                !entry.taken
+                    && entry.ticket.is_some()
+                    && entry.lane != Lane::Backfill
+                    && entry.since.elapsed() > age
+            })
             .map(|entry| entry.job.row.pipeline)
             .collect();
         pipelines.sort_unstable();

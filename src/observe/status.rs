@@ -20,6 +20,15 @@ type Numbers = (
     Option<TimestampWithTimeZone>,
 );
 
+/// The owner of a pipeline's relation, whatever schema it is in; NULL where it is gone.
+#[pg_extern(stable, strict)]
+fn owner_of(relation: &str) -> Option<pg_sys::Oid> {
+    const OWNER: &str =
+        "SELECT relowner FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
+    let _as = As::extension();
+    select_one::<pg_sys::Oid>(OWNER, &[relation.into()]).or_report()
+}
+
 /// The pipelines whose numbers the caller may see: all of them for pg_monitor and recsync_admin, otherwise their own.
 fn visible() -> Result<Vec<i32>> {
     const VISIBLE: &str = "SELECT pg_catalog.array_agg(p.id) FROM recsync.pipeline p LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
@@ -109,8 +118,9 @@ fn worker_missing() -> Option<String> {
 extension_sql!(
     r#"
 COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines that the caller may see; see recsync.status.';
+COMMENT ON FUNCTION owner_of(text) IS 'The owner of a pipeline''s relation; for the views of recsync.';
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
 "#,
     name = "status_rights",
-    requires = [counters, worker_missing]
+    requires = [counters, worker_missing, owner_of]
 );

@@ -17,9 +17,10 @@ use crate::dispatch::snapshot::Snapshot;
 use crate::error::{Error, OrReport, Result};
 use crate::shared::{self, Database};
 
-/// Nothing of the pipeline that was there before `$2` is left to do.
+/// Nothing of the pipeline that was put aside before `$2` is left to do, and it is not paused.
 const NOTHING_LEFT: &str = "\
 SELECT NOT EXISTS (SELECT FROM recsync.job WHERE pipeline_id = $1 AND created_at <= $2)
+   AND EXISTS (SELECT FROM recsync.pipeline WHERE id = $1 AND NOT paused)
    AND NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NULL)";
 
 #[pg_extern(sql = r#"
@@ -66,12 +67,10 @@ fn wait_until(
     target: &Snapshot,
     deadline: Instant,
 ) -> Result<bool> {
-    // SAFETY: the server's clock.
-    let called_at = unsafe {
-        TimestampWithTimeZone::from_datum(pg_sys::Datum::from(pg_sys::GetCurrentTimestamp()), false)
-    };
+    // When the checkpoint first covered the call: whatever it stands for is done by then, or is a job.
+    let mut covered_at = None;
     loop {
-        if is_reached(pipeline, target, called_at)? {
+        if is_reached(pipeline, target, &mut covered_at)? {
             return Ok(true);
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -88,21 +87,28 @@ fn wait_until(
 fn is_reached(
     pipeline: i32,
     target: &Snapshot,
-    called_at: Option<TimestampWithTimeZone>,
+    covered_at: &mut Option<TimestampWithTimeZone>,
 ) -> Result<bool> {
     // SAFETY: a snapshot of now, popped below; an ERROR's abort pops it, too.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
     let reached = (|| {
         let _as = As::extension();
-        let checkpoint =
-            select_one::<String>("SELECT snapshot::text FROM recsync.checkpoint", &[])?;
-        let checkpoint: Snapshot = checkpoint
-            .unwrap_or_default()
-            .parse()
-            .map_err(Error::Internal)?;
-        Ok(checkpoint.covers(target)
-            && select_one::<bool>(NOTHING_LEFT, &[pipeline.into(), called_at.into()])?
-                == Some(true))
+        if covered_at.is_none() {
+            let checkpoint =
+                select_one::<String>("SELECT snapshot::text FROM recsync.checkpoint", &[])?;
+            let checkpoint: Snapshot = checkpoint
+                .unwrap_or_default()
+                .parse()
+                .map_err(Error::Internal)?;
+            if !checkpoint.covers(target) {
+                return Ok(false);
+            }
+            *covered_at = select_one("SELECT pg_catalog.clock_timestamp()", &[])?;
+        }
+        Ok(
+            select_one::<bool>(NOTHING_LEFT, &[pipeline.into(), (*covered_at).into()])?
+                == Some(true),
+        )
     })();
     // SAFETY: pops the snapshot pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::ffi::c_int;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::catalog::{pipeline, server};
 use crate::embed::endpoint::{Endpoint, Purpose};
@@ -18,6 +18,7 @@ use crate::embed::failure::Failure;
 use crate::embed::lane::with_signals_blocked;
 use crate::embed::openai::Embeddings;
 use crate::embed::provider::Provider;
+use crate::embed::secret::SecretPolicy;
 use crate::error::{Error, OrReport, Result};
 use crate::settings;
 use crate::store::vector;
@@ -26,11 +27,13 @@ use crate::worker::process::Bell;
 /// Vectors that a session remembers: a screen's worth of searches, 1.5 MB at 1,536 dimensions.
 const REMEMBERED: usize = 256;
 
+/// What a provider was made by: its options, the settings for keys and hosts, the time limit.
+type Rules = (Endpoint, SecretPolicy, Duration);
 /// A provider's number, what for, the text.
 type Asked = (usize, Purpose, String);
 
 thread_local! {
-    static PROVIDERS: RefCell<Vec<(Endpoint, Arc<Provider>)>> = const { RefCell::new(Vec::new()) };
+    static PROVIDERS: RefCell<Vec<(Rules, Arc<Provider>)>> = const { RefCell::new(Vec::new()) };
     static VECTORS: RefCell<HashMap<Asked, Arc<Vec<f32>>>> = RefCell::new(HashMap::new());
 }
 
@@ -118,16 +121,21 @@ pub fn vector_of(server: &str, input: &str, purpose: Purpose) -> Result<Arc<Vec<
     Ok(vector)
 }
 
-/// The connection of an endpoint, kept for the session; and its number.
+/// The connection of an endpoint, kept for the session until a setting or option changes; and its number.
 fn provider(endpoint: &Endpoint) -> (usize, Arc<Provider>) {
+    let rules = (
+        endpoint.clone(),
+        settings::secret_policy(),
+        settings::embed_timeout(),
+    );
     PROVIDERS.with_borrow_mut(|providers| {
-        if let Some(number) = providers.iter().position(|(known, _)| known == endpoint) {
+        if let Some(number) = providers.iter().position(|(known, _)| *known == rules) {
             return (number, providers[number].1.clone());
         }
         let mut bounded = endpoint.clone();
-        bounded.total_timeout = bounded.total_timeout.min(settings::embed_timeout());
-        let provider = Arc::new(Provider::new(bounded, settings::secret_policy()));
-        providers.push((endpoint.clone(), provider.clone()));
+        bounded.total_timeout = bounded.total_timeout.min(rules.2);
+        let provider = Arc::new(Provider::new(bounded, rules.1.clone()));
+        providers.push((rules, provider.clone()));
         (providers.len() - 1, provider)
     })
 }

@@ -70,7 +70,7 @@ impl Leader {
                     .store(unsafe { pg_sys::GetCurrentTimestamp() }, SeqCst);
             }
             if change.op == 'T' {
-                running.sweep = true;
+                running.sweep = Some(Instant::now());
                 continue;
             }
             let lane = if change.op == 'D' {
@@ -114,7 +114,7 @@ impl Leader {
                 && self
                     .lanes
                     .get(running.lane)
-                    .is_some_and(|lane| lane.breaker.open_until().is_none())
+                    .is_some_and(|lane| lane.rests_until().is_none())
             {
                 open.push(*id);
             } else {
@@ -193,7 +193,7 @@ impl Leader {
             return Ok(());
         }
         for id in self.queue.older_than(PATIENCE) {
-            let jobs = self.queue.take_all(id);
+            let jobs = self.queue.take_changes(id);
             write_down(id, &jobs, Duration::ZERO)?;
             for job in jobs {
                 self.queue.finish(&job.row);
@@ -207,8 +207,8 @@ impl Leader {
             let blocked = self
                 .lanes
                 .get(running.lane)
-                .is_some_and(|lane| lane.breaker.open_until().is_some());
-            if !blocked || running.ready_count() == 0 || self.busy_at.elapsed() < PATIENCE {
+                .is_some_and(|lane| lane.rests_until().is_some());
+            if !blocked || running.ready_count() == 0 || running.ready_for() < PATIENCE {
                 continue;
             }
             let ready: Vec<Ready> = running
@@ -238,7 +238,7 @@ impl Leader {
             } = ticket
                 && let Some(running) = self.pipelines.get_mut(pipeline).and_then(State::running)
             {
-                running.sweep = true;
+                running.sweep = Some(Instant::now());
                 self.checkpoint.has_changes = true;
             }
         }

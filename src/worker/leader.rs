@@ -4,7 +4,7 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -42,6 +42,8 @@ pub(super) struct Leader {
     pub(super) suspended: bool,
     /// A pipeline's triggers are not there (yet): it is looked at again before long.
     pub(super) restoring: bool,
+    /// Pipelines that have not run yet and lack something, since when.
+    pub(super) incomplete_since: HashMap<i32, Instant>,
     pub(super) secret: Vec<u8>,
     pub(super) pipelines: BTreeMap<i32, State>,
     pub(super) lanes: Lanes,
@@ -141,6 +143,7 @@ impl Leader {
             database,
             suspended: false,
             restoring: false,
+            incomplete_since: HashMap::new(),
             secret: Vec::new(),
             pipelines: BTreeMap::new(),
             lanes: Lanes::default(),
@@ -215,6 +218,10 @@ impl Leader {
     fn publish(&self) {
         for (id, state) in &self.pipelines {
             let State::Runs(running) = state else {
+                if let Some(counters) = self.shared.counters(self.database_oid(), *id) {
+                    counters.pending.store(0, SeqCst);
+                    counters.in_flight.store(0, SeqCst);
+                }
                 continue;
             };
             let Some(counters) = self.shared.counters_or_new(self.database_oid(), *id) else {
@@ -234,6 +241,7 @@ impl Leader {
     /// How long nothing is due.
     fn idle_time(&mut self) -> Duration {
         let now = Instant::now();
+        let relieved = self.is_relieved();
         let mut wait = FALLBACK;
         if self.suspended {
             return wait;
@@ -252,26 +260,32 @@ impl Leader {
                 let Some(running) = state.running() else {
                     continue;
                 };
-                let waits = !running.is_full()
-                    && [QueueLane::Live, QueueLane::Backfill]
-                        .iter()
-                        .any(|lane| self.queue.waits(*id, *lane) > 0);
-                if waits
-                    || running.sweep
-                    || (!running.pipeline.backfilled && !self.queue.has_slice(*id))
-                {
+                let waits = self.queue.waits(*id, QueueLane::Removal) > 0
+                    || !running.is_full()
+                        && [QueueLane::Live, QueueLane::Backfill]
+                            .iter()
+                            .any(|lane| self.queue.waits(*id, *lane) > 0);
+                if let Some(at) = running.sweep {
+                    wait = wait.min(at.saturating_duration_since(now));
+                }
+                if relieved {
+                    continue; // only what flies is waited for, and that rings the bell
+                }
+                if waits || (!running.pipeline.backfilled && !self.queue.has_slice(*id)) {
                     return Duration::ZERO;
                 }
                 let open = self
                     .lanes
                     .get(running.lane)
-                    .and_then(|lane| lane.breaker.open_until());
+                    .and_then(|lane| lane.rests_until());
                 if let (Some(until), true) = (open, running.ready_count() > 0) {
-                    wait = wait
-                        .min(until.saturating_duration_since(now) + Duration::from_millis(1))
-                        .min(PATIENCE);
+                    wait =
+                        wait.min(until.saturating_duration_since(now) + Duration::from_millis(1));
                 }
             }
+        }
+        if !self.queue.is_empty() {
+            wait = wait.min(PATIENCE); // to write down what cannot be sent
         }
         if self.restoring {
             self.database.catalog_changed.store(true, SeqCst);

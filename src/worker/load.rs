@@ -4,8 +4,9 @@
 
 use super::leader::Leader;
 use super::process::{Failed, transaction};
-use super::running::{Lanes, Running, State, broken};
+use super::running::{Lanes, Running, State};
 use super::upkeep;
+use crate::catalog::pipeline::Trouble;
 use crate::catalog::{names, pipeline};
 use crate::dispatch::backfill;
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
@@ -16,7 +17,10 @@ use crate::shared::Presence;
 use crate::store::Writer;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a pipeline that has not run yet may lack its table, key or triggers: a restore may be under way.
+const RESTORE: Duration = Duration::from_secs(60);
 
 impl Leader {
     /// Loads what is declared. False when the extension is gone.
@@ -54,10 +58,16 @@ impl Leader {
                     State::Runs(running)
                 }
                 before => {
+                    let mut model = None;
                     if let Some(State::Runs(mut running)) = before {
                         let_go_of_ready(&mut self.queue, &mut running);
+                        model = Some(running.endpoint.model);
                     }
-                    self.state_of(&pipeline, &vector_schema, &mut off)?
+                    let state = self.state_of(&pipeline, &vector_schema, model)?;
+                    if matches!(state, State::Off) {
+                        off.push(pipeline.id);
+                    }
+                    state
                 }
             };
             self.pipelines.insert(pipeline.id, state);
@@ -77,30 +87,48 @@ impl Leader {
         Ok(true)
     }
 
-    pub(super) fn state_of(
+    /// `model`: the one by which it has run in this worker until now.
+    fn state_of(
         &mut self,
         pipeline: &pipeline::Pipeline,
         vector_schema: &str,
-        off: &mut Vec<i32>,
+        model: Option<String>,
     ) -> std::result::Result<State, Failed> {
         if pipeline.paused {
-            off.push(pipeline.id);
             return Ok(State::Off);
         }
-        if let Some(reason) = broken(pipeline) {
-            self.pause(pipeline.id, &pipeline.relation, &reason)?;
-            off.push(pipeline.id);
+        if let Some(trouble) = pipeline.trouble() {
+            // While a restore is under way, tables, keys and triggers come one after the other.
+            let since = *self
+                .incomplete_since
+                .entry(pipeline.id)
+                .or_insert_with(Instant::now);
+            match trouble {
+                Trouble::Broken(reason) if model.is_some() || since.elapsed() > RESTORE => {
+                    self.pause(pipeline.id, &pipeline.relation, &reason)?;
+                }
+                _ => {
+                    self.restoring = true;
+                    transaction(|| backfill::restart(&[pipeline.id]))?;
+                }
+            }
             return Ok(State::Off);
         }
-        if pipeline.trouble().is_some() {
-            off.push(pipeline.id);
-            self.restoring = true;
-            transaction(|| backfill::restart(&[pipeline.id]))?;
-            return Ok(State::Off);
-        }
-        let Ok(endpoint) = pipeline.endpoint() else {
-            return Ok(State::Off);
+        self.incomplete_since.remove(&pipeline.id);
+        let endpoint = match pipeline.endpoint() {
+            Ok(endpoint) => endpoint,
+            Err(reason) => {
+                self.pause(pipeline.id, &pipeline.relation, &reason)?;
+                return Ok(State::Off);
+            }
         };
+        let mut pipeline = pipeline.clone();
+        if model.is_some_and(|model| model != endpoint.model) {
+            // Two models in one relation cannot be compared: every row is embedded anew.
+            transaction(|| backfill::restart(&[pipeline.id]))?;
+            pipeline.backfilled = false;
+            pipeline.backfill_after = None;
+        }
         let (reply_to, ringer) = (self.reply_to.clone(), self.ringer.clone());
         let lane = self
             .lanes
@@ -114,15 +142,15 @@ impl Leader {
                 )
             });
         Ok(State::Runs(Box::new(Running {
-            renderer: Renderer::new(pipeline),
-            writer: Writer::new(pipeline, vector_schema),
-            pipeline: pipeline.clone(),
+            renderer: Renderer::new(&pipeline),
+            writer: Writer::new(&pipeline, vector_schema),
+            dead_letters: pipeline.dead_letters,
+            pipeline,
             endpoint,
             lane,
             ready: Default::default(),
             halves: Default::default(),
-            sweep: false,
-            dead_letters: pipeline.dead_letters,
+            sweep: None,
             in_flight: 0,
         })))
     }

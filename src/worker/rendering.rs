@@ -11,7 +11,7 @@ use super::leader::{CHUNK, Leader, is_definition, report};
 use super::process::{Failed, guard_user_code, release_user_code, transaction};
 use super::running::{Ready, Running, State};
 use crate::dispatch::jobs;
-use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey};
+use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::dispatch::render::Rendered;
 
 impl Leader {
@@ -85,6 +85,7 @@ impl Leader {
                                 text,
                                 hash,
                                 stored_hash,
+                                since: Instant::now(),
                             });
                         }
                     }
@@ -134,19 +135,19 @@ impl Leader {
             let Some(running) = state.running() else {
                 continue;
             };
-            while running.sweep {
+            while running.sweep.is_some_and(|at| at <= Instant::now()) {
                 let renderer = &running.renderer;
                 let swept = transaction(|| {
                     guard_user_code()?;
                     renderer.remove_orphans()
                 });
-                match swept {
-                    Ok(more) => running.sweep = more,
+                running.sweep = match swept {
+                    Ok(more) => more.then(Instant::now),
                     Err(failed) => {
                         report(Some(&running.pipeline.relation), &failed);
-                        break;
+                        Some(Instant::now() + Duration::from_secs(5))
                     }
-                }
+                };
             }
         }
         Ok(())
@@ -169,11 +170,12 @@ fn render(
             .iter()
             .zip(&rendered)
             .filter(|(_, rendered)| !matches!(rendered, Rendered::Text { .. }));
-        let rows: Vec<&RowKey> = done
-            .filter(|(job, _)| job.stored)
-            .map(|(job, _)| &job.row)
-            .collect();
-        jobs::complete(running.pipeline.id, rows.iter().copied())?;
+        let done: Vec<&Job> = done.map(|(job, _)| job).collect();
+        let stored = done.iter().filter(|job| job.stored);
+        jobs::complete(running.pipeline.id, stored.map(|job| &job.row))?;
+        if running.dead_letters {
+            jobs::unbury(running.pipeline.id, done.iter().map(|job| &job.row))?;
+        }
         Ok(rendered)
     })
 }

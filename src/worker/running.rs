@@ -3,8 +3,9 @@
 //! It never waits: what cannot go on now stays where it is for the next round.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
-use crate::catalog::pipeline::{Pipeline, Trouble};
+use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::queue::Job;
 use crate::dispatch::render::Renderer;
 use crate::embed::endpoint::Endpoint;
@@ -19,6 +20,7 @@ pub struct Ready {
     pub text: String,
     pub hash: Vec<u8>,
     pub stored_hash: Option<Vec<u8>>,
+    pub since: Instant,
 }
 
 pub struct Running {
@@ -32,7 +34,8 @@ pub struct Running {
     /// Halves of a batch that failed: sent as they are, before what is ready.
     pub halves: VecDeque<Vec<Ready>>,
     /// TRUNCATE, or the end of a backfill: vectors without a row have to be looked for.
-    pub sweep: bool,
+    /// When; a failure puts it off.
+    pub sweep: Option<Instant>,
     /// There are dead letters, which a success may make obsolete.
     pub dead_letters: bool,
     /// Rows in flight.
@@ -43,6 +46,18 @@ impl Running {
     /// Texts that are rendered and not sent: bounded, so that a provider that is down fills no memory.
     pub fn is_full(&self) -> bool {
         self.ready_count() >= 4 * self.endpoint.max_batch_inputs
+    }
+
+    /// How long the oldest text that is ready has waited for its server.
+    pub fn ready_for(&self) -> Duration {
+        let oldest = self
+            .ready
+            .front()
+            .into_iter()
+            .chain(self.halves.iter().flatten())
+            .map(|ready| ready.since)
+            .min();
+        oldest.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     pub fn ready_count(&self) -> usize {
@@ -64,6 +79,15 @@ pub struct ServerLane {
     pub breaker: Breaker,
     endpoint: Endpoint,
     owner: u32,
+}
+
+impl ServerLane {
+    /// Until when the server is left alone; `None` when it may be asked.
+    pub fn rests_until(&self) -> Option<Instant> {
+        self.breaker
+            .open_until()
+            .filter(|until| *until > Instant::now())
+    }
 }
 
 /// Lanes by number; a server whose options change gets a new one.
@@ -117,14 +141,5 @@ impl State {
             State::Runs(running) => Some(running),
             State::Off => None,
         }
-    }
-}
-
-/// Why a pipeline must be paused, if it must.
-pub fn broken(pipeline: &Pipeline) -> Option<String> {
-    match pipeline.trouble() {
-        Some(Trouble::Broken(reason)) => Some(reason),
-        Some(Trouble::Restoring) => None,
-        None => pipeline.endpoint().err(),
     }
 }

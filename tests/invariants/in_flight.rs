@@ -117,13 +117,15 @@ fn invariant_5_delete_truncate_null_and_key_change_while_the_request_is_in_fligh
     db.items(&api, "");
     db.run("INSERT INTO item SELECT i, 'was there ' || i FROM generate_series(1, 3) i");
     db.settle("item_embedding");
-    for (change, left) in [
+    let changes = [
         ("DELETE FROM item WHERE id > 1", 1),
         ("UPDATE item SET title = NULL WHERE id > 1", 1),
         ("UPDATE item SET title = '' WHERE id > 1", 1),
         ("UPDATE item SET id = id + 100 WHERE id > 1", 5),
         ("TRUNCATE item", 0),
-    ] {
+    ];
+    // The reply comes at the same time as the change, or when the worker has long dealt with it.
+    for (pause, (change, left)) in changes.map(|change| [(0, change), (300, change)]).concat() {
         db.run(
             "INSERT INTO item SELECT i, 'there again ' || i FROM generate_series(1, 3) i
                 ON CONFLICT (id) DO UPDATE SET title = excluded.title",
@@ -134,13 +136,14 @@ fn invariant_5_delete_truncate_null_and_key_change_while_the_request_is_in_fligh
         db.run("INSERT INTO item SELECT i, 'new and held ' || i FROM generate_series(4, 5) i");
         api.wait_until_held(1);
         db.run(change);
+        db.pause(Duration::from_millis(pause));
         api.release();
         db.settle("item_embedding");
         db.assert_items_in_step(&api);
         assert_eq!(
             db.one::<i64>("SELECT count(*) FROM item_embedding"),
             left,
-            "after {change}"
+            "after {change} and {pause} ms"
         );
         db.run("DELETE FROM item WHERE id <> 1");
         db.settle("item_embedding");

@@ -21,12 +21,15 @@ pub struct Api {
     port: u16,
 }
 
+/// Names in lower case, and values.
+pub type Headers = Vec<(String, String)>;
+
 /// A request as it came in.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub at: Instant,
     pub inputs: Vec<String>,
-    pub headers: Vec<(String, String)>,
+    pub headers: Headers,
 }
 
 impl Request {
@@ -277,7 +280,7 @@ impl State {
         }
     }
 
-    fn answer(&self, headers: Vec<(String, String)>, body: &[u8]) -> (u16, Option<u64>, Value) {
+    fn answer(&self, headers: Headers, body: &[u8]) -> (u16, Option<u64>, Value) {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let inputs: Vec<String> = match &body["input"] {
             Value::String(input) => vec![input.clone()],
@@ -352,7 +355,7 @@ impl State {
     }
 }
 
-fn read_request(reader: &mut impl BufRead) -> Option<(Vec<(String, String)>, Vec<u8>)> {
+fn read_request(reader: &mut impl BufRead) -> Option<(Headers, Vec<u8>)> {
     let mut line = String::new();
     reader
         .read_line(&mut line)
