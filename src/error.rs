@@ -57,6 +57,8 @@ pub enum Error {
     FixedSnapshot(&'static str),
     #[error("cannot be done on a standby server")]
     Recovery,
+    #[error("pipeline \"{0}\" is paused")]
+    Paused(String),
     #[error("embedding failed: {message}")]
     Embedding {
         class: &'static str,
@@ -156,6 +158,10 @@ impl Error {
             Error::Recovery => {
                 (C::ERRCODE_READ_ONLY_SQL_TRANSACTION, Some("Call it on the primary.".into()))
             }
+            Error::Paused(_) => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("recsync.status says why; recsync.resume lets it run again.".into()),
+            ),
             Error::Embedding { class, .. } => (
                 C::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
                 Some(format!("The failure is of class {class}; see the server's options and its provider.")),

@@ -72,6 +72,8 @@ pub struct Counters {
     pub embedded: AtomicI64,
     pub requests: AtomicI64,
     pub tokens: AtomicI64,
+    /// The last reply's failure: class (1 to 4) × 1000 + HTTP status; 0 after a success.
+    pub failure: AtomicI64,
     pub last_embedded_us: AtomicI64,
     pub last_change_us: AtomicI64,
 }
@@ -247,6 +249,7 @@ impl Shared {
                         &counters.embedded,
                         &counters.requests,
                         &counters.tokens,
+                        &counters.failure,
                         &counters.last_embedded_us,
                         &counters.last_change_us,
                     ] {

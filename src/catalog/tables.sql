@@ -6,7 +6,11 @@ DECLARE
     members bigint;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'recsync_admin') THEN
-        CREATE ROLE recsync_admin NOLOGIN;
+        BEGIN
+            CREATE ROLE recsync_admin NOLOGIN;
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN
+            NULL; -- another database's CREATE EXTENSION was quicker
+        END;
     ELSE
         SELECT pg_catalog.count(*) INTO members
           FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles r ON r.oid = m.roleid

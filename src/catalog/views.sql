@@ -28,7 +28,7 @@ CREATE VIEW status WITH (security_barrier) AS
            b.done AS backfilled,
            COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
            n.last_change, n.last_embedded,
-           d.last_error, p.paused_reason, w.missing AS waiting_for
+           COALESCE(n.failure, d.last_error) AS last_error, p.paused_reason, w.missing AS waiting_for
       FROM pipeline p
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id

@@ -163,6 +163,20 @@ impl Queue {
         taken
     }
 
+    /// A change of every row at once (TRUNCATE): what is taken is due again when it lands.
+    pub fn touch_taken(&mut self, pipeline: i32, ticket: Option<u64>) {
+        let mut touched = 0;
+        for entry in self.entries.values_mut() {
+            if entry.job.row.pipeline == pipeline && entry.taken && entry.again.is_none() {
+                entry.again = Some(ticket);
+                touched += 1;
+            }
+        }
+        for _ in 0..touched {
+            self.hold(ticket);
+        }
+    }
+
     /// Taken rows of a pipeline that were deleted since: to be looked at now, and again when they land.
     pub fn take_passing(&mut self, pipeline: i32) -> Vec<Job> {
         let rows = self.passing.remove(&pipeline).unwrap_or_default();
@@ -402,6 +416,28 @@ mod tests {
         assert!(queue.take_passing(1).is_empty());
         queue.finish(&row("1"));
         assert_eq!(queue.take(1, Lane::Live, 1).len(), 1);
+    }
+
+    #[test]
+    fn a_truncate_makes_every_taken_row_due_again() {
+        let mut queue = Queue::default();
+        let first = queue.open(log("a"));
+        for key in ["1", "2", "3"] {
+            queue.add(row(key), Lane::Live, Some(first));
+        }
+        queue.take(1, Lane::Live, 2);
+        let second = queue.open(log("b"));
+        queue.touch_taken(1, Some(second));
+        for key in ["1", "2"] {
+            assert!(queue.changed_since(&row(key)));
+            queue.finish(&row(key));
+        }
+        assert_eq!(queue.take(1, Lane::Live, 10).len(), 3);
+        for key in ["3", "1", "2"] {
+            assert!(queue.finished_tickets().len() < 2);
+            queue.finish(&row(key));
+        }
+        assert_eq!(queue.finished_tickets(), [log("b")]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use crate::catalog::names::select_one;
 use crate::catalog::rights::As;
+use crate::embed::failure::Class;
 use crate::error::{OrReport, Result};
 use crate::shared;
 
@@ -16,6 +17,7 @@ type Numbers = (
     i64,
     i64,
     i64,
+    Option<String>,
     Option<TimestampWithTimeZone>,
     Option<TimestampWithTimeZone>,
 );
@@ -51,6 +53,7 @@ fn counters() -> TableIterator<
         name!(embedded, i64),
         name!(requests, i64),
         name!(tokens, i64),
+        name!(failure, Option<String>),
         name!(last_change, Option<TimestampWithTimeZone>),
         name!(last_embedded, Option<TimestampWithTimeZone>),
     ),
@@ -71,12 +74,28 @@ fn counters() -> TableIterator<
                 counters.embedded.load(SeqCst),
                 counters.requests.load(SeqCst),
                 counters.tokens.load(SeqCst),
+                failure(counters.failure.load(SeqCst)),
                 time(counters.last_change_us.load(SeqCst)),
                 time(counters.last_embedded_us.load(SeqCst)),
             )
         })
         .collect();
     TableIterator::new(rows)
+}
+
+/// The last reply's failure, as dead letters show theirs.
+fn failure(number: i64) -> Option<String> {
+    let class = match number / 1_000 {
+        1 => Class::Temporary,
+        2 => Class::Permanent,
+        3 => Class::Provider,
+        4 => Class::Configuration,
+        _ => return None,
+    };
+    Some(match number % 1_000 {
+        0 => class.as_str().to_owned(),
+        status => format!("{} (HTTP {status})", class.as_str()),
+    })
 }
 
 fn time(microseconds: i64) -> Option<TimestampWithTimeZone> {

@@ -17,16 +17,17 @@ use crate::dispatch::snapshot::Snapshot;
 use crate::error::{Error, OrReport, Result};
 use crate::shared::{self, Database};
 
-/// Nothing of the pipeline that was put aside before `$2` is left to do, and it is not paused.
+/// Nothing of the pipeline that was put aside before `$2` is left to do.
 const NOTHING_LEFT: &str = "\
 SELECT NOT EXISTS (SELECT FROM recsync.job WHERE pipeline_id = $1 AND created_at <= $2)
-   AND EXISTS (SELECT FROM recsync.pipeline WHERE id = $1 AND NOT paused)
    AND NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NULL)";
+
+const PAUSED: &str = "SELECT relation FROM recsync.pipeline WHERE id = $1 AND paused";
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION wait_for(name text, timeout interval DEFAULT '30 s') RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION wait_for(text, interval) IS
-'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown pipeline, 25006 on a standby, 55000 where recsync is not preloaded.';
+'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown pipeline, 25006 on a standby, 55000 where recsync is not preloaded or the pipeline is paused.';
 "#)]
 fn wait_for(name: &str, timeout: Interval) -> bool {
     let timeout =
@@ -93,6 +94,9 @@ fn is_reached(
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
     let reached = (|| {
         let _as = As::extension();
+        if let Some(relation) = select_one::<String>(PAUSED, &[pipeline.into()])? {
+            return Err(Error::Paused(relation));
+        }
         if covered_at.is_none() {
             let checkpoint =
                 select_one::<String>("SELECT snapshot::text FROM recsync.checkpoint", &[])?;

@@ -52,6 +52,7 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
             reason,
         });
     }
+    require_select(&pipeline)?;
     let schema = names::vector_schema()
         .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
     let (vector_type, _) = names::vector_types()
@@ -85,6 +86,23 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
         return Ok(by_index);
     }
     with_settings(&[(c"enable_indexscan", c"off")], run)
+}
+
+/// SELECT on the relation and on the source, or an error that hints at the GRANT.
+fn require_select(pipeline: &Pipeline) -> Result<()> {
+    for relation in [&pipeline.relation, &pipeline.source] {
+        let may = names::select_one::<bool>(
+            "SELECT pg_catalog.has_table_privilege($1, 'SELECT') OR pg_catalog.has_any_column_privilege($1, 'SELECT')",
+            &[relation.as_str().into()],
+        )?;
+        if may != Some(true) {
+            return Err(Error::Denied {
+                what: format!("you may not read {relation}"),
+                grant: format!("GRANT SELECT ON {relation} TO …;"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// As the caller: the relation's vectors, the source's live rows.

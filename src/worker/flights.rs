@@ -43,6 +43,8 @@ pub struct Landed {
     pub verdicts: Vec<Verdict>,
     /// The pipeline cannot go on: why.
     pub configuration: Option<String>,
+    /// The last reply's: `None` after a success.
+    pub failure: Option<(Class, Option<u16>)>,
     pub tokens: u64,
     pub requests: u64,
     /// Rows that are no longer in flight.
@@ -138,6 +140,11 @@ impl Flights {
             (Err(_), Some(breaker)) => breaker.success(now),
             (_, None) => {}
         }
+        result.failure = reply
+            .result
+            .as_ref()
+            .err()
+            .map(|failure| (failure.class, failure.status));
         let running = running(flight.pipeline);
         if let Some(running) = running {
             running.in_flight = running.in_flight.saturating_sub(flight.rows.len());

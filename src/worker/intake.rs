@@ -71,6 +71,7 @@ impl Leader {
             }
             if change.op == 'T' {
                 running.sweep = Some(Instant::now());
+                self.queue.touch_taken(*id, Some(ticket));
                 continue;
             }
             let lane = if change.op == 'D' {

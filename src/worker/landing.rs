@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::flights::{Landed, Verdict};
-use super::leader::{Leader, is_definition, report};
+use super::intake::write_down;
+use super::leader::{Leader, is_definition, is_passing, report};
 use super::process::{Failed, guard_user_code, release_user_code, transaction};
 use super::running::{Running, State};
 use crate::dispatch::jobs::{self, Put};
@@ -41,95 +42,130 @@ impl Leader {
             if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
                 counters.requests.fetch_add(landed.requests as i64, SeqCst);
                 counters.tokens.fetch_add(landed.tokens as i64, SeqCst);
+                let failure = landed.failure.map_or(0, |(class, status)| {
+                    (class as i64 + 1) * 1_000 + i64::from(status.unwrap_or(0))
+                });
+                counters.failure.store(failure, SeqCst);
             }
             let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
                 continue; // paused or dropped meanwhile: `load` let go of its rows
             };
             let relation = running.pipeline.relation.clone();
-            let stored = store(running, &mut landed);
-            if let Some(reason) = landed.configuration.take() {
+            let configuration = landed.configuration.take();
+            self.settle(id, &relation, landed)?;
+            if let Some(reason) = configuration {
                 self.pause(id, &relation, &reason)?;
                 self.database.catalog_changed.store(true, SeqCst);
-            }
-            match stored {
-                Ok(all_written) => {
-                    let count = landed.embedded.len() as i64;
-                    for embedded in &landed.embedded {
-                        self.queue.finish(&embedded.job.row);
-                    }
-                    for verdict in &landed.verdicts {
-                        let (Verdict::Retry { job, .. } | Verdict::Bury { job, .. }) = verdict;
-                        self.queue.finish(&job.row);
-                    }
-                    if !landed.verdicts.is_empty() || !all_written {
-                        self.next_job = Some(Instant::now());
-                    }
-                    if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
-                        counters.embedded.fetch_add(count, SeqCst);
-                        if count > 0 {
-                            // SAFETY: the server's clock.
-                            counters
-                                .last_embedded_us
-                                .store(unsafe { pg_sys::GetCurrentTimestamp() }, SeqCst);
-                        }
-                    }
-                }
-                Err(failed) => {
-                    report(Some(&relation), &failed);
-                    self.after_failed_store(id, &failed, landed)?;
-                }
             }
         }
         Ok(())
     }
 
-    /// A store that was rolled back: what is wrong with the table pauses the pipeline; anything else is tried again,
-    /// a row at a time where there were several.
-    pub(super) fn after_failed_store(
+    /// Stores; what cannot be stored together is stored by halves, until the row that is the cause is alone.
+    fn settle(
         &mut self,
         id: i32,
-        failed: &Failed,
-        landed: Landed,
+        relation: &str,
+        mut landed: Landed,
     ) -> std::result::Result<(), Failed> {
-        if is_definition(failed.code) {
-            if let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) {
-                let relation = running.pipeline.relation.clone();
-                self.pause(id, &relation, &failed.message)?;
-                self.database.catalog_changed.store(true, SeqCst);
+        let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+            return Ok(());
+        };
+        let failed = match store(running, &mut landed) {
+            Ok(all_written) => {
+                self.settled(id, &landed, all_written);
+                return Ok(());
             }
+            Err(failed) => failed,
+        };
+        if landed.embedded.len() > 1 && !is_definition(failed.code) && !is_passing(failed.code) {
+            let embedded = landed.embedded.split_off(landed.embedded.len() / 2);
+            let half = Landed {
+                embedded,
+                ..Landed::default()
+            };
+            self.settle(id, relation, landed)?;
+            return self.settle(id, relation, half);
+        }
+        report(Some(relation), &failed);
+        if is_definition(failed.code) {
+            self.pause(id, relation, &failed.message)?;
+            self.database.catalog_changed.store(true, SeqCst);
             return Ok(());
         }
         let jobs: Vec<Job> = landed
             .embedded
             .into_iter()
             .map(|embedded| embedded.job)
+            .collect();
+        let jobs: Vec<Job> = jobs
+            .into_iter()
             .chain(landed.verdicts.into_iter().map(|verdict| match verdict {
                 Verdict::Retry { job, .. } | Verdict::Bury { job, .. } => job,
             }))
             .collect();
-        let most = self
-            .pipelines
-            .get_mut(&id)
-            .and_then(State::running)
-            .map_or(3, |r| r.endpoint.max_attempts);
+        if is_passing(failed.code) {
+            write_down(id, &jobs, Duration::from_secs(1))?;
+        } else {
+            self.charge(id, &jobs, &failed)?;
+        }
+        for job in jobs {
+            self.queue.finish(&job.row);
+        }
+        self.next_job = Some(Instant::now());
+        Ok(())
+    }
+
+    /// What was stored is done.
+    fn settled(&mut self, id: i32, landed: &Landed, all_written: bool) {
+        for embedded in &landed.embedded {
+            self.queue.finish(&embedded.job.row);
+        }
+        for verdict in &landed.verdicts {
+            let (Verdict::Retry { job, .. } | Verdict::Bury { job, .. }) = verdict;
+            self.queue.finish(&job.row);
+        }
+        if !landed.verdicts.is_empty() || !all_written {
+            self.next_job = Some(Instant::now());
+        }
+        if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id)
+            && !landed.embedded.is_empty()
+        {
+            counters
+                .embedded
+                .fetch_add(landed.embedded.len() as i64, SeqCst);
+            // SAFETY: the server's clock.
+            let now = unsafe { pg_sys::GetCurrentTimestamp() };
+            counters.last_embedded_us.store(now, SeqCst);
+        }
+    }
+
+    /// A store that fails by itself charges its rows an attempt; the last one gives them up.
+    fn charge(
+        &mut self,
+        id: i32,
+        jobs: &[Job],
+        failed: &Failed,
+    ) -> std::result::Result<(), Failed> {
+        let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+            return Ok(());
+        };
+        let most = running.endpoint.max_attempts;
+        running.dead_letters = true;
+        let message = format!("the vector could not be stored: {}", failed.message);
+        let charged: Vec<Job> = jobs
+            .iter()
+            .cloned()
+            .map(|job| Job {
+                attempt: job.attempt + 1,
+                ..job
+            })
+            .collect();
         transaction(|| {
             let mut puts = Vec::new();
-            let retried: Vec<Job> = jobs
-                .iter()
-                .cloned()
-                .map(|job| Job {
-                    attempt: job.attempt + 1,
-                    ..job
-                })
-                .collect();
-            for job in &retried {
+            for job in &charged {
                 if job.attempt >= most {
-                    jobs::bury(
-                        job,
-                        "permanent",
-                        None,
-                        &format!("the vector could not be stored: {}", failed.message),
-                    )?;
+                    jobs::bury(job, "permanent", None, &message)?;
                 } else {
                     puts.push(Put {
                         job,
@@ -138,12 +174,7 @@ impl Leader {
                 }
             }
             jobs::put(id, &puts)
-        })?;
-        for job in jobs {
-            self.queue.finish(&job.row);
-        }
-        self.next_job = Some(Instant::now());
-        Ok(())
+        })
     }
 }
 

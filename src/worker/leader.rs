@@ -353,3 +353,14 @@ pub(super) fn is_definition(code: PgSqlErrorCode) -> bool {
             | C::ERRCODE_DATATYPE_MISMATCH
     )
 }
+
+/// Errors that pass by themselves.
+pub(super) fn is_passing(code: PgSqlErrorCode) -> bool {
+    use PgSqlErrorCode as C;
+    matches!(
+        code,
+        C::ERRCODE_T_R_DEADLOCK_DETECTED
+            | C::ERRCODE_LOCK_NOT_AVAILABLE
+            | C::ERRCODE_T_R_SERIALIZATION_FAILURE
+    )
+}

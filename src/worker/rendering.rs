@@ -2,12 +2,11 @@
 //!
 //! It never lets one bad row hold up the others: a chunk that fails is halved until the row is alone.
 
-use pgrx::prelude::*;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::intake::write_down;
-use super::leader::{CHUNK, Leader, is_definition, report};
+use super::leader::{CHUNK, Leader, is_definition, is_passing, report};
 use super::process::{Failed, guard_user_code, release_user_code, transaction};
 use super::running::{Ready, Running, State};
 use crate::dispatch::jobs;
@@ -110,6 +109,7 @@ impl Leader {
             }
             Err(failed) if jobs.len() == 1 => {
                 report(Some(&running.pipeline.relation), &failed);
+                running.dead_letters = true;
                 let message = format!("its text could not be rendered: {}", failed.message);
                 transaction(|| {
                     jobs.iter()
@@ -178,15 +178,4 @@ fn render(
         }
         Ok(rendered)
     })
-}
-
-/// Errors that pass by themselves.
-fn is_passing(code: PgSqlErrorCode) -> bool {
-    use PgSqlErrorCode as C;
-    matches!(
-        code,
-        C::ERRCODE_T_R_DEADLOCK_DETECTED
-            | C::ERRCODE_LOCK_NOT_AVAILABLE
-            | C::ERRCODE_T_R_SERIALIZATION_FAILURE
-    )
 }
