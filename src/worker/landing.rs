@@ -17,12 +17,21 @@ use crate::dispatch::queue::Job;
 use crate::embed::failure::describe;
 use crate::embed::retry::backoff;
 
+/// Vectors stored before the log is looked at again: with HNSW, at some milliseconds each, a change that
+/// comes during a backfill waits no longer than for these.
+const STORE_ROWS: usize = 64;
+
 impl Leader {
     /// Replies become vectors: stored with their jobs' completion, in one transaction a pipeline.
     pub(super) fn land(&mut self) -> std::result::Result<(), Failed> {
         let mut landed: HashMap<i32, Landed> = HashMap::new();
         let jitter = &mut self.jitter;
-        while let Ok(reply) = self.replies.try_recv() {
+        let rows = |landed: &HashMap<i32, Landed>| {
+            landed.values().map(|l| l.embedded.len()).sum::<usize>()
+        };
+        while rows(&landed) < STORE_ROWS
+            && let Ok(reply) = self.replies.try_recv()
+        {
             let pipelines = &mut self.pipelines;
             self.flights.land(
                 reply,

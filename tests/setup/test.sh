@@ -7,6 +7,7 @@ source "$ROOT/tests/setup/build.sh"
 source "$ROOT/tests/setup/cargo-pgrx.sh"
 source "$ROOT/tests/setup/schema.sh"
 source "$ROOT/tests/setup/session.sh"
+source "$ROOT/tests/setup/model.sh"
 
 EMBEDDER=examples/local-embedder/Cargo.toml
 
@@ -18,7 +19,8 @@ check_sources() {
     cargo fmt --check --manifest-path "$EMBEDDER"
     say "local embedding server: clippy, tests"
     cargo clippy --quiet --release --all-targets --manifest-path "$EMBEDDER" --target-dir "$TARGET/local-embedder" -- -D warnings
-    cargo test --quiet --release --manifest-path "$EMBEDDER" --target-dir "$TARGET/local-embedder"
+    LOCAL_EMBEDDER_MODEL=$MODEL_DIR cargo test --release --manifest-path "$EMBEDDER" --target-dir "$TARGET/local-embedder"
+    cargo build --quiet --release --manifest-path "$EMBEDDER" --target-dir "$TARGET/local-embedder"
 }
 
 # The tree that the in-server tests install their own, unoptimised library into, and whose headers
@@ -77,6 +79,9 @@ test_version() {
     install_release
     private_postgres "$1" debug
     use_pg_config "$PG_CONFIG"
+    say "the demo, which checks what it shows, with a real model, PostgreSQL $MAJOR"
+    LOCAL_EMBEDDER=$TARGET/local-embedder/release/local-embedder PG_CONFIG=$release_config \
+        cargo run --quiet --example demo "${in_server_tests[@]}"
     say "tests from outside, PostgreSQL $MAJOR"
     PG_CONFIG=$release_config cargo test --no-fail-fast --test '*' "${in_server_tests[@]}"
 }
@@ -91,7 +96,8 @@ else
     esac
 fi
 
-require rust rust-lints cc
+require rust rust-lints cc pip
+ensure_model
 check_sources
 ensure_libclang
 ensure_cargo_pgrx
