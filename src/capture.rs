@@ -3,17 +3,17 @@
 //! It never touches anything of recsync's but the log: no vector, no job, no lock that another session could
 //! wait for, no user's expression, no request.
 
-/// The trigger function itself.
+// The trigger function itself.
 mod trigger;
 
-/// What is watched of a table, kept per backend until its definition changes.
+// What is watched of a table, kept per backend until its definition changes.
 mod sources;
 
-/// A row's key as JSON.
+// A row's key as JSON.
 mod key;
 
-/// One row appended to the log.
+// One row appended to the log.
 mod log;
 
-/// The wake-up of the worker at commit.
+// The wake-up of the worker at commit.
 pub mod wake;

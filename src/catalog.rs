@@ -2,38 +2,38 @@
 //!
 //! It never stores an OID or an attribute number, and never a key.
 
-/// Running as somebody else: recsync's owner for its own tables, a pipeline's owner for everything of theirs.
+// Running as somebody else: recsync's owner for its own tables, a pipeline's owner for everything of theirs.
 pub mod rights;
 
-/// Names as PostgreSQL writes and resolves them.
+// Names as PostgreSQL writes and resolves them.
 pub mod names;
 
-/// Foreign servers: where texts are sent.
+// Foreign servers: where texts are sent.
 pub mod server;
 
-/// Expressions of a pipeline: parsed at creation, stored fully qualified.
+// Expressions of a pipeline: parsed at creation, stored fully qualified.
 mod expression;
 
-/// Pipelines as they are stored, with all that their SQL needs.
+// Pipelines as they are stored, with all that their SQL needs.
 pub mod pipeline;
 
-/// create_pipeline.
+// create_pipeline.
 mod declare;
 
-/// Watched tables: what they must be, their lock and triggers.
+// Watched tables: what they must be, their lock and triggers.
 mod watch;
 
-/// The table, index and view of a pipeline.
+// The table, index and view of a pipeline.
 mod relations;
 
-/// drop_pipeline, pause, resume.
+// drop_pipeline, pause, resume.
 mod change;
 
-/// The validator of servers and user mappings.
+// The validator of servers and user mappings.
 mod validator;
 
-/// Commands of others that concern recsync: servers' protected options, databases that want no worker.
+// Commands of others that concern recsync: servers' protected options, databases that want no worker.
 pub mod utility;
 
-/// What CREATE EXTENSION checks and announces.
+// What CREATE EXTENSION checks and announces.
 pub mod install;

@@ -3,20 +3,20 @@
 //! It never sends anything and never writes a vector; removing the vector of a row that is gone is its only
 //! write to a pipeline's relation.
 
-/// What a snapshot saw: the checkpoint's arithmetic.
+// What a snapshot saw: the checkpoint's arithmetic.
 pub mod snapshot;
 
-/// Jobs in memory: coalesced by row, one flight a row, tied to the checkpoint that may pass them.
+// Jobs in memory: coalesced by row, one flight a row, tied to the checkpoint that may pass them.
 pub mod queue;
 
-/// Reads the change log between two snapshots.
+// Reads the change log between two snapshots.
 pub mod read;
 
-/// Jobs that are rows: retried, delayed, put aside.
+// Jobs that are rows: retried, delayed, put aside.
 pub mod jobs;
 
-/// The rows that were there before: keyset slices.
+// The rows that were there before: keyset slices.
 pub mod backfill;
 
-/// Rows rendered to text; what is unchanged or gone ends here.
+// Rows rendered to text; what is unchanged or gone ends here.
 pub mod render;

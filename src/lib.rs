@@ -28,40 +28,40 @@
 
 pgrx::pg_module_magic!();
 
-/// The row trigger and the change log; the wake-up at commit.
+// The row trigger and the change log; the wake-up at commit.
 pub mod capture;
 
-/// From the change log to jobs, from jobs to texts.
+// From the change log to jobs, from jobs to texts.
 pub mod dispatch;
 
-/// From texts to vectors, by an embedding API. Knows nothing of PostgreSQL.
+// From texts to vectors, by an embedding API. Knows nothing of PostgreSQL.
 pub mod embed;
 
-/// Vectors written, jobs completed.
+// Vectors written, jobs completed.
 pub mod store;
 
-/// What is asked of the vectors: embed and search.
+// What is asked of the vectors: embed and search.
 pub mod recommend;
 
-/// The processes that run it.
+// The processes that run it.
 pub mod worker;
 
-/// The views and functions that watch it.
+// The views and functions that watch it.
 pub mod observe;
 
-/// What the user declared: servers and pipelines, and who may do what.
+// What the user declared: servers and pipelines, and who may do what.
 pub mod catalog;
 
-/// A statement that is planned once.
+// A statement that is planned once.
 pub mod statement;
 
-/// What the processes tell each other.
+// What the processes tell each other.
 pub mod shared;
 
-/// `recsync.*`.
+// `recsync.*`.
 pub mod settings;
 
-/// What goes wrong, with SQLSTATE and hint.
+// What goes wrong, with SQLSTATE and hint.
 pub mod error;
 
 #[pgrx::pg_guard]

@@ -2,11 +2,11 @@
 //!
 //! It never shows a text or a vector: numbers, names and reasons only.
 
-/// wait_for: read-your-writes.
+// wait_for: read-your-writes.
 mod wait;
 
-/// status and the numbers that the worker keeps.
+// status and the numbers that the worker keeps.
 mod status;
 
-/// retry_dead_letters, purge_dead_letters.
+// retry_dead_letters, purge_dead_letters.
 mod dead_letters;

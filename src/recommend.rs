@@ -2,11 +2,11 @@
 //!
 //! It never shows a row that is not there any more, or that the caller may not read.
 
-/// embed: a text's vector, by the model that made the pipeline's.
+// embed: a text's vector, by the model that made the pipeline's.
 pub mod query;
 
-/// search: the rows nearest to a text.
+// search: the rows nearest to a text.
 mod search;
 
-/// The JSON filter, as SQL over parameters.
+// The JSON filter, as SQL over parameters.
 mod filter;

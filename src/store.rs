@@ -3,7 +3,7 @@
 //! It never overwrites what it did not see: each write is fenced by the content hash that was there when the
 //! text was rendered. It takes no lock on a row of the source.
 
-/// pgvector's values, built in place.
+// pgvector's values, built in place.
 pub mod vector;
 
 use pgrx::datum::DatumWithOid;

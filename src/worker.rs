@@ -2,34 +2,34 @@
 //!
 //! Nothing here knows what a change, a text or a vector is: `leader` alone strings the steps of the flow together.
 
-/// Signals, connection, exit, transactions: what each of our processes is made of.
+// Signals, connection, exit, transactions: what each of our processes is made of.
 pub mod process;
 
-/// Which database gets a worker when.
+// Which database gets a worker when.
 mod launcher;
 
-/// One database's worker: the steps of the flow, in order, for ever.
+// One database's worker: the steps of the flow, in order, for ever.
 mod leader;
 
-/// What is declared, loaded.
+// What is declared, loaded.
 mod load;
 
-/// Changes, jobs, slices; the checkpoint.
+// Changes, jobs, slices; the checkpoint.
 mod intake;
 
-/// Rows to texts, texts to requests.
+// Rows to texts, texts to requests.
 mod rendering;
 
-/// Replies to vectors, retries, dead letters.
+// Replies to vectors, retries, dead letters.
 mod landing;
 
-/// Pipelines as the worker runs them: texts that are ready, requests in flight.
+// Pipelines as the worker runs them: texts that are ready, requests in flight.
 mod running;
 
-/// Batches sent, replies landed.
+// Batches sent, replies landed.
 mod flights;
 
-/// What keeps the log and the tables small.
+// What keeps the log and the tables small.
 mod upkeep;
 
 use pgrx::pg_sys;
