@@ -46,7 +46,14 @@ const SETTINGS: &[(&str, &str)] = &[
 fn main() {
     let (rows, changes) = (size("ROWS", 10_000), size("CHANGES", 300));
     println!("{}\n", conditions());
-    let mut sides = [Side::start(rows, false), Side::start(rows, true)];
+    // Started together, so that their autovacuum comes round together.
+    let clusters = [Cluster::start(SETTINGS), Cluster::start(SETTINGS)];
+    let mut held = false;
+    let mut sides = clusters.map(|cluster| {
+        let side = Side::start(cluster, rows, held);
+        held = true;
+        side
+    });
     for side in &mut sides {
         side.hold();
         for index in 0..side.tables.len() {
@@ -116,8 +123,7 @@ struct Measured {
 const NAMES: [&str; 4] = ["HNSW", "no index", "HNSW, held", "no index, held"];
 
 impl Side {
-    fn start(rows: usize, held: bool) -> Side {
-        let cluster = Cluster::start(SETTINGS);
+    fn start(cluster: Cluster, rows: usize, held: bool) -> Side {
         let connect = || cluster.connect("postgres");
         let (mut client, mut watcher, holder) = (connect(), connect(), connect());
         let api = Loopback::start();

@@ -228,9 +228,10 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
 /// The relation's own name in `name`, which is read like any relation's: `product_embedding`, `"Mixed"`,
 /// `shop.product_embedding`. It lives in the source's schema.
 fn relation_name(name: &str, schema: &str) -> Result<String> {
-    let parts = select_one::<Vec<String>>("SELECT pg_catalog.parse_ident($1)", &[name.into()])?;
+    let parts = super::names::parts(name);
     let refused = |reason: String, hint: &str| Err(Error::argument("name", reason, hint));
     let relation = match parts.as_deref() {
+        Some([]) => String::new(),
         Some([relation]) => relation.clone(),
         Some([of, relation]) if of == schema => relation.clone(),
         Some([_, _]) => {
@@ -242,7 +243,7 @@ fn relation_name(name: &str, schema: &str) -> Result<String> {
         _ => {
             return refused(
                 format!("\"{name}\" is not a relation's name"),
-                "Give name or schema.name.",
+                "Give name or schema.name; a name with capitals, blanks or signs in double quotes: name => '\"My Name\"'.",
             );
         }
     };

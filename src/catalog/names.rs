@@ -43,6 +43,26 @@ pub fn qualified(relation: pg_sys::Oid) -> Option<String> {
     }
 }
 
+/// The parts of a possibly qualified name, unquoted and folded as SQL does; `None` where it is no name.
+pub fn parts(name: &str) -> Option<Vec<String>> {
+    let text = CString::new(name).ok()?;
+    // SAFETY: the callee works in the copy and points the list's entries into it; both live in the current context.
+    unsafe {
+        let copy = pg_sys::pstrdup(text.as_ptr());
+        let mut list: *mut pg_sys::List = std::ptr::null_mut();
+        if !pg_sys::SplitIdentifierString(copy, b'.' as std::ffi::c_char, &mut list) {
+            return None;
+        }
+        let length = list.as_ref().map_or(0, |list| list.length as usize);
+        let part = |index| CStr::from_ptr((*(*list).elements.add(index)).ptr_value.cast());
+        Some(
+            (0..length)
+                .map(|index| part(index).to_string_lossy().into_owned())
+                .collect(),
+        )
+    }
+}
+
 /// What `to_regclass` finds: search_path applies.
 pub fn resolve(name: &str) -> Result<Option<pg_sys::Oid>> {
     select_one::<pg_sys::Oid>("SELECT pg_catalog.to_regclass($1)::oid", &[name.into()])

@@ -12,6 +12,11 @@ use crate::error::Result;
 /// How long a claim is good for; a worker that starts anew takes all leases back anyway.
 const LEASE: &str = "5 minutes";
 
+/// What is in flight stays there: a lease, as a claim would have taken it.
+const HOLD: &str = "\
+UPDATE recsync.job j SET leased_until = pg_catalog.clock_timestamp() + interval '5 minutes' FROM pg_catalog.unnest($2::text[]) AS k (key)
+ WHERE j.pipeline_id = $1 AND j.record_key = ARRAY(SELECT pg_catalog.jsonb_array_elements_text(k.key::jsonb))";
+
 /// Write down: keys as JSON arrays in $2.
 const PUT: &str = "\
 INSERT INTO recsync.job AS j (pipeline_id, record_key, attempt, available_at, last_attempt_at)
@@ -118,6 +123,11 @@ pub fn claim(pipelines: &[i32], most: usize) -> Result<Vec<Job>> {
 /// Removes the rows of jobs that are done.
 pub fn complete<'a>(pipeline: i32, rows: impl Iterator<Item = &'a RowKey>) -> Result<()> {
     by_key(COMPLETE, pipeline, rows)
+}
+
+/// Takes a lease on jobs that were written down while they are in flight.
+pub fn lease<'a>(pipeline: i32, rows: impl Iterator<Item = &'a RowKey>) -> Result<()> {
+    by_key(HOLD, pipeline, rows)
 }
 
 /// Removes the dead letters of rows that are right after all.

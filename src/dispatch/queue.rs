@@ -227,6 +227,16 @@ impl Queue {
         }
     }
 
+    /// A taken job has become a row of the job table: it lets go of its ticket and goes on.
+    pub fn detach(&mut self, row: &RowKey) {
+        let Some(entry) = self.entries.get_mut(row) else {
+            return;
+        };
+        entry.job.stored = true;
+        let ticket = entry.ticket.take();
+        self.release(ticket);
+    }
+
     /// A taken job waits again, unharmed.
     pub fn put_back(&mut self, row: &RowKey, lane: Lane) {
         let Some(entry) = self.entries.get_mut(row) else {

@@ -20,6 +20,9 @@ struct Flight {
     rows: Vec<Ready>,
     /// Of each row: which input of the request is its text. Equal texts are sent once.
     input: Vec<usize>,
+    sent: Instant,
+    /// Its rows have been written down as jobs.
+    written: bool,
 }
 
 #[derive(Default)]
@@ -105,9 +108,28 @@ impl Flights {
                     lane: running.lane,
                     rows,
                     input,
+                    sent: Instant::now(),
+                    written: false,
                 },
             );
         }
+    }
+
+    /// Flights that have been in the air for `age` and are not written down yet: from now on their jobs are rows.
+    pub fn overdue(&mut self, age: Duration) -> Vec<(i32, Vec<Job>)> {
+        let old = self
+            .flights
+            .values_mut()
+            .filter(|flight| !flight.written && flight.sent.elapsed() >= age);
+        old.map(|flight| {
+            flight.written = true;
+            let jobs = flight.rows.iter_mut().map(|ready| {
+                ready.job.stored = true;
+                ready.job.clone()
+            });
+            (flight.pipeline, jobs.collect())
+        })
+        .collect()
     }
 
     /// What `reply` means. `running` tells of the pipeline it belongs to, `None` where that is no more.

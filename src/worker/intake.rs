@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::leader::{CHUNK, Leader, PATIENCE, report};
 use super::process::{Failed, guard_user_code, transaction};
-use super::running::{Ready, State};
+use super::running::State;
 use super::upkeep;
 use crate::dispatch::backfill;
 use crate::dispatch::jobs::{self, Put};
@@ -21,6 +21,10 @@ use pgrx::prelude::*;
 
 /// Changes of one pipeline kept in memory; the rest is written down as jobs.
 const MOST_IN_MEMORY: usize = 20_000;
+
+/// The same, where the server is left alone for now: what cannot be sent must not hold up the checkpoint, for
+/// which others may wait.
+pub(super) const REST_PATIENCE: Duration = Duration::from_millis(200);
 
 impl Leader {
     /// The change log becomes jobs.
@@ -193,36 +197,51 @@ impl Leader {
         if self.queue.is_empty() {
             return Ok(());
         }
-        for id in self.queue.older_than(PATIENCE) {
-            let jobs = self.queue.take_changes(id);
-            write_down(id, &jobs, Duration::ZERO)?;
-            for job in jobs {
-                self.queue.finish(&job.row);
-            }
-            self.next_job.get_or_insert(Instant::now());
-        }
+        let old = self.queue.older_than(PATIENCE);
+        let rested = self.queue.older_than(REST_PATIENCE);
         for (id, state) in &mut self.pipelines {
             let Some(running) = state.running() else {
                 continue;
             };
-            let blocked = self
+            let rests = self
                 .lanes
                 .get(running.lane)
                 .is_some_and(|lane| lane.rests_until().is_some());
-            if !blocked || running.ready_count() == 0 || running.ready_for() < PATIENCE {
-                continue;
+            let mut jobs = Vec::new();
+            if old.contains(id) || rests && rested.contains(id) {
+                jobs = self.queue.take_changes(*id);
             }
-            let ready: Vec<Ready> = running
-                .ready
-                .drain(..)
-                .chain(running.halves.drain(..).flatten())
-                .collect();
-            let jobs: Vec<Job> = ready.into_iter().map(|ready| ready.job).collect();
-            write_down(*id, &jobs, Duration::ZERO)?;
-            for job in jobs {
-                self.queue.finish(&job.row);
+            if rests && running.ready_for() >= REST_PATIENCE {
+                let ready = running
+                    .ready
+                    .drain(..)
+                    .chain(running.halves.drain(..).flatten());
+                jobs.extend(ready.map(|ready| ready.job));
             }
-            self.next_job.get_or_insert(Instant::now());
+            if !jobs.is_empty() {
+                write_down(*id, &jobs, Duration::ZERO)?;
+                for job in jobs {
+                    self.queue.finish(&job.row);
+                }
+                self.next_job.get_or_insert(Instant::now());
+            }
+        }
+        // A request may take minutes to fail: meanwhile its rows stand in the job table, under a lease.
+        for (id, jobs) in self.flights.overdue(PATIENCE) {
+            transaction(|| {
+                let puts: Vec<Put> = jobs
+                    .iter()
+                    .map(|job| Put {
+                        job,
+                        delay: Duration::ZERO,
+                    })
+                    .collect();
+                jobs::put(id, &puts)?;
+                jobs::lease(id, jobs.iter().map(|job| &job.row))
+            })?;
+            for job in &jobs {
+                self.queue.detach(&job.row);
+            }
         }
         Ok(())
     }

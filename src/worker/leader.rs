@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::flights::Flights;
+use super::intake::REST_PATIENCE;
 use super::process::{self, Bell, Failed, transaction};
 use super::running::{Lanes, State};
 use super::upkeep::{self, Checkpoint};
@@ -279,8 +280,9 @@ impl Leader {
                     .get(running.lane)
                     .and_then(|lane| lane.rests_until());
                 if let (Some(until), true) = (open, running.ready_count() > 0) {
-                    wait =
-                        wait.min(until.saturating_duration_since(now) + Duration::from_millis(1));
+                    wait = wait
+                        .min(until.saturating_duration_since(now) + Duration::from_millis(1))
+                        .min(REST_PATIENCE);
                 }
             }
         }

@@ -211,7 +211,7 @@ fn quoted_mixed_case_and_schema_qualified_names_work() {
     db.server("\"My Server\"", &api, "");
     db.run(r#"CREATE SCHEMA "Odd ""schema"""; CREATE TABLE "Odd ""schema"""."Item.s" ("Id %" int PRIMARY KEY, "ti""tle" text, "select" text, dropped int);
               ALTER TABLE "Odd ""schema"""."Item.s" DROP dropped"#);
-    db.run(r#"SELECT recsync.create_pipeline('Item Embedding', '"Odd ""schema"""."Item.s"', columns => ARRAY['ti"tle', 'select'], server => 'My Server')"#);
+    db.run(r#"SELECT recsync.create_pipeline('"Item Embedding"', '"Odd ""schema"""."Item.s"', columns => ARRAY['ti"tle', 'select'], server => 'My Server')"#);
     db.run(r#"INSERT INTO "Odd ""schema"""."Item.s" VALUES (1, 'one', 'two'), (2, NULL, 'alone'), (3, NULL, NULL)"#);
     let pipeline = r#""Odd ""schema"""."Item Embedding""#;
     db.settle(pipeline);
