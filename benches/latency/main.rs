@@ -15,6 +15,7 @@ mod support;
 
 use std::fmt::Write;
 use std::path::Path;
+use std::process::Command;
 use std::str::FromStr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ fn main() {
         held = true;
         side
     });
+    // What loading has left to be written must not be written under the measured changes.
+    let _ = Command::new("sync").status();
     for side in &mut sides {
         side.hold();
         for index in 0..side.tables.len() {
@@ -327,7 +330,7 @@ fn conditions() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let server = std::process::Command::new(support::cluster::bin().join("postgres"))
+    let server = Command::new(support::cluster::bin().join("postgres"))
         .arg("--version")
         .output();
     let settings = SETTINGS

@@ -17,10 +17,13 @@ use crate::dispatch::snapshot::Snapshot;
 use crate::error::{Error, OrReport, Result};
 use crate::shared::{self, Database};
 
+/// The rows that were there before the pipeline have been dispatched.
+const BACKFILLED: &str = "\
+SELECT NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NULL)";
+
 /// Nothing of the pipeline that was put aside before `$2` is left to do.
 const NOTHING_LEFT: &str = "\
-SELECT NOT EXISTS (SELECT FROM recsync.job WHERE pipeline_id = $1 AND created_at <= $2)
-   AND NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NULL)";
+SELECT NOT EXISTS (SELECT FROM recsync.job WHERE pipeline_id = $1 AND created_at <= $2)";
 
 const PAUSED: &str = "SELECT relation FROM recsync.pipeline WHERE id = $1 AND paused";
 
@@ -68,7 +71,7 @@ fn wait_until(
     target: &Snapshot,
     deadline: Instant,
 ) -> Result<bool> {
-    // When the checkpoint first covered the call: whatever it stands for is done by then, or is a job.
+    // When checkpoint and backfill first covered the call: whatever it stands for is done by then, or is a job.
     let mut covered_at = None;
     loop {
         if is_reached(pipeline, target, &mut covered_at)? {
@@ -104,7 +107,9 @@ fn is_reached(
                 .unwrap_or_default()
                 .parse()
                 .map_err(Error::Internal)?;
-            if !checkpoint.covers(target) {
+            if !checkpoint.covers(target)
+                || select_one::<bool>(BACKFILLED, &[pipeline.into()])? != Some(true)
+            {
                 return Ok(false);
             }
             *covered_at = select_one("SELECT pg_catalog.clock_timestamp()", &[])?;

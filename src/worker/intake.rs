@@ -44,7 +44,7 @@ impl Leader {
             self.dispatch_one(change, ticket, &mut put_down);
         }
         for (id, jobs) in put_down {
-            self.next_job.get_or_insert_with(Instant::now);
+            self.next_job = Some(Instant::now());
             write_down(id, &jobs, Duration::ZERO)?;
         }
         if !page.changes.is_empty() {
@@ -198,7 +198,8 @@ impl Leader {
             return Ok(());
         }
         let old = self.queue.older_than(PATIENCE);
-        let rested = self.queue.older_than(REST_PATIENCE);
+        // What is ready or in flight stays in memory, and stands in the job table under a lease meanwhile.
+        let mut leased = self.flights.overdue(PATIENCE);
         for (id, state) in &mut self.pipelines {
             let Some(running) = state.running() else {
                 continue;
@@ -207,27 +208,19 @@ impl Leader {
                 .lanes
                 .get(running.lane)
                 .is_some_and(|lane| lane.rests_until().is_some());
-            let mut jobs = Vec::new();
-            if old.contains(id) || rests && rested.contains(id) {
-                jobs = self.queue.take_changes(*id);
-            }
-            if rests && running.ready_for() >= REST_PATIENCE {
-                let ready = running
-                    .ready
-                    .drain(..)
-                    .chain(running.halves.drain(..).flatten());
-                jobs.extend(ready.map(|ready| ready.job));
-            }
-            if !jobs.is_empty() {
+            if old.contains(id) {
+                let jobs = self.queue.take_changes(*id);
                 write_down(*id, &jobs, Duration::ZERO)?;
                 for job in jobs {
                     self.queue.finish(&job.row);
                 }
-                self.next_job.get_or_insert(Instant::now());
+                self.next_job = Some(Instant::now());
+            }
+            if rests && running.ready_for() >= REST_PATIENCE {
+                leased.push((*id, running.store_ready()));
             }
         }
-        // A request may take minutes to fail: meanwhile its rows stand in the job table, under a lease.
-        for (id, jobs) in self.flights.overdue(PATIENCE) {
+        for (id, jobs) in leased.iter().filter(|(_, jobs)| !jobs.is_empty()) {
             transaction(|| {
                 let puts: Vec<Put> = jobs
                     .iter()
@@ -236,10 +229,10 @@ impl Leader {
                         delay: Duration::ZERO,
                     })
                     .collect();
-                jobs::put(id, &puts)?;
-                jobs::lease(id, jobs.iter().map(|job| &job.row))
+                jobs::put(*id, &puts)?;
+                jobs::lease(*id, jobs.iter().map(|job| &job.row))
             })?;
-            for job in &jobs {
+            for job in jobs {
                 self.queue.detach(&job.row);
             }
         }

@@ -104,7 +104,7 @@ impl Leader {
                 for job in &jobs {
                     self.queue.finish(&job.row);
                 }
-                self.next_job = Some(Instant::now() + Duration::from_secs(1));
+                self.next_job = Some(Instant::now());
                 Ok(())
             }
             Err(failed) if jobs.len() == 1 => {

@@ -60,6 +60,21 @@ impl Running {
         oldest.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// Jobs of ready texts that are not rows yet: from now on they are, once the caller has written them down.
+    pub fn store_ready(&mut self) -> Vec<Job> {
+        let ready = self
+            .ready
+            .iter_mut()
+            .chain(self.halves.iter_mut().flatten());
+        ready
+            .filter(|ready| !ready.job.stored)
+            .map(|ready| {
+                ready.job.stored = true;
+                ready.job.clone()
+            })
+            .collect()
+    }
+
     pub fn ready_count(&self) -> usize {
         self.ready.len() + self.halves.iter().map(Vec::len).sum::<usize>()
     }

@@ -181,6 +181,30 @@ fn invariant_8_provider_that_answers_500_charges_no_attempt() {
 }
 
 #[test]
+fn invariant_8_row_that_makes_the_provider_answer_500_is_isolated_and_given_up() {
+    let api = Api::start();
+    let mut db = shared().database();
+    api.refuse_texts_with("cursed", 500);
+    db.items(&api, "max_attempts '2', max_batch_inputs '20'");
+    db.run("INSERT INTO item SELECT i, CASE i WHEN 7 THEN 'cursed' ELSE 'row ' || i END FROM generate_series(1, 20) i");
+    wait_until(
+        Duration::from_secs(60),
+        "the other nineteen are embedded",
+        || db.one::<i64>("SELECT count(*) FROM item_embedding") == 19,
+    );
+    // It is charged only where the provider has answered others since its last failure.
+    let mut others = 20;
+    wait_until(Duration::from_secs(60), "it is given up", || {
+        others += 1;
+        db.run(&format!(
+            "INSERT INTO item VALUES ({others}, 'row {others}')"
+        ));
+        db.one::<bool>("SELECT count(*) = 1 AND bool_and(class = 'provider' AND status = 500) FROM recsync.dead_letter")
+    });
+    db.settle("item_embedding");
+}
+
+#[test]
 fn invariant_9_429_with_retry_after_is_obeyed_by_all_and_charges_no_attempt() {
     let api = Api::start();
     let mut db = shared().database();
