@@ -34,6 +34,16 @@ impl Leader {
         if page.changes.is_empty() && page.complete.is_none() {
             return Ok(());
         }
+        // A pipeline that was declared a moment ago: its first changes may be here before its declaration is.
+        if page
+            .changes
+            .iter()
+            .any(|change| !self.sources.contains(&change.source_id))
+        {
+            self.load()?;
+            self.sources
+                .extend(page.changes.iter().map(|change| change.source_id));
+        }
         let ticket = self.queue.open(match &page.complete {
             Some(snapshot) => Ticket::Log(snapshot.to_string()),
             None => Ticket::Log(String::new()),

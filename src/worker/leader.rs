@@ -4,7 +4,7 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -47,6 +47,8 @@ pub(super) struct Leader {
     pub(super) incomplete_since: HashMap<i32, Instant>,
     pub(super) secret: Vec<u8>,
     pub(super) pipelines: BTreeMap<i32, State>,
+    /// Sources of all pipelines, running or not.
+    pub(super) sources: HashSet<i32>,
     pub(super) lanes: Lanes,
     pub(super) flights: Flights,
     pub(super) queue: Queue,
@@ -147,6 +149,7 @@ impl Leader {
             incomplete_since: HashMap::new(),
             secret: Vec::new(),
             pipelines: BTreeMap::new(),
+            sources: HashSet::new(),
             lanes: Lanes::default(),
             flights: Flights::default(),
             queue: Queue::default(),

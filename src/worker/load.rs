@@ -50,6 +50,10 @@ impl Leader {
         self.secret = secret;
         self.restoring = false;
         let mut known = std::mem::take(&mut self.pipelines);
+        self.sources = pipelines
+            .iter()
+            .map(|pipeline| pipeline.source_id)
+            .collect();
         let mut off = Vec::new();
         for pipeline in pipelines {
             let before = known.remove(&pipeline.id);
