@@ -14,8 +14,8 @@ const LEASE: &str = "5 minutes";
 
 /// What is in flight stays there: a lease, as a claim would have taken it.
 const HOLD: &str = "\
-UPDATE recsync.job j SET leased_until = pg_catalog.clock_timestamp() + interval '5 minutes' FROM pg_catalog.unnest($2::text[]) AS k (key)
- WHERE j.pipeline_id = $1 AND j.record_key = ARRAY(SELECT pg_catalog.jsonb_array_elements_text(k.key::jsonb))";
+UPDATE recsync.job j SET leased_until = pg_catalog.clock_timestamp() + interval '5 minutes' FROM (SELECT ARRAY(SELECT pg_catalog.jsonb_array_elements_text(g.key::jsonb)) AS key FROM pg_catalog.unnest($2::text[]) AS g (key) OFFSET 0) k
+ WHERE j.pipeline_id = $1 AND j.record_key = k.key";
 
 /// Write down: keys as JSON arrays in $2.
 const PUT: &str = "\
@@ -38,10 +38,10 @@ UPDATE recsync.job j SET leased_until = pg_catalog.clock_timestamp() + $3::inter
   FROM due WHERE j.pipeline_id = due.pipeline_id AND j.record_key = due.record_key
 RETURNING j.pipeline_id, j.record_key, j.attempt, (extract(epoch FROM j.last_attempt_at) * 1000000)::bigint";
 
-/// Done, with effect or without.
+/// Done, with effect or without. The keys are made into arrays first (OFFSET 0), so that the primary key finds the rows.
 const COMPLETE: &str = "\
-DELETE FROM recsync.job j USING pg_catalog.unnest($2::text[]) AS k (key)
- WHERE j.pipeline_id = $1 AND j.record_key = ARRAY(SELECT pg_catalog.jsonb_array_elements_text(k.key::jsonb))";
+DELETE FROM recsync.job j USING (SELECT ARRAY(SELECT pg_catalog.jsonb_array_elements_text(g.key::jsonb)) AS key FROM pg_catalog.unnest($2::text[]) AS g (key) OFFSET 0) k
+ WHERE j.pipeline_id = $1 AND j.record_key = k.key";
 
 /// Give up: what is known of the failure stays for the owner.
 const BURY: &str = "\
@@ -52,8 +52,8 @@ ON CONFLICT (pipeline_id, record_key) DO UPDATE
 
 /// A row that was given up has been embedded after all, or is gone.
 const UNBURY: &str = "\
-DELETE FROM recsync.dead_letter_log d USING pg_catalog.unnest($2::text[]) AS k (key)
- WHERE d.pipeline_id = $1 AND d.record_key = ARRAY(SELECT pg_catalog.jsonb_array_elements_text(k.key::jsonb))";
+DELETE FROM recsync.dead_letter_log d USING (SELECT ARRAY(SELECT pg_catalog.jsonb_array_elements_text(g.key::jsonb)) AS key FROM pg_catalog.unnest($2::text[]) AS g (key) OFFSET 0) k
+ WHERE d.pipeline_id = $1 AND d.record_key = k.key";
 
 /// Milliseconds until the next job of these pipelines is due.
 const NEXT: &str = "\
