@@ -139,7 +139,7 @@ fn start_workers(shared: &Shared, turns: &mut HashMap<u32, Turn>) -> Duration {
             pause: FIRST_PAUSE,
             handle: None,
         });
-        if still_there(entry, turn, now) {
+        if still_there(entry, turn, now) || has_worker(entry) {
             running += 1;
         } else if wants_worker(entry) {
             if turn.not_before <= now {
@@ -187,6 +187,13 @@ fn wants_worker(entry: &Database) -> bool {
         Presence::Unknown => true,
         Presence::Present => entry.wants_worker(),
     }
+}
+
+/// Whether a worker that a launcher before this one has started is still at work.
+fn has_worker(entry: &Database) -> bool {
+    let pid = entry.worker_pid.load(SeqCst);
+    // SAFETY: a look-up in the process array.
+    pid != 0 && !unsafe { pg_sys::BackendPidGetProc(pid) }.is_null()
 }
 
 /// Whether the worker that was started is still there; when it has ended, when the next may be started.

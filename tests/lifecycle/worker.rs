@@ -44,6 +44,35 @@ fn terminated_worker_ends_at_once_in_a_slow_request_is_back_within_five_seconds_
 }
 
 #[test]
+fn terminated_launcher_comes_back_and_its_workers_go_on() {
+    let cluster = Cluster::start(&[]);
+    let api = Api::start();
+    let mut db = cluster.database();
+    db.items(&api, "");
+    let worker = db.worker();
+    const LAUNCHER: &str =
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'recsync launcher'";
+    let launcher: i32 = db.one(LAUNCHER);
+    db.run(&format!("SELECT pg_terminate_backend({launcher})"));
+    wait_until(PATIENCE, "another launcher runs", || {
+        db.column::<i32>(LAUNCHER)
+            .iter()
+            .any(|pid| *pid != launcher)
+    });
+    // It starts workers again, and none beside the one that is there.
+    db.run("INSERT INTO item VALUES (1, 'one')");
+    db.settle("item_embedding");
+    assert_eq!(db.worker(), worker, "the worker was disturbed");
+    db.run(&format!("SELECT pg_terminate_backend({worker})"));
+    wait_until(PATIENCE, "another worker runs", || {
+        db.worker_now().is_some_and(|pid| pid != worker)
+    });
+    db.run("INSERT INTO item VALUES (2, 'two')");
+    db.settle("item_embedding");
+    db.assert_items_in_step(&api);
+}
+
+#[test]
 fn fast_shutdown_ends_at_once_in_a_slow_request_also_of_a_search() {
     let cluster = Cluster::start(&[]);
     let api = Api::start();
