@@ -202,12 +202,11 @@ const JOB_AND_VECTOR: &str = "SELECT (SELECT count(*) FROM recsync.job)::text ||
 fn second_attempt_in_flight<'a>(api: &Api) -> Database<'a> {
     let mut db = shared().database();
     db.items(api, "");
-    api.fail_next(1, 418, None);
+    api.fail_next_and_hold_the_rest(418);
     db.run("INSERT INTO item VALUES (1, 'tried twice')");
     wait_until(PATIENCE, "the first attempt has failed", || {
         api.failures_left() == 0
     });
-    api.hold();
     wait_until(PATIENCE, "it is a job", || {
         db.one::<String>(JOB_AND_VECTOR) == "10"
     });

@@ -198,7 +198,8 @@ fn holding(db: &mut Database, text: &str, but: &[&str]) -> Vec<String> {
     let relations: Vec<String> = db.column(
         "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.relkind IN ('r', 'v', 'm', 'p') AND n.nspname !~ '^pg_toast'
-            AND c.relname NOT IN ('pg_statistic', 'pg_stats', 'pg_stats_ext', 'pg_stats_ext_exprs', 'pg_hba_file_rules', 'pg_backend_memory_contexts')",
+            AND c.relname NOT IN ('pg_statistic', 'pg_stats', 'pg_stats_ext', 'pg_stats_ext_exprs', 'pg_hba_file_rules', 'pg_backend_memory_contexts',
+                                  'pg_shmem_allocations_numa', 'pg_buffercache_numa')",
     );
     // Not in the query's own text: it would find itself in pg_stat_activity.
     let (start, end) = text.split_at(text.len() / 2);

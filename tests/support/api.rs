@@ -53,6 +53,8 @@ struct Script {
     /// Requests with an input that holds one of these are kept waiting.
     hold: Vec<String>,
     held: usize,
+    /// Once the failures are used up, everything that follows is kept waiting.
+    hold_after_failures: bool,
     delay: Duration,
     /// Requests with an input that holds the marker are refused.
     refused: Vec<(String, u16)>,
@@ -141,6 +143,13 @@ impl Api {
         self.script()
             .failures
             .extend(std::iter::repeat_n((status, retry_after), count));
+    }
+
+    /// The next request fails, and everything after it is held: no moment in between.
+    pub fn fail_next_and_hold_the_rest(&self, status: u16) {
+        let mut script = self.script();
+        script.failures.push_back((status, None));
+        script.hold_after_failures = true;
     }
 
     /// How many failures are still to come.
@@ -299,7 +308,10 @@ impl State {
         let mut script = self.lock();
         script.requests.push(request);
         let failure = script.failures.pop_front();
-        if script.hold.iter().any(has) {
+        if failure.is_some() && script.hold_after_failures && script.failures.is_empty() {
+            script.hold_after_failures = false;
+            script.hold.push(String::new());
+        } else if script.hold.iter().any(has) {
             script.held += 1;
             while script.hold.iter().any(has) {
                 script = self.changed.wait(script).unwrap();

@@ -93,8 +93,18 @@ impl Cluster {
         cluster
     }
 
-    /// Starts it after `stop_fast` or a crash.
+    /// Starts it after `stop_fast` or a crash. Processes of a killed server let go of its shared memory only when
+    /// they have noticed: until then PostgreSQL refuses to start.
     pub fn start_again(&self) {
+        assert!(
+            eventually(START, || self.start_once()),
+            "PostgreSQL does not start:\n{}",
+            self.log()
+        );
+    }
+
+    /// Whether it started; false when it ended at once.
+    fn start_once(&self) -> bool {
         let log = File::options()
             .create(true)
             .append(true)
@@ -115,11 +125,7 @@ impl Cluster {
             }
             None => true,
         };
-        assert!(
-            eventually(START, up) && self.try_connect("postgres", "postgres").is_ok(),
-            "PostgreSQL does not start:\n{}",
-            self.log()
-        );
+        eventually(START, up) && self.try_connect("postgres", "postgres").is_ok()
     }
 
     pub fn restart(&self) {
