@@ -91,6 +91,12 @@ pub fn put(pipeline: i32, jobs: &[Put]) -> Result<()> {
     Ok(())
 }
 
+/// Writes all of these jobs down, with the same delay.
+pub fn put_all(pipeline: i32, jobs: &[Job], delay: Duration) -> Result<()> {
+    let puts: Vec<Put> = jobs.iter().map(|job| Put { job, delay }).collect();
+    put(pipeline, &puts)
+}
+
 /// Takes up to `most` due jobs of these pipelines.
 pub fn claim(pipelines: &[i32], most: usize) -> Result<Vec<Job>> {
     Spi::connect_mut(|client| {

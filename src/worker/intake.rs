@@ -13,7 +13,7 @@ use super::process::{Failed, guard_user_code, transaction};
 use super::running::State;
 use super::upkeep;
 use crate::dispatch::backfill;
-use crate::dispatch::jobs::{self, Put};
+use crate::dispatch::jobs;
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey, Ticket};
 use crate::dispatch::read::Change;
 use crate::settings;
@@ -53,6 +53,7 @@ impl Leader {
             self.busy_at = Instant::now();
             self.dispatch_one(change, ticket, &mut put_down);
         }
+        self.note_changes();
         for (id, jobs) in put_down {
             self.next_job = Some(Instant::now());
             write_down(id, &jobs, Duration::ZERO)?;
@@ -61,6 +62,21 @@ impl Leader {
             self.checkpoint.has_changes = true;
         }
         Ok(())
+    }
+
+    /// Once a page, not once a change: when each pipeline that had one last had one.
+    fn note_changes(&mut self) {
+        let database = self.database_oid();
+        for (id, state) in &mut self.pipelines {
+            let changed = state
+                .running()
+                .is_some_and(|r| std::mem::take(&mut r.changed));
+            if changed && let Some(counters) = self.shared.counters_or_new(database, *id) {
+                // SAFETY: the server's clock.
+                let now = unsafe { pg_sys::GetCurrentTimestamp() };
+                counters.last_change_us.store(now, SeqCst);
+            }
+        }
     }
 
     pub(super) fn dispatch_one(
@@ -76,13 +92,7 @@ impl Leader {
             else {
                 continue; // what it misses is made up for by the backfill of `resume`
             };
-            let database = pg_sys::Oid::from(self.database.oid.load(SeqCst));
-            if let Some(counters) = self.shared.counters_or_new(database, *id) {
-                // SAFETY: the server's clock.
-                counters
-                    .last_change_us
-                    .store(unsafe { pg_sys::GetCurrentTimestamp() }, SeqCst);
-            }
+            running.changed = true;
             if change.op == 'T' {
                 running.sweep = Some(Instant::now());
                 self.queue.touch_taken(*id, Some(ticket));
@@ -232,14 +242,7 @@ impl Leader {
         }
         for (id, jobs) in leased.iter().filter(|(_, jobs)| !jobs.is_empty()) {
             transaction(|| {
-                let puts: Vec<Put> = jobs
-                    .iter()
-                    .map(|job| Put {
-                        job,
-                        delay: Duration::ZERO,
-                    })
-                    .collect();
-                jobs::put(*id, &puts)?;
+                jobs::put_all(*id, jobs, Duration::ZERO)?;
                 jobs::lease(*id, jobs.iter().map(|job| &job.row))
             })?;
             for job in jobs {
@@ -283,8 +286,7 @@ pub(super) fn write_down(
     jobs: &[Job],
     delay: Duration,
 ) -> std::result::Result<(), Failed> {
-    let puts: Vec<Put> = jobs.iter().map(|job| Put { job, delay }).collect();
-    transaction(|| jobs::put(pipeline, &puts))
+    transaction(|| jobs::put_all(pipeline, jobs, delay))
 }
 
 /// The row that a logged key means; `None` where it names other columns.

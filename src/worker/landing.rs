@@ -106,9 +106,6 @@ impl Leader {
             .embedded
             .into_iter()
             .map(|embedded| embedded.job)
-            .collect();
-        let jobs: Vec<Job> = jobs
-            .into_iter()
             .chain(landed.verdicts.into_iter().map(|verdict| match verdict {
                 Verdict::Retry { job, .. } | Verdict::Bury { job, .. } => job,
             }))

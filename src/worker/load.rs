@@ -155,6 +155,7 @@ impl Leader {
             ready: Default::default(),
             halves: Default::default(),
             sweep: None,
+            changed: false,
             in_flight: 0,
         })))
     }

@@ -36,6 +36,8 @@ pub struct Running {
     /// TRUNCATE, or the end of a backfill: vectors without a row have to be looked for.
     /// When; a failure puts it off.
     pub sweep: Option<Instant>,
+    /// The page of the log that is being dispatched has a change of it.
+    pub changed: bool,
     /// There are dead letters, which a success may make obsolete.
     pub dead_letters: bool,
     /// Rows in flight.
