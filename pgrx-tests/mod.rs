@@ -41,6 +41,7 @@ mod tests {
 
     /// The log, oldest first: op, key, key before.
     fn log() -> String {
+        crate::capture::buffer::flush(); // as at commit
         text(
             "SELECT COALESCE(string_agg(concat_ws(' ', op, record_key, old_record), ', ' ORDER BY sequence), '') FROM recsync.change_log",
         )
@@ -87,6 +88,7 @@ mod tests {
         ] {
             run(&format!("UPDATE item SET {change}"));
         }
+        crate::capture::buffer::flush();
         assert_eq!(
             text("SELECT string_agg(op, ' ' ORDER BY sequence) FROM recsync.change_log"),
             "INSERT UPDATE UPDATE UPDATE"
@@ -107,6 +109,7 @@ mod tests {
     fn log_says_who_and_from_where() {
         watched();
         run("SET LOCAL application_name = 'the shop'; INSERT INTO item VALUES (1, 'a')");
+        crate::capture::buffer::flush();
         assert_eq!(
             text(
                 "SELECT concat_ws(' ', table_name, changed_by = session_user, application_name, transaction_id = pg_current_xact_id()) FROM recsync.change_log"

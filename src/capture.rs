@@ -9,10 +9,13 @@ mod trigger;
 // What is watched of a table, kept per backend until its definition changes.
 mod sources;
 
-// A row's key as JSON.
-mod key;
+// Keys and rows as JSON.
+mod json;
 
-// One row appended to the log.
+// Changes of a transaction in blocks, until it commits.
+pub mod buffer;
+
+// A block appended to the log.
 mod log;
 
 // The wake-up of the worker at commit.

@@ -26,8 +26,14 @@ mod watch;
 // The table, index and view of a pipeline.
 mod relations;
 
+// audit, unaudit.
+mod audit;
+
+// DDL of others on what is declared: followed, or the reason of a pause.
+mod ddl;
+
 // drop_pipeline, pause, resume.
-mod change;
+pub mod change;
 
 // The validator of servers and user mappings.
 mod validator;

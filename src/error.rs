@@ -2,7 +2,7 @@
 //!
 //! It never holds a key or the text of a row: whatever is in an [`Error`] may stand in the server's log.
 
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -37,6 +37,8 @@ pub enum Error {
         kind: &'static str,
         hint: &'static str,
     },
+    #[error("table \"{0}\" is not audited")]
+    NotAudited(String),
     #[error("column \"{column}\" of \"{relation}\" does not exist")]
     NoSuchColumn {
         relation: String,
@@ -79,6 +81,36 @@ pub enum Error {
     Spi(#[from] pgrx::spi::Error),
     #[error("{0}")]
     Internal(String),
+}
+
+/// Why a transaction or a subtransaction was rolled back.
+#[derive(Debug)]
+pub struct Failed {
+    pub code: PgSqlErrorCode,
+    pub message: String,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Failed {
+        Failed {
+            code: error.sqlstate(),
+            message: error.to_string(),
+        }
+    }
+}
+
+impl From<CaughtError> for Failed {
+    fn from(cause: CaughtError) -> Failed {
+        let (CaughtError::PostgresError(report)
+        | CaughtError::ErrorReport(report)
+        | CaughtError::RustPanic {
+            ereport: report, ..
+        }) = cause;
+        Failed {
+            code: report.sql_error_code(),
+            message: report.message().to_owned(),
+        }
+    }
 }
 
 impl Error {
@@ -126,6 +158,10 @@ impl Error {
             Error::RelationExists(_) => (
                 C::ERRCODE_DUPLICATE_TABLE,
                 Some("A pipeline's name is also the name of the relation that holds its vectors: choose another.".into()),
+            ),
+            Error::NotAudited(_) => (
+                C::ERRCODE_UNDEFINED_OBJECT,
+                Some("SELECT name FROM recsync.status WHERE kind = 'audit' lists the audited tables; if_exists => true accepts it.".into()),
             ),
             Error::NoPrimaryKey(table) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -19,6 +19,7 @@ static EMBED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static EXPRESSION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static LOG_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
+static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static ADOPT_ROLE: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines every setting and reserves the prefix, so that a misspelt one is refused.
@@ -95,6 +96,16 @@ pub fn register() {
         GucContext::Sighup,
         GucFlags::UNIT_MIN,
     );
+    GucRegistry::define_int_guc(
+        c"recsync.log_max_size",
+        c"The size above which dispatched parts of the change log are dropped before recsync.log_retention has passed.",
+        c"1 GB by default: a day of some ten million changed rows; a busier table must not fill the disk. A change that is not dispatched yet is never dropped; where more than this has piled up while no worker ran, all rows are looked at instead.",
+        &LOG_MAX_SIZE,
+        1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
     GucRegistry::define_bool_guc(
         c"recsync.adopt_role",
         c"Whether CREATE EXTENSION may use a role recsync_admin that was there before it and has members.",
@@ -125,6 +136,11 @@ pub fn max_workers() -> usize {
 
 pub fn log_retention() -> Duration {
     Duration::from_secs(60 * u64::from(LOG_RETENTION.get().unsigned_abs()))
+}
+
+/// In bytes.
+pub fn log_max_size() -> i64 {
+    i64::from(LOG_MAX_SIZE.get()) * 1024 * 1024
 }
 
 /// Where keys may come from and requests may go: a copy that threads can own.

@@ -38,7 +38,7 @@ impl Writer {
         let keys = pipeline.keys();
         let count = keys.len();
         let vectors = &pipeline.vectors;
-        let columns: Vec<&str> = keys.iter().map(|key| key.column.as_str()).collect();
+        let columns: Vec<&str> = keys.iter().map(|key| key.stored.as_str()).collect();
         let names = crate::dispatch::render::names(count);
         let values: Vec<String> = keys
             .iter()
@@ -66,7 +66,7 @@ impl Writer {
                FROM {} AS v ({names}, embedding, hash, stored_hash) WHERE {} AND e.content_hash = v.stored_hash",
             count + 3,
             given(count, &more),
-            keyed(pipeline, "e", "v"),
+            keyed(pipeline, "e", |key| &key.stored, "v"),
         );
         Writer {
             pipeline: pipeline.clone(),

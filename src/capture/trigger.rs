@@ -6,11 +6,17 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use std::cell::RefCell;
 use std::ffi::CStr;
 
-use super::log::{Change, Op};
+use super::buffer::{self, Change, Kind, Op};
 use super::sources::{Column, Source};
-use super::{key, log, sources, wake};
+use super::{json, sources, wake};
+
+thread_local! {
+    /// The change that is being made, kept for its memory.
+    static CHANGE: RefCell<Change> = RefCell::new(Change::default());
+}
 
 unsafe extern "C-unwind" {
     // Not in pgrx's bindings: equality of the stored image, detoasting where it must.
@@ -71,51 +77,74 @@ unsafe fn source_id(trigger: *mut pg_sys::Trigger) -> Option<i32> {
 }
 
 unsafe fn capture(source: &Source, relation: pg_sys::Relation, data: *mut pg_sys::TriggerData) {
+    let mut change = CHANGE.take();
+    change.clear();
     // SAFETY: slots are those of the event that `tg_event` names, and are deformed before they are read.
     unsafe {
-        let (op, record_key, old_record) = match (*data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-            pg_sys::TRIGGER_EVENT_TRUNCATE => (Op::Truncate, None, None),
-            event => {
-                let Some(key) = &source.key else { return };
-                let old = (*data).tg_trigslot;
-                pg_sys::slot_getsomeattrs_int(old, source.deform.min((*(*relation).rd_att).natts));
-                match event {
-                    pg_sys::TRIGGER_EVENT_INSERT => {
-                        (Op::Insert, Some(key::to_jsonb(key, old)), None)
-                    }
-                    pg_sys::TRIGGER_EVENT_DELETE => {
-                        (Op::Delete, Some(key::to_jsonb(key, old)), None)
-                    }
-                    _ => {
-                        let new = (*data).tg_newslot;
-                        pg_sys::slot_getsomeattrs_int(
-                            new,
-                            source.deform.min((*(*relation).rd_att).natts),
-                        );
-                        let same_key = same(key, old, new);
-                        if same_key
-                            && source
-                                .used
-                                .as_deref()
-                                .is_some_and(|used| same(used, old, new))
-                        {
-                            return;
-                        }
-                        let old_key = (!same_key).then(|| key::to_jsonb(key, old));
-                        (Op::Update, Some(key::to_jsonb(key, new)), old_key)
-                    }
-                }
+        let deformed = |slot| {
+            pg_sys::slot_getsomeattrs_int(slot, source.deform.min((*(*relation).rd_att).natts));
+            slot
+        };
+        let record = |slot, into: &mut Vec<u8>| {
+            if let Some(columns) = &source.record {
+                json::record(columns, slot, source.large_values, into);
             }
         };
-        log::append(Change {
-            op,
+        let event = (*data).tg_event & pg_sys::TRIGGER_EVENT_OPMASK;
+        let mut kind = Kind {
             source: source.id,
-            relation: (*relation).rd_id,
-            record_key,
-            old_record,
-        });
+            relation: source.relation,
+            op: Op::Truncate,
+            audit_only: !source.dispatched,
+        };
+        if event == pg_sys::TRIGGER_EVENT_TRUNCATE {
+            kind.relation = (*relation).rd_id;
+        } else {
+            let Some(key) = &source.key else { return };
+            let row = deformed((*data).tg_trigslot);
+            match event {
+                pg_sys::TRIGGER_EVENT_INSERT => {
+                    kind.op = Op::Insert;
+                    json::key(key, row, &mut change.record_key);
+                    record(row, &mut change.record);
+                }
+                pg_sys::TRIGGER_EVENT_DELETE => {
+                    kind.op = Op::Delete;
+                    json::key(key, row, &mut change.record_key);
+                    record(row, &mut change.old_record);
+                }
+                _ => {
+                    kind.op = Op::Update;
+                    let new = deformed((*data).tg_newslot);
+                    let same_key = same(key, row, new);
+                    let used = source.used.as_deref();
+                    if same_key && used.is_some_and(|used| same(used, row, new)) {
+                        kind.audit_only = true;
+                    }
+                    if kind.audit_only
+                        && source
+                            .audited
+                            .as_deref()
+                            .is_none_or(|all| same_key && same(all, row, new))
+                    {
+                        CHANGE.replace(change);
+                        return;
+                    }
+                    json::key(key, new, &mut change.record_key);
+                    if !same_key {
+                        json::key(key, row, &mut change.old_key);
+                    }
+                    record(row, &mut change.old_record);
+                    record(new, &mut change.record);
+                }
+            }
+        }
+        buffer::add(kind, &change);
+        if !kind.audit_only {
+            wake::after_changes();
+        }
     }
-    wake::after_changes();
+    CHANGE.replace(change);
 }
 
 /// Whether all `columns` have the same stored image in both rows. Nothing is detoasted while the images

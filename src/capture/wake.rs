@@ -42,16 +42,23 @@ pub fn has_own_changes() -> bool {
     CHANGES.load(SeqCst)
 }
 
+/// This database's entry; `None` where recsync is not preloaded, or the launcher has not seen the database yet.
+pub fn own_database() -> Option<&'static Database> {
+    // SAFETY: null or an entry of the shared block, which is mapped until the process ends.
+    let known = unsafe { OWN.load(SeqCst).as_ref() };
+    known.or_else(|| {
+        let database = shared::shared().and_then(shared::Shared::own_database)?;
+        OWN.store(std::ptr::from_ref(database).cast_mut(), SeqCst);
+        Some(database)
+    })
+}
+
 fn ask(flag: &AtomicBool) {
     if !REGISTERED.swap(true, SeqCst) {
         // SAFETY: registered once a backend; the callback lives as long as the library stays loaded, for ever.
         unsafe { pg_sys::RegisterXactCallback(Some(at_end_of_transaction), std::ptr::null_mut()) };
     }
-    if OWN.load(SeqCst).is_null()
-        && let Some(database) = shared::shared().and_then(shared::Shared::own_database)
-    {
-        OWN.store(std::ptr::from_ref(database).cast_mut(), SeqCst);
-    }
+    own_database(); // looked up now, so that the callback need not
     flag.store(true, SeqCst);
 }
 

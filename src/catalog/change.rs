@@ -7,8 +7,9 @@ use pgrx::prelude::*;
 
 use super::pipeline;
 use super::rights::As;
-use super::watch::{lock_in_tries, unwatch};
+use super::watch::release;
 use crate::capture::wake;
+use crate::dispatch::backfill;
 use crate::error::{Error, OrReport, Result};
 
 #[pg_extern(sql = r#"
@@ -28,14 +29,13 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
         if pipeline.owner() != pg_sys::InvalidOid {
             pipeline::require_owner(&pipeline)?;
         }
-        let last = {
+        {
             let _as = As::extension();
-            Spi::get_one_with_args::<bool>(
-                "WITH d AS (DELETE FROM recsync.pipeline WHERE id = $1 RETURNING source_id)
-                 SELECT NOT EXISTS (SELECT FROM recsync.pipeline p, d WHERE p.source_id = d.source_id AND p.id <> $1)",
+            Spi::run_with_args(
+                "DELETE FROM recsync.pipeline WHERE id = $1",
                 &[pipeline.id.into()],
-            )?
-        };
+            )?;
+        }
         if pipeline.owner() != pg_sys::InvalidOid {
             let _as = As::maker(pipeline.owner());
             Spi::run(&format!("DROP VIEW IF EXISTS {}", pipeline.relation))?;
@@ -43,16 +43,12 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
                 Spi::run(&format!("DROP TABLE IF EXISTS {}", pipeline.vectors))?;
             }
         }
-        if last == Some(true) {
-            if pipeline.source_oid() != pg_sys::InvalidOid {
-                lock_in_tries(
-                    pipeline.source_oid(),
-                    &pipeline.source,
-                    pg_sys::AccessExclusiveLock,
-                )?;
-            }
-            unwatch(&pipeline)?;
-        }
+        release(
+            pipeline.source_oid(),
+            &pipeline.source,
+            pipeline.source_id,
+            pipeline.owner(),
+        )?;
         wake::after_catalog_change();
         Ok(())
     })()
@@ -84,11 +80,17 @@ fn set_paused(name: &str, paused: bool) -> Result<()> {
         &[pipeline.id.into(), paused.into()],
     )?;
     if !paused && pipeline.paused {
-        Spi::run_with_args(
-            "INSERT INTO recsync.backfill (pipeline_id) VALUES ($1) ON CONFLICT (pipeline_id) DO UPDATE SET after_key = NULL, done = 0, finished_at = NULL",
-            &[pipeline.id.into()],
-        )?;
+        backfill::restart(&[pipeline.id])?;
     }
     wake::after_catalog_change();
+    Ok(())
+}
+
+/// Pauses a pipeline that cannot go on; the reason stands in recsync.status. As recsync's owner.
+pub fn pause_for(pipeline: i32, reason: &str) -> Result<()> {
+    Spi::run_with_args(
+        "UPDATE recsync.pipeline SET paused = true, paused_reason = $2 WHERE id = $1 AND NOT paused",
+        &[pipeline.into(), reason.into()],
+    )?;
     Ok(())
 }

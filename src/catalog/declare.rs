@@ -11,7 +11,7 @@ use super::pipeline::{self, Pipeline};
 use super::relations::make_relations;
 use super::rights::As;
 use super::server;
-use super::watch::{describe_source, forget_cached, lock_in_tries, watch};
+use super::watch::{CAPTURES, describe_source, lock_in_tries, notice_of_source, refresh, watch};
 use crate::capture::wake;
 use crate::error::{Error, OrReport, Result};
 
@@ -25,15 +25,18 @@ struct Declaration {
     row_filter: Option<String>,
     storage: Option<String>,
     index: String,
+    capture: String,
+    on_replica: bool,
     backfill: bool,
 }
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
-    schedule text DEFAULT 'realtime', row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT 'hnsw', backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    schedule text DEFAULT 'realtime', row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT 'hnsw', capture text DEFAULT 'keys', on_replica boolean DEFAULT false,
+    backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, text, text, text, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw or none; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, text, text, text, text, boolean, boolean, boolean) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw or none; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_pipeline(
@@ -46,6 +49,8 @@ fn create_pipeline(
     row_filter: Option<&str>,
     storage: Option<&str>,
     index: Option<&str>,
+    capture: Option<&str>,
+    on_replica: Option<bool>,
     backfill: Option<bool>,
     if_not_exists: Option<bool>,
 ) -> pg_sys::Oid {
@@ -80,6 +85,8 @@ fn create_pipeline(
             row_filter: row_filter.map(str::to_owned),
             storage: storage.map(str::to_owned),
             index: index.unwrap_or("hnsw").to_owned(),
+            capture: capture.unwrap_or("keys").to_owned(),
+            on_replica: on_replica.unwrap_or(false),
             backfill: backfill.unwrap_or(true),
         };
         create(&declaration, if_not_exists.unwrap_or(false))
@@ -101,6 +108,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
         )
     })?;
     let table = describe_source(wanted.source, &source_name)?;
+    table.require_create()?;
     let relation_name = relation_name(&wanted.name, &table.schema)?;
     let relation = format!("{}.{}", quote(&table.schema), quote(&relation_name));
     let vectors = format!(
@@ -145,6 +153,13 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
             "The valid ones are hnsw and none.",
         ));
     }
+    if !CAPTURES.contains(&wanted.capture.as_str()) {
+        return Err(Error::argument(
+            "capture",
+            format!("\"{}\" is not a capture mode", wanted.capture),
+            "The valid ones are keys, columns and full.",
+        ));
+    }
     let mut used: Vec<String> = content.columns.clone();
     used.extend(filter.iter().flat_map(|filter| filter.columns.clone()));
     used.sort();
@@ -156,8 +171,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
             &source_name,
             &content.sql,
             filter.as_ref().map(|f| f.sql.as_str()),
-            &wanted.server,
             storage,
+            wanted,
         );
         return match difference {
             None if if_not_exists => {
@@ -185,7 +200,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     }
 
     lock_in_tries(wanted.source, &source_name, pg_sys::ShareRowExclusiveLock)?;
-    let source_id = watch(wanted.source, &source_name, &table, &used)?;
+    let source_id = watch(wanted.source, &source_name, &table)?;
     make_relations(
         &relation,
         &vectors,
@@ -198,8 +213,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     {
         let _as = As::extension();
         Spi::run_with_args(
-            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, storage, index, dimensions)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'realtime', $9, $10, $11) RETURNING id)
+            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, storage, index, dimensions, capture, on_replica)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'realtime', $9, $10, $11, $13, $14) RETURNING id)
              INSERT INTO recsync.backfill (pipeline_id, finished_at) SELECT id, CASE WHEN $12 THEN NULL ELSE pg_catalog.now() END FROM p",
             &[
                 relation.as_str().into(),
@@ -214,10 +229,13 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
                 wanted.index.as_str().into(),
                 (endpoint.dimensions as i32).into(),
                 wanted.backfill.into(),
+                wanted.capture.as_str().into(),
+                wanted.on_replica.into(),
             ],
         )?;
     }
-    forget_cached(wanted.source)?;
+    refresh(wanted.source, &source_name, source_id, table.owner)?;
+    notice_of_source(wanted.source, &source_name)?;
     wake::after_catalog_change();
     Ok(
         select_one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[relation.into()])?
@@ -326,9 +344,10 @@ fn difference(
     source: &str,
     content: &str,
     filter: Option<&str>,
-    server: &str,
     storage: &str,
+    wanted: &Declaration,
 ) -> Option<String> {
+    let yes_no = |flag| if flag { "true" } else { "false" };
     let pairs = [
         ("source", is.source.as_str(), source),
         ("content", is.content.as_str(), content),
@@ -337,8 +356,14 @@ fn difference(
             is.row_filter.as_deref().unwrap_or("none"),
             filter.unwrap_or("none"),
         ),
-        ("server", is.server.as_str(), server),
+        ("server", is.server.as_str(), wanted.server.as_str()),
         ("storage", is.storage.as_str(), storage),
+        ("capture", is.capture.as_str(), wanted.capture.as_str()),
+        (
+            "on_replica",
+            yes_no(is.on_replica),
+            yes_no(wanted.on_replica),
+        ),
     ];
     let differing: Vec<String> = pairs
         .into_iter()

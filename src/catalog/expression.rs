@@ -27,64 +27,110 @@ pub fn parse(
     text: &str,
     wanted: Wanted,
 ) -> Result<Expression> {
-    let c_text = CString::new(text).map_err(|_| {
-        Error::argument(argument, "it holds a zero byte", "Give an SQL expression.")
-    })?;
-    // SAFETY: PostgreSQL's parser and analyser, used as for a CHECK constraint; the relation is opened and closed
-    // here, all nodes live in the current memory context.
+    let analysed = Analysed::of(argument, source, text, None, wanted)?;
+    // SAFETY: walks the analysed expression; the relation is opened and closed here.
     unsafe {
-        let node = single_expression(argument, &c_text)?;
-        let relation = pg_sys::table_open(source, pg_sys::AccessShareLock as _);
-        let state = pg_sys::make_parsestate(std::ptr::null_mut());
-        (*state).p_sourcetext = c_text.as_ptr();
-        let item = pg_sys::addRangeTableEntryForRelation(
-            state,
-            relation,
-            pg_sys::AccessShareLock as _,
-            std::ptr::null_mut(),
-            false,
-            true,
-        );
-        pg_sys::addNSItemToQuery(state, item, true, true, true);
-        let kind = pg_sys::ParseExprKind::EXPR_KIND_GENERATED_COLUMN;
-        let mut expression = pg_sys::transformExpr(state, node, kind);
-        expression = match wanted {
-            Wanted::Boolean => pg_sys::coerce_to_boolean(state, expression, c"row_filter".as_ptr()),
-            Wanted::Text => pg_sys::coerce_to_target_type(
-                state,
-                expression,
-                pg_sys::exprType(expression),
-                pg_sys::TEXTOID,
-                -1,
-                pg_sys::CoercionContext::COERCION_EXPLICIT,
-                pg_sys::CoercionForm::COERCE_EXPLICIT_CAST,
-                -1,
-            ),
-        };
-        if expression.is_null() {
-            return Err(Error::argument(
-                argument,
-                "it is not text",
-                "Cast the expression to text.",
-            ));
-        }
-        pg_sys::assign_expr_collations(state, expression);
-        if pg_sys::contain_volatile_functions(expression) {
+        if pg_sys::contain_volatile_functions(analysed.expression) {
             return Err(Error::argument(
                 argument,
                 "it calls a volatile function",
                 "A text that changes by itself would be paid for again and again: use stable or immutable functions of the row.",
             ));
         }
-        let columns = used_columns(relation, expression);
-        let context = pg_sys::deparse_context_for(c"s".as_ptr(), source);
-        let sql = with_settings(&[(c"search_path", c"pg_catalog")], || {
-            CStr::from_ptr(pg_sys::deparse_expression(expression, context, true, false))
+        let relation = pg_sys::table_open(source, pg_sys::AccessShareLock as _);
+        let columns = used_columns(relation, analysed.expression);
+        pg_sys::table_close(relation, pg_sys::NoLock as _);
+        Ok(Expression {
+            sql: analysed.sql(),
+            columns,
+        })
+    }
+}
+
+/// An expression as PostgreSQL holds it: by OIDs and attribute numbers, which outlive a change of names. It lives
+/// in the memory context in which it was made.
+pub struct Analysed {
+    source: pg_sys::Oid,
+    expression: *mut pg_sys::Node,
+}
+
+impl Analysed {
+    /// `text` over a row of `source`, which is called `alias` in it, or by the table's name.
+    pub fn of(
+        argument: &'static str,
+        source: pg_sys::Oid,
+        text: &str,
+        alias: Option<&CStr>,
+        wanted: Wanted,
+    ) -> Result<Analysed> {
+        let c_text = CString::new(text).map_err(|_| {
+            Error::argument(argument, "it holds a zero byte", "Give an SQL expression.")
+        })?;
+        // SAFETY: PostgreSQL's parser and analyser, used as for a CHECK constraint; the relation is opened and closed
+        // here, all nodes live in the current memory context.
+        unsafe {
+            let node = single_expression(argument, &c_text)?;
+            let relation = pg_sys::table_open(source, pg_sys::AccessShareLock as _);
+            let state = pg_sys::make_parsestate(std::ptr::null_mut());
+            (*state).p_sourcetext = c_text.as_ptr();
+            let alias = alias.map_or(std::ptr::null_mut(), |alias| {
+                pg_sys::makeAlias(alias.as_ptr(), std::ptr::null_mut())
+            });
+            let item = pg_sys::addRangeTableEntryForRelation(
+                state,
+                relation,
+                pg_sys::AccessShareLock as _,
+                alias,
+                false,
+                true,
+            );
+            pg_sys::addNSItemToQuery(state, item, true, true, true);
+            let kind = pg_sys::ParseExprKind::EXPR_KIND_GENERATED_COLUMN;
+            let mut expression = pg_sys::transformExpr(state, node, kind);
+            expression = match wanted {
+                Wanted::Boolean => {
+                    pg_sys::coerce_to_boolean(state, expression, c"row_filter".as_ptr())
+                }
+                Wanted::Text => pg_sys::coerce_to_target_type(
+                    state,
+                    expression,
+                    pg_sys::exprType(expression),
+                    pg_sys::TEXTOID,
+                    -1,
+                    pg_sys::CoercionContext::COERCION_EXPLICIT,
+                    pg_sys::CoercionForm::COERCE_EXPLICIT_CAST,
+                    -1,
+                ),
+            };
+            if expression.is_null() {
+                return Err(Error::argument(
+                    argument,
+                    "it is not text",
+                    "Cast the expression to text.",
+                ));
+            }
+            pg_sys::assign_expr_collations(state, expression);
+            pg_sys::table_close(relation, pg_sys::NoLock as _);
+            Ok(Analysed { source, expression })
+        }
+    }
+
+    /// SQL over the source's row `s`, fully qualified, by the names of now.
+    pub fn sql(&self) -> String {
+        // SAFETY: the source exists; the expression lives in a memory context that is still there.
+        unsafe {
+            let context = pg_sys::deparse_context_for(c"s".as_ptr(), self.source);
+            with_settings(&[(c"search_path", c"pg_catalog")], || {
+                CStr::from_ptr(pg_sys::deparse_expression(
+                    self.expression,
+                    context,
+                    true,
+                    false,
+                ))
                 .to_string_lossy()
                 .into_owned()
-        });
-        pg_sys::table_close(relation, pg_sys::NoLock as _);
-        Ok(Expression { sql, columns })
+            })
+        }
     }
 }
 

@@ -30,6 +30,20 @@ fn announce() {
             "pgvector {version} has a known corruption in the vacuum of HNSW indexes (mended in 0.8.4) and, before 0.8.2, CVE-2026-3172: update it"
         );
     }
+    let publications = super::names::select_one::<String>(
+        "SELECT pg_catalog.string_agg(pg_catalog.quote_ident(pubname), ', ' ORDER BY pubname) FROM pg_catalog.pg_publication WHERE puballtables",
+        &[],
+    );
+    if let Ok(Some(publications)) = publications {
+        ereport!(
+            WARNING,
+            PgSqlErrorCode::ERRCODE_WARNING,
+            format!(
+                "publication {publications} is FOR ALL TABLES: it sends recsync's own tables, too"
+            ),
+            "A subscriber that has no recsync stops at their first change: publish the tables, or the schemas, that it needs."
+        );
+    }
     wake::after_extension_change();
 }
 

@@ -23,6 +23,9 @@ pub struct Pipeline {
     pub vectors: String,
     pub source_id: i32,
     pub source: String,
+    /// The source in a FROM: of a table that others inherit from, its own rows only.
+    pub rows_of: String,
+    pub unlogged: bool,
     pub key_columns: Vec<String>,
     /// SQL over the source's row `s`, fully qualified.
     pub content: String,
@@ -30,6 +33,8 @@ pub struct Pipeline {
     pub server: String,
     pub storage: String,
     pub dimensions: i64,
+    pub capture: String,
+    pub on_replica: bool,
     pub paused: bool,
     pub paused_reason: Option<String>,
     owner: Option<i64>,
@@ -41,6 +46,7 @@ pub struct Pipeline {
     pub dead_letters: bool,
     pub backfilled: bool,
     pub backfill_after: Option<Vec<String>>,
+    pub backfill_round: i32,
     server_options: Option<Vec<(String, String)>>,
     mapping_options: Option<Vec<(String, String)>>,
     server_usable: Option<bool>,
@@ -50,8 +56,12 @@ pub struct Pipeline {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 pub struct Key {
     pub name: String,
-    /// The name, quoted.
+    /// The name, quoted: in the source,
     pub column: String,
+    /// in the table of vectors, which keeps that of its making,
+    pub stored: String,
+    /// and in the pipeline's view.
+    pub shown: String,
     /// Qualified where it must be.
     #[serde(rename = "type")]
     pub type_name: String,
@@ -88,6 +98,7 @@ impl Pipeline {
         other.dead_letters = self.dead_letters;
         other.backfilled = self.backfilled;
         other.backfill_after.clone_from(&self.backfill_after);
+        other.backfill_round = self.backfill_round;
         *self == other
     }
 

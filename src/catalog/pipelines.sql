@@ -3,15 +3,22 @@ SELECT pg_catalog.jsonb_build_object(
          'source_id', s.id, 'source', s.relation, 'key_columns', s.key_columns,
          'content', p.content, 'row_filter', p.row_filter, 'server', p.server,
          'storage', p.storage, 'index', p.index, 'dimensions', p.dimensions,
+         'capture', p.capture, 'on_replica', p.on_replica,
          'paused', p.paused, 'paused_reason', p.paused_reason,
          'owner', (SELECT c.relowner::bigint FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)),
          'vectors_exist', pg_catalog.to_regclass(p.vectors) IS NOT NULL,
-         'source_oid', pg_catalog.to_regclass(s.relation)::oid::bigint,
+         'source_oid', c.oid::bigint,
+         'rows_of', CASE WHEN c.relkind = 'p' THEN s.relation ELSE 'ONLY ' || s.relation END,
+         'unlogged', COALESCE(c.relpersistence = 'u', false),
          'captured', (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_trigger t
                        WHERE t.tgrelid = pg_catalog.to_regclass(s.relation)
-                         AND t.tgname IN ('recsync_capture', 'recsync_capture_truncate') AND t.tgenabled IN ('O', 'A')),
+                         AND t.tgname IN ('recsync_capture_' || s.id, 'recsync_truncate_' || s.id) AND t.tgenabled IN ('O', 'A')),
          'keys', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
                             'name', a.attname, 'column', pg_catalog.quote_ident(a.attname),
+                            'stored', COALESCE((SELECT pg_catalog.quote_ident(v.attname) FROM pg_catalog.pg_attribute v
+                                                 WHERE v.attrelid = pg_catalog.to_regclass(p.vectors) AND v.attnum = k.n), ''),
+                            'shown', COALESCE((SELECT pg_catalog.quote_ident(v.attname) FROM pg_catalog.pg_attribute v
+                                                WHERE v.attrelid = pg_catalog.to_regclass(p.relation) AND v.attnum = k.n), ''),
                             'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
                             'equals', pg_catalog.format('OPERATOR(%I.%s)', en.nspname, e.oprname),
                             'after', pg_catalog.format('OPERATOR(%I.%s)', gn.nspname, g.oprname)) ORDER BY k.n)
@@ -35,10 +42,12 @@ SELECT pg_catalog.jsonb_build_object(
                                                   AND a.attname = u.name AND NOT a.attisdropped)),
          'dead_letters', EXISTS (SELECT FROM recsync.dead_letter_log l WHERE l.pipeline_id = p.id),
          'backfilled', COALESCE((SELECT b.finished_at IS NOT NULL FROM recsync.backfill b WHERE b.pipeline_id = p.id), true),
+         'backfill_round', COALESCE((SELECT b.round FROM recsync.backfill b WHERE b.pipeline_id = p.id), 0),
          'backfill_after', (SELECT pg_catalog.to_jsonb(b.after_key) FROM recsync.backfill b WHERE b.pipeline_id = p.id),
          'server_options', v.options, 'mapping_options', v.mapping, 'server_usable', v.usable)::text
   FROM recsync.pipeline p
   JOIN recsync.source s ON s.id = p.source_id
+  LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(s.relation)
   LEFT JOIN LATERAL (
        SELECT (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.option_name, o.option_value))
                  FROM pg_catalog.pg_options_to_table(f.srvoptions) o) AS options,

@@ -3,8 +3,11 @@
 //! It never runs a user's expression outside a security-restricted operation.
 
 use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::panic::AssertUnwindSafe;
 
 use super::names;
+use crate::error::{Failed, Result};
 use crate::settings::set;
 
 /// A change of user that ends with the value; an ERROR's abort ends it, too.
@@ -129,5 +132,32 @@ pub fn is_admin() -> bool {
         pg_sys::superuser()
             || (admin != pg_sys::InvalidOid
                 && pg_sys::has_privs_of_role(pg_sys::GetUserId(), admin))
+    }
+}
+
+/// Runs `body` in a subtransaction: kept when it returns Ok, rolled back when it returns Err or raises. Locks that
+/// it took stay in the first case. A cancelled statement stays cancelled.
+pub fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Result<T, Failed> {
+    // SAFETY: the pattern of PL/pgSQL's exception block: context and resource owner are put back either way, and
+    // what `body` allocates lives in the caller's context.
+    unsafe {
+        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+        let outcome = PgTryBuilder::new(AssertUnwindSafe(|| body().map_err(Failed::from)))
+            .catch_others(|cause| Err(Failed::from(cause)))
+            .execute();
+        match &outcome {
+            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
+            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+        if let Err(Failed { code, message }) = &outcome
+            && *code == PgSqlErrorCode::ERRCODE_QUERY_CANCELED
+        {
+            ereport!(ERROR, *code, message.clone());
+        }
+        outcome
     }
 }

@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::Ordering::SeqCst;
 
+use super::ddl;
 use super::names::{quote, select_one};
 use super::rights::{As, is_admin};
 use super::validator::protected;
@@ -48,6 +49,7 @@ unsafe extern "C-unwind" fn process_utility(
         let node = (*statement).utilityStmt;
         let hold = before(node).or_report();
         let follow_up = follow_up(node);
+        let declared = ddl::before(node);
         let run = || match PREVIOUS {
             Some(previous) => previous(
                 statement,
@@ -72,6 +74,9 @@ unsafe extern "C-unwind" fn process_utility(
         };
         run();
         drop(hold);
+        if let Some(declared) = declared {
+            ddl::after(declared);
+        }
         if let Some(follow_up) = follow_up {
             follow_up();
         }

@@ -1,14 +1,21 @@
 -- What people look at. Views run with the rights of recsync's owner and show each reader what is theirs.
 
 CREATE VIEW change_log WITH (security_barrier) AS
-    SELECT l.transaction_id, l.sequence, l.changed_at, l.changed_by, l.application_name,
-           CASE WHEN c.oid IS NOT NULL THEN l.relation::regclass END AS table_name,
+    SELECT l.transaction_id, l.sequence + COALESCE(c.n, 1) - 1 AS sequence, l.changed_at, l.changed_by, l.application_name,
+           CASE WHEN r.oid IS NOT NULL THEN l.relation::regclass END AS table_name,
            CASE l.op WHEN 'I' THEN 'INSERT' WHEN 'U' THEN 'UPDATE' WHEN 'D' THEN 'DELETE' ELSE 'TRUNCATE' END AS op,
-           l.record_key, l.old_record, l.record
-      FROM log l LEFT JOIN pg_catalog.pg_class c ON c.oid = l.relation
-     WHERE CASE WHEN c.oid IS NULL THEN pg_catalog.pg_has_role('recsync_admin', 'USAGE')
-                ELSE pg_catalog.pg_has_role(c.relowner, 'USAGE') OR pg_catalog.pg_has_role('recsync_admin', 'USAGE') END;
-COMMENT ON VIEW change_log IS 'Every change of a watched table: the audit, readable by the table''s owner and recsync_admin. Rotated after recsync.log_retention.';
+           c.record_key::jsonb AS record_key, COALESCE(c.old_record, c.old_key)::jsonb AS old_record, c.record::jsonb AS record,
+           CASE WHEN pg_catalog.current_setting('track_commit_timestamp')::boolean
+                THEN pg_catalog.pg_xact_commit_timestamp(l.transaction_id::xid) END AS committed_at
+      FROM log l LEFT JOIN pg_catalog.pg_class r ON r.oid = l.relation
+      LEFT JOIN LATERAL ROWS FROM (pg_catalog.json_array_elements(l.record_keys), pg_catalog.json_array_elements(l.old_keys),
+                                   pg_catalog.json_array_elements(l.old_records), pg_catalog.json_array_elements(l.records))
+           WITH ORDINALITY AS c (record_key, old_key, old_record, record, n) ON true
+     WHERE CASE WHEN r.oid IS NULL THEN pg_catalog.pg_has_role('recsync_admin', 'USAGE') AND pg_catalog.pg_has_role('pg_read_all_data', 'USAGE')
+                WHEN pg_catalog.pg_has_role(r.relowner, 'USAGE') THEN true
+                ELSE pg_catalog.pg_has_role('recsync_admin', 'USAGE') AND pg_catalog.has_table_privilege(r.oid, 'SELECT')
+                     AND NOT pg_catalog.row_security_active(r.oid) END;
+COMMENT ON VIEW change_log IS 'Every committed change of a watched table: the audit. Readable by the table''s owner, and by members of recsync_admin who may read all of the table. old_record and record hold what recsync.audit and create_pipeline(capture => …) ask for; a value left out for its size is {"omitted_bytes": n}; committed_at needs track_commit_timestamp. Kept for recsync.log_retention.';
 
 CREATE VIEW dead_letter WITH (security_barrier) AS
     SELECT p.relation AS pipeline, d.record_key, d.attempt, d.class, d.status, d.message, d.failed_at
@@ -38,13 +45,19 @@ CREATE VIEW status WITH (security_barrier) AS
       CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead,
                                  (pg_catalog.array_agg(class || COALESCE(' (HTTP ' || status || ')', '') ORDER BY failed_at DESC))[1] AS last_error
                             FROM dead_letter_log WHERE pipeline_id = p.id) d
-      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS undispatched, pg_catalog.min(l.changed_at) AS oldest
+      CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.changes), 0)::bigint AS undispatched, pg_catalog.min(l.changed_at) AS oldest
                             FROM checkpoint k, log l
-                           WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = p.source_id
+                           WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = p.source_id AND NOT l.audit_only
                              AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
-        OR pg_catalog.pg_has_role(o.owner, 'USAGE');
-COMMENT ON VIEW status IS 'One row a pipeline: state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE')
+    UNION ALL
+    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
+      FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
+     WHERE s.audit IS NOT NULL
+       AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+            OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
+COMMENT ON VIEW status IS 'One row a pipeline or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
 
 GRANT SELECT ON change_log, dead_letter, status TO PUBLIC;
 

@@ -6,24 +6,69 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::names::{quote, select_one};
-use super::pipeline::Pipeline;
-use super::rights::{As, with_settings};
-use crate::error::{Error, Result};
+use super::rights::{As, in_subtransaction, with_settings};
+use crate::error::{Error, Failed, Result};
 
 pub struct SourceTable {
     pub schema: String,
     pub owner: pg_sys::Oid,
     pub key_columns: Vec<String>,
+    may_create: bool,
+}
+
+impl SourceTable {
+    /// Refuses where the owner cannot have a pipeline's relations made beside the table.
+    pub fn require_create(&self) -> Result<()> {
+        if self.may_create {
+            return Ok(());
+        }
+        // SAFETY: the owner exists.
+        let owner = unsafe {
+            std::ffi::CStr::from_ptr(pg_sys::GetUserNameFromId(self.owner, false)).to_string_lossy()
+        };
+        let (schema, owner) = (quote(&self.schema), quote(&owner));
+        Err(Error::Denied {
+            what: format!("role {owner} cannot create relations in schema {schema}"),
+            grant: format!("GRANT CREATE ON SCHEMA {schema} TO {owner};"),
+        })
+    }
+}
+
+/// The owner of a table, which the caller has to be.
+pub fn owns_source(source: pg_sys::Oid, name: &str) -> Result<pg_sys::Oid> {
+    let owner = select_one::<pg_sys::Oid>(
+        "SELECT relowner FROM pg_catalog.pg_class WHERE oid = $1",
+        &[source.into()],
+    )?
+    .unwrap_or(pg_sys::InvalidOid);
+    // SAFETY: look-ups of roles by OID; an unknown one has the name of its number.
+    let (may, role) = unsafe {
+        let role = pg_sys::GetUserNameFromId(owner, true);
+        (
+            pg_sys::has_privs_of_role(pg_sys::GetUserId(), owner),
+            (!role.is_null()).then(|| std::ffi::CStr::from_ptr(role).to_string_lossy()),
+        )
+    };
+    if may {
+        return Ok(owner);
+    }
+    Err(Error::Denied {
+        what: format!("you do not own table {name}"),
+        grant: format!(
+            "Its owner may do this, and members of that role: GRANT {} TO …",
+            quote(&role.unwrap_or_default())
+        ),
+    })
 }
 
 pub fn describe_source(source: pg_sys::Oid, name: &str) -> Result<SourceTable> {
     let row = Spi::connect(|client| -> Result<_> {
         let table = client.select(
-            "SELECT n.nspname::text, c.relowner, pg_catalog.pg_get_userbyid(c.relowner)::text, c.relkind::text, c.relpersistence::text,
+            "SELECT n.nspname::text, c.relowner, c.relkind::text, c.relpersistence::text,
                     (SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.n)
                        FROM pg_catalog.pg_index i, pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, n), pg_catalog.pg_attribute a
                       WHERE i.indrelid = c.oid AND i.indisprimary AND k.n <= i.indnkeyatts AND a.attrelid = c.oid AND a.attnum = k.attnum),
-                    pg_catalog.pg_has_role(c.relowner, 'USAGE'), pg_catalog.has_schema_privilege(c.relowner, n.oid, 'CREATE'),
+                    pg_catalog.has_schema_privilege(c.relowner, n.oid, 'CREATE'),
                     n.nspname IN ('pg_catalog', 'information_schema', 'recsync')
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
             Some(1),
@@ -33,15 +78,13 @@ pub fn describe_source(source: pg_sys::Oid, name: &str) -> Result<SourceTable> {
         Ok((
             row.get::<String>(1)?.unwrap_or_default(),
             row.get::<pg_sys::Oid>(2)?.unwrap_or(pg_sys::InvalidOid),
-            row.get::<String>(3)?.unwrap_or_default(),
-            row.get::<String>(4)?.unwrap_or_default() + &row.get::<String>(5)?.unwrap_or_default(),
-            row.get::<Vec<String>>(6)?,
+            row.get::<String>(3)?.unwrap_or_default() + &row.get::<String>(4)?.unwrap_or_default(),
+            row.get::<Vec<String>>(5)?,
+            row.get::<bool>(6)?.unwrap_or(false),
             row.get::<bool>(7)?.unwrap_or(false),
-            row.get::<bool>(8)?.unwrap_or(false),
-            row.get::<bool>(9)?.unwrap_or(false),
         ))
     })?;
-    let (schema, owner, owner_name, kind, key_columns, is_owner, may_create, is_system) = row;
+    let (schema, owner, kind, key_columns, may_create, is_system) = row;
     let refused = |kind, hint| {
         Err(Error::NotATable {
             relation: name.to_owned(),
@@ -79,137 +122,186 @@ pub fn describe_source(source: pg_sys::Oid, name: &str) -> Result<SourceTable> {
         }
         _ => return refused("not a table", TABLE),
     }
-    if !is_owner {
-        return Err(Error::Denied {
-            what: format!("you do not own table {name}"),
-            grant: format!(
-                "Its owner can create the pipeline, or a member of that role: GRANT {} TO …",
-                quote(&owner_name)
-            ),
-        });
-    }
-    if !may_create {
-        return Err(Error::Denied {
-            what: format!(
-                "role {} cannot create relations in schema {}",
-                quote(&owner_name),
-                quote(&schema)
-            ),
-            grant: format!(
-                "GRANT CREATE ON SCHEMA {} TO {};",
-                quote(&schema),
-                quote(&owner_name)
-            ),
-        });
-    }
+    owns_source(source, name)?;
     match key_columns {
         Some(key_columns) => Ok(SourceTable {
             schema,
             owner,
             key_columns,
+            may_create,
         }),
         None => Err(Error::NoPrimaryKey(name.to_owned())),
     }
 }
 
+/// What may surprise: rows of inheriting tables, and what a crash does to an unlogged one.
+pub fn notice_of_source(source: pg_sys::Oid, name: &str) -> Result<()> {
+    let children = select_one::<String>(
+        "SELECT pg_catalog.string_agg(i.inhrelid::regclass::text, ', ' ORDER BY i.inhrelid)
+           FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhparent WHERE c.oid = $1 AND c.relkind = 'r'",
+        &[source.into()],
+    )?;
+    if let Some(children) = children {
+        notice!(
+            "only rows of {name} itself are watched, not those of {children}: declare them by themselves"
+        );
+    }
+    let unlogged = select_one::<bool>(
+        "SELECT relpersistence = 'u' FROM pg_catalog.pg_class WHERE oid = $1",
+        &[source.into()],
+    )?;
+    if unlogged == Some(true) {
+        notice!("{name} is unlogged: a crash empties it, and its vectors are removed then");
+    }
+    Ok(())
+}
+
 /// A lock on the source, SHARE ROW EXCLUSIVE to make a trigger, ACCESS EXCLUSIVE to drop it: 20 tries of 50 ms, so that writers that queue
 /// behind it wait for 50 ms at the most.
 pub fn lock_in_tries(relation: pg_sys::Oid, name: &str, mode: u32) -> Result<()> {
-    let granted = (0..20).any(|_| {
-        with_settings(&[(c"lock_timeout", c"50ms")], || {
+    for _ in 0..20 {
+        let tried = with_settings(&[(c"lock_timeout", c"50ms")], || {
             in_subtransaction(|| {
                 // SAFETY: an ordinary lock request; it raises when lock_timeout passes.
-                unsafe { pg_sys::LockRelationOid(relation, mode as _) }
+                unsafe { pg_sys::LockRelationOid(relation, mode as _) };
+                Ok(())
             })
-        })
-    });
-    if granted {
-        Ok(())
-    } else {
-        Err(Error::LockBusy(name.to_owned()))
-    }
-}
-
-/// Whether `body` ran through; false when it ran into a lock timeout. What it locked stays locked.
-fn in_subtransaction(body: impl FnOnce() + std::panic::UnwindSafe) -> bool {
-    // SAFETY: the pattern of PL/pgSQL's exception block: context and resource owner are put back either way.
-    unsafe {
-        let (context, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
-        pg_sys::BeginInternalSubTransaction(std::ptr::null());
-        let granted = PgTryBuilder::new(move || {
-            body();
-            true
-        })
-        .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| false)
-        .execute();
-        if granted {
-            pg_sys::ReleaseCurrentSubTransaction();
-        } else {
-            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        });
+        match tried {
+            Ok(()) => return Ok(()),
+            Err(Failed { code, .. }) if code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {}
+            Err(Failed { code, message }) => {
+                return Err(Error::Option {
+                    code,
+                    message,
+                    detail: None,
+                    hint: None,
+                });
+            }
         }
-        pg_sys::MemoryContextSwitchTo(context);
-        pg_sys::CurrentResourceOwner = owner;
-        granted
     }
+    Err(Error::LockBusy(name.to_owned()))
 }
 
-/// The source's row and triggers: made where they are missing, its used columns widened where they are there.
-pub fn watch(source: pg_sys::Oid, name: &str, table: &SourceTable, used: &[String]) -> Result<i32> {
+/// What of a row the change log is to hold. The widest wish of a table's pipelines and its audit counts.
+pub const CAPTURES: [&str; 3] = ["keys", "columns", "full"];
+
+/// What the triggers log follows from the pipelines and the audit of the table.
+const REFRESH: &str = "\
+UPDATE recsync.source s
+   SET used_columns = p.used, dispatched = p.pipelines > 0, on_replica = p.on_replica,
+       capture = CASE WHEN s.audit = 'full' OR 'full' = ANY (p.captures) THEN 'full'
+                      WHEN 'columns' = ANY (p.captures) THEN 'columns' ELSE 'keys' END
+  FROM (SELECT pg_catalog.count(*) AS pipelines, COALESCE(pg_catalog.bool_or(on_replica), false) AS on_replica,
+               pg_catalog.array_agg(capture) AS captures,
+               ARRAY(SELECT DISTINCT u FROM recsync.pipeline, pg_catalog.unnest(used_columns) AS u WHERE source_id = $1 ORDER BY u) AS used
+          FROM recsync.pipeline WHERE source_id = $1) p
+ WHERE s.id = $1
+RETURNING s.on_replica";
+
+/// recsync's triggers on the table `$1` and its partitions, but for those that PostgreSQL made from the root's.
+const TRIGGERS: &str = "\
+SELECT pg_catalog.array_agg(pg_catalog.format('%I ON %I.%I', g.tgname, n.nspname, c.relname))
+  FROM (SELECT $1::oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass) t) t
+  JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid AND g.tgparentid = 0
+ WHERE g.tgname IN ('recsync_capture_' || $2::text, 'recsync_truncate_' || $2::text) AND ($3 IS NULL OR g.tgenabled::text = $3)";
+
+/// The source's row and triggers, made where they are missing. [`refresh`] has to follow.
+pub fn watch(source: pg_sys::Oid, name: &str, table: &SourceTable) -> Result<i32> {
     let id = {
         let _as = As::extension();
         Spi::get_one_with_args::<i32>(
-            "INSERT INTO recsync.source AS s (relation, key_columns, used_columns) VALUES ($1, $2, $3)
-             ON CONFLICT (relation) DO UPDATE SET key_columns = excluded.key_columns, used_columns =
-                 (SELECT pg_catalog.array_agg(DISTINCT u ORDER BY u) FROM pg_catalog.unnest(s.used_columns || excluded.used_columns) AS u)
-             RETURNING id",
-            &[name.into(), table.key_columns.clone().into(), used.to_vec().into()],
+            "INSERT INTO recsync.source (relation, key_columns) VALUES ($1, $2)
+             ON CONFLICT (relation) DO UPDATE SET key_columns = excluded.key_columns RETURNING id",
+            &[name.into(), table.key_columns.clone().into()],
         )?
         .unwrap_or_default()
     };
     let there = select_one::<bool>(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = 'recsync_capture')",
-        &[source.into()],
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = 'recsync_capture_' || $2::text)",
+        &[source.into(), id.into()],
     )?;
     if there != Some(true) {
         let _as = As::maker(table.owner);
         Spi::run(&format!(
-            "CREATE TRIGGER recsync_capture AFTER INSERT OR UPDATE OR DELETE ON {name} FOR EACH ROW EXECUTE FUNCTION recsync.capture_v1('{id}')"
+            "CREATE TRIGGER recsync_capture_{id} AFTER INSERT OR UPDATE OR DELETE ON {name} FOR EACH ROW EXECUTE FUNCTION recsync.capture_v1('{id}')"
         ))?;
-        let leaves = select_one::<Vec<String>>(
-            "SELECT pg_catalog.array_agg(pg_catalog.format('%I.%I', n.nspname, c.relname))
-               FROM (SELECT $1::oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass) t) t
-               JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace",
-            &[source.into()],
-        )?;
-        for leaf in leaves.unwrap_or_default() {
-            Spi::run(&format!(
-                "CREATE TRIGGER recsync_capture_truncate AFTER TRUNCATE ON {leaf} FOR EACH STATEMENT EXECUTE FUNCTION recsync.capture_v1('{id}')"
-            ))?;
-        }
     }
+    watch_truncate(source, id, table.owner)?;
     Ok(id)
 }
 
-pub fn unwatch(pipeline: &Pipeline) -> Result<()> {
-    let source = pipeline.source_oid();
-    if source != pg_sys::InvalidOid {
-        let leaves = select_one::<Vec<String>>(
-            "SELECT pg_catalog.array_agg(pg_catalog.format('%I ON %I.%I', g.tgname, n.nspname, c.relname))
-               FROM (SELECT $1::oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass) t) t
-               JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-               JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid AND g.tgparentid = 0 AND g.tgname IN ('recsync_capture', 'recsync_capture_truncate')",
-            &[source.into()],
-        )?;
-        let _as = As::maker(pipeline.owner());
-        for trigger in leaves.unwrap_or_default() {
+/// TRUNCATE has statement triggers, which partitions do not take over from their root: each gets its own.
+pub fn watch_truncate(source: pg_sys::Oid, id: i32, owner: pg_sys::Oid) -> Result<()> {
+    let unwatched = select_one::<Vec<String>>(
+        "SELECT pg_catalog.array_agg(pg_catalog.format('%I.%I', n.nspname, c.relname))
+           FROM (SELECT $1::oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass) t) t
+           JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.relkind IN ('r', 'p') AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = 'recsync_truncate_' || $2::text)",
+        &[source.into(), id.into()],
+    )?;
+    let _as = As::maker(owner);
+    for table in unwatched.unwrap_or_default() {
+        Spi::run(&format!(
+            "CREATE TRIGGER recsync_truncate_{id} AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION recsync.capture_v1('{id}')"
+        ))?;
+    }
+    Ok(())
+}
+
+/// What the triggers log and when they fire, after a pipeline or the audit of the table has come, gone or changed.
+pub fn refresh(source: pg_sys::Oid, name: &str, id: i32, owner: pg_sys::Oid) -> Result<()> {
+    let on_replica = {
+        let _as = As::extension();
+        Spi::get_one_with_args::<bool>(REFRESH, &[id.into()])?
+    };
+    let (is, wanted) = match on_replica {
+        Some(true) => ("O", "ENABLE ALWAYS"),
+        _ => ("A", "ENABLE"),
+    };
+    let triggers = select_one::<Vec<String>>(TRIGGERS, &[source.into(), id.into(), is.into()])?
+        .unwrap_or_default();
+    if !triggers.is_empty() {
+        lock_in_tries(source, name, pg_sys::ShareRowExclusiveLock)?;
+        let _as = As::maker(owner);
+        for trigger in triggers {
+            if let Some((trigger, table)) = trigger.split_once(" ON ") {
+                Spi::run(&format!("ALTER TABLE {table} {wanted} TRIGGER {trigger}"))?;
+            }
+        }
+    }
+    forget_cached(source)
+}
+
+/// A pipeline or the audit of the table is gone: the triggers log less, or go with the last of them.
+pub fn release(source: pg_sys::Oid, name: &str, id: i32, owner: pg_sys::Oid) -> Result<()> {
+    let wanted = {
+        let _as = As::extension();
+        select_one::<bool>(
+            "SELECT s.audit IS NOT NULL OR EXISTS (SELECT FROM recsync.pipeline p WHERE p.source_id = s.id) FROM recsync.source s WHERE s.id = $1",
+            &[id.into()],
+        )?
+    };
+    let exists = source != pg_sys::InvalidOid;
+    if wanted == Some(true) {
+        return if exists {
+            refresh(source, name, id, owner)
+        } else {
+            Ok(())
+        };
+    }
+    if exists {
+        lock_in_tries(source, name, pg_sys::AccessExclusiveLock)?;
+        let triggers =
+            select_one::<Vec<String>>(TRIGGERS, &[source.into(), id.into(), None::<&str>.into()])?;
+        let _as = As::maker(owner);
+        for trigger in triggers.unwrap_or_default() {
             Spi::run(&format!("DROP TRIGGER IF EXISTS {trigger}"))?;
         }
     }
     let _as = As::extension();
-    Spi::run_with_args(
-        "DELETE FROM recsync.source WHERE id = $1",
-        &[pipeline.source_id.into()],
-    )?;
+    Spi::run_with_args("DELETE FROM recsync.source WHERE id = $1", &[id.into()])?;
     Ok(())
 }
 

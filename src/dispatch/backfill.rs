@@ -31,7 +31,7 @@ pub fn slice(pipeline: &Pipeline, after: Option<&[String]>) -> Result<Vec<Vec<St
     let sql = format!(
         "SELECT ARRAY[{}] FROM {} s {condition} ORDER BY {} LIMIT {SLICE}",
         texts.join(", "),
-        pipeline.source,
+        pipeline.rows_of,
         order.join(", ")
     );
     let arguments: Vec<_> = after
@@ -81,12 +81,13 @@ fn after_key(keys: &[Key]) -> String {
     format!("({})", alternatives.join(" OR "))
 }
 
-/// A slice is done: remembers where to go on, or that this was the last. As recsync's owner.
-pub fn advance(pipeline: i32, up_to: Option<&[String]>, rows: i64) -> Result<()> {
+/// A slice is done: remembers where to go on, or that this was the last, unless all rows are to be looked at again
+/// since. As recsync's owner.
+pub fn advance(pipeline: i32, round: i32, up_to: Option<&[String]>, rows: i64) -> Result<()> {
     Spi::run_with_args(
-        "UPDATE recsync.backfill SET after_key = COALESCE($2, after_key), done = done + $3,
-                finished_at = CASE WHEN $2 IS NULL THEN pg_catalog.clock_timestamp() END WHERE pipeline_id = $1",
-        &[pipeline.into(), up_to.map(<[String]>::to_vec).into(), rows.into()],
+        "UPDATE recsync.backfill SET after_key = COALESCE($3, after_key), done = done + $4,
+                finished_at = CASE WHEN $3 IS NULL THEN pg_catalog.clock_timestamp() END WHERE pipeline_id = $1 AND round = $2",
+        &[pipeline.into(), round.into(), up_to.map(<[String]>::to_vec).into(), rows.into()],
     )?;
     Ok(())
 }
@@ -94,8 +95,8 @@ pub fn advance(pipeline: i32, up_to: Option<&[String]>, rows: i64) -> Result<()>
 /// All rows of these pipelines are to be looked at again. As recsync's owner.
 pub fn restart(pipelines: &[i32]) -> Result<()> {
     Spi::run_with_args(
-        "INSERT INTO recsync.backfill (pipeline_id) SELECT pg_catalog.unnest($1::int[])
-         ON CONFLICT (pipeline_id) DO UPDATE SET after_key = NULL, done = 0, finished_at = NULL",
+        "INSERT INTO recsync.backfill AS b (pipeline_id, round) SELECT pg_catalog.unnest($1::int[]), 1
+         ON CONFLICT (pipeline_id) DO UPDATE SET after_key = NULL, done = 0, finished_at = NULL, round = b.round + 1",
         &[pipelines.to_vec().into()],
     )?;
     Ok(())

@@ -28,6 +28,18 @@ pub struct Job {
     pub last_attempt_us: Option<i64>,
 }
 
+impl Job {
+    /// Not tried yet, not written down.
+    pub fn new(row: RowKey) -> Job {
+        Job {
+            row,
+            attempt: 0,
+            stored: false,
+            last_attempt_us: None,
+        }
+    }
+}
+
 /// Removals first, then what changed, then what was there before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
@@ -55,6 +67,7 @@ pub enum Ticket {
     /// A pipeline's rows up to this key; `None`: the last slice.
     Backfill {
         pipeline: i32,
+        round: i32,
         up_to: Option<Vec<String>>,
         rows: i64,
     },
@@ -80,16 +93,7 @@ impl Queue {
 
     /// A row is due. One that waits already is due once; one that is taken is due again afterwards.
     pub fn add(&mut self, row: RowKey, lane: Lane, ticket: Option<u64>) {
-        self.add_job(
-            Job {
-                row,
-                attempt: 0,
-                stored: false,
-                last_attempt_us: None,
-            },
-            lane,
-            ticket,
-        );
+        self.add_job(Job::new(row), lane, ticket);
     }
 
     pub fn add_job(&mut self, job: Job, lane: Lane, ticket: Option<u64>) {
@@ -180,14 +184,7 @@ impl Queue {
     /// Taken rows of a pipeline that were deleted since: to be looked at now, and again when they land.
     pub fn take_passing(&mut self, pipeline: i32) -> Vec<Job> {
         let rows = self.passing.remove(&pipeline).unwrap_or_default();
-        rows.into_iter()
-            .map(|row| Job {
-                row,
-                attempt: 0,
-                stored: false,
-                last_attempt_us: None,
-            })
-            .collect()
+        rows.into_iter().map(Job::new).collect()
     }
 
     /// Whether a taken row has changed since it was taken.
@@ -207,12 +204,7 @@ impl Queue {
             self.entries.insert(
                 row.clone(),
                 Entry {
-                    job: Job {
-                        row: row.clone(),
-                        attempt: 0,
-                        stored: false,
-                        last_attempt_us: None,
-                    },
+                    job: Job::new(row.clone()),
                     ticket,
                     lane: Lane::Live,
                     since: Instant::now(),

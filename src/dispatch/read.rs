@@ -6,31 +6,24 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::fmt;
+use std::sync::Arc;
 
 use super::snapshot::Snapshot;
 use crate::catalog::rights::with_settings;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
 
-/// Rows of the log that one round reads at the most; the rest follows in the next rounds.
-const PAGE: i64 = 5_000;
+/// Changes that one round reads, or somewhat more; the rest follows in the next rounds.
+const PAGE: usize = 5_000;
+/// Rows of the log that one query reads at the most: each may hold a thousand changes.
+const ROWS: f64 = 256.0;
 
-const RANGE: &str = "\
-SELECT l.transaction_id::text::bigint, l.sequence, l.source_id, l.op::text, l.record_key::text, l.old_record::text
-  FROM recsync.log l
- WHERE (l.transaction_id, l.sequence) > ($1::text::xid8, $2) AND l.transaction_id < $3::text::xid8
-   AND pg_catalog.pg_visible_in_snapshot(l.transaction_id, $4::pg_snapshot)
- ORDER BY l.transaction_id, l.sequence LIMIT $5";
-
-const STRAGGLERS: &str = "\
-SELECT l.transaction_id::text::bigint, l.sequence, l.source_id, l.op::text, l.record_key::text, l.old_record::text
-  FROM recsync.log l
- WHERE l.transaction_id = ANY ($1::text::xid8[]) AND (l.transaction_id, l.sequence) > ($2::text::xid8, $3)
-   AND pg_catalog.pg_visible_in_snapshot(l.transaction_id, $4::pg_snapshot)
- ORDER BY l.transaction_id, l.sequence LIMIT $5";
+const RANGE: &str = include_str!("range.sql");
+const STRAGGLERS: &str = include_str!("stragglers.sql");
 
 /// The log tables have no statistics, and a plan is made while they are empty: without these the planner would
 /// read and sort them as a whole.
@@ -40,23 +33,26 @@ const BY_INDEX: &[(&CStr, &CStr)] = &[
     (c"enable_sort", c"off"),
 ];
 
-/// One row event as the worker reads it.
-pub struct Change {
+/// Row events that have source and op in common.
+pub struct Block {
     pub source_id: i32,
     pub op: char,
-    pub key: KeyJson,
-    /// The key before, where an update changed it.
-    pub old_key: KeyJson,
+    /// Empty for a TRUNCATE.
+    pub keys: Vec<Key>,
+    /// The keys before, where updates changed them.
+    pub old_keys: Vec<Key>,
 }
 
-/// A key as the log holds it: `{"column": value}`.
-pub type KeyJson = Option<HashMap<String, String>>;
+/// A key's values as text, in the order of the key's columns. Their names may have changed since they were logged.
+pub type Key = Arc<[String]>;
 
 /// Where reading stands: everything seen by `from` has been read, and part of what `to` sees.
 pub struct Reader {
     from: Snapshot,
     /// The snapshot that is being read up to, and the last row read of the two queries.
     paging: Option<(Snapshot, Phase, (u64, i64))>,
+    /// Changes in a row of the log, as last seen.
+    density: f64,
     range: Statement,
     stragglers: Statement,
 }
@@ -69,7 +65,7 @@ enum Phase {
 
 /// One round's reading.
 pub struct Page {
-    pub changes: Vec<Change>,
+    pub blocks: Vec<Block>,
     /// Set when everything up to this snapshot has been read.
     pub complete: Option<Snapshot>,
 }
@@ -79,6 +75,7 @@ impl Reader {
         Reader {
             from,
             paging: None,
+            density: 16.0,
             range: Statement::new(RANGE),
             stragglers: Statement::new(STRAGGLERS),
         }
@@ -95,7 +92,7 @@ impl Reader {
                 let now = current_snapshot()?;
                 if now == self.from {
                     return Ok(Page {
-                        changes: Vec::new(),
+                        blocks: Vec::new(),
                         complete: None,
                     });
                 }
@@ -104,9 +101,10 @@ impl Reader {
             let Some((to, mut phase, mut last)) = self.paging.take() else {
                 return Err(Error::Internal("a page without a snapshot".into()));
             };
-            let mut changes = Vec::new();
+            let mut blocks = Vec::new();
+            let mut room = PAGE as f64;
             loop {
-                let room = PAGE - changes.len() as i64;
+                let most = (room / self.density).clamp(1.0, ROWS).ceil();
                 let snapshot = to.to_string();
                 let rows = match phase {
                     Phase::Stragglers if self.from.xip.is_empty() => None,
@@ -119,7 +117,7 @@ impl Reader {
                                 last.0.to_string().into(),
                                 last.1.into(),
                                 snapshot.into(),
-                                room.into(),
+                                (most as i64).into(),
                             ],
                         )?)
                     }
@@ -130,31 +128,37 @@ impl Reader {
                             last.1.into(),
                             to.xmax.to_string().into(),
                             snapshot.into(),
-                            room.into(),
+                            (most as i64).into(),
                         ],
                     )?),
                 };
-                let mut count = 0;
+                let (mut count, mut changes) = (0.0, 0.0);
                 for row in rows.into_iter().flatten() {
-                    count += 1;
+                    count += 1.0;
+                    changes += f64::from(row.get::<i32>(3)?.unwrap_or(1));
                     last = (
                         row.get::<i64>(1)?.unwrap_or(0) as u64,
                         row.get::<i64>(2)?.unwrap_or(0),
                     );
-                    changes.push(Change {
-                        source_id: row.get::<i32>(3)?.unwrap_or(0),
-                        op: row
-                            .get::<String>(4)?
-                            .and_then(|op| op.chars().next())
-                            .unwrap_or(' '),
-                        key: key(row.get::<String>(5)?)?,
-                        old_key: key(row.get::<String>(6)?)?,
+                    let op = row.get::<String>(5)?;
+                    blocks.push(Block {
+                        source_id: row.get::<i32>(4)?.unwrap_or(0),
+                        op: op.and_then(|op| op.chars().next()).unwrap_or(' '),
+                        keys: keys(row.get::<&str>(6)?)?,
+                        old_keys: keys(row.get::<&str>(7)?)?,
                     });
                 }
-                if count == room {
+                if count > 0.0 {
+                    self.density = changes / count;
+                }
+                room -= changes;
+                if count == most {
+                    if room > 0.0 {
+                        continue;
+                    }
                     self.paging = Some((to, phase, last));
                     return Ok(Page {
-                        changes,
+                        blocks,
                         complete: None,
                     });
                 }
@@ -166,7 +170,7 @@ impl Reader {
                     Phase::Range => {
                         self.from = to.clone();
                         return Ok(Page {
-                            changes,
+                            blocks,
                             complete: Some(to),
                         });
                     }
@@ -195,22 +199,45 @@ pub fn current_snapshot() -> Result<Snapshot> {
         .map_err(Error::Internal)
 }
 
-/// The values as the text of their types: JSON's own numbers keep every digit.
-fn key(json: Option<String>) -> Result<KeyJson> {
-    let Some(json) = json else { return Ok(None) };
-    let bad =
-        |error: serde_json::Error| Error::Internal(format!("a key of the change log: {error}"));
-    let raw: HashMap<String, &RawValue> = serde_json::from_str(&json).map_err(bad)?;
-    raw.into_iter()
-        .map(|(name, value)| {
-            let text = value.get();
-            let text = if text.starts_with('"') {
-                serde_json::from_str::<String>(text).map_err(bad)?
-            } else {
-                text.to_owned()
-            };
-            Ok((name, text))
-        })
-        .collect::<Result<_>>()
-        .map(Some)
+/// The keys of a JSON array of objects: their values as the text of their types; JSON's own numbers keep every digit.
+fn keys(json: Option<&str>) -> Result<Vec<Key>> {
+    let Some(json) = json else {
+        return Ok(Vec::new());
+    };
+    let rows: Vec<Row> = serde_json::from_str(json)
+        .map_err(|error| Error::Internal(format!("a key of the change log: {error}")))?;
+    Ok(rows.into_iter().map(|row| Key::from(row.0)).collect())
+}
+
+/// The values of a JSON object, in their order.
+struct Row(Vec<String>);
+
+impl<'de> Deserialize<'de> for Row {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Row, D::Error> {
+        struct Values;
+        impl<'de> Visitor<'de> for Values {
+            type Value = Row;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Row, A::Error> {
+                let mut values = Vec::new();
+                while let Some((_, value)) = map.next_entry::<IgnoredAny, &RawValue>()? {
+                    let text = value.get();
+                    values.push(if text.starts_with('"') {
+                        serde_json::from_str(text).map_err(A::Error::custom)?
+                    } else {
+                        text.to_owned()
+                    });
+                }
+                Ok(Row(values))
+            }
+        }
+        deserializer.deserialize_map(Values)
+    }
 }

@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 use sha2::Sha256;
 
 use super::queue::Job;
-use crate::catalog::pipeline::Pipeline;
+use crate::catalog::pipeline::{Key, Pipeline};
 use crate::catalog::rights::As;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
@@ -41,9 +41,9 @@ pub struct Renderer {
 impl Renderer {
     pub fn new(pipeline: &Pipeline) -> Renderer {
         let keys = pipeline.keys();
-        let source = &pipeline.source;
+        let source = &pipeline.rows_of;
         let vectors = &pipeline.vectors;
-        let on = |table: &str| keyed(pipeline, table, "k");
+        let on_vectors = keyed(pipeline, "e", |key| &key.stored, "k");
         let live = format!(
             "s.{} IS NOT NULL",
             keys.first().map_or("ctid", |key| &key.column)
@@ -59,18 +59,16 @@ impl Renderer {
             content = pipeline.content,
             given = given(keys.len(), ""),
             names = names(keys.len()),
-            on_source = on("s"),
-            on_vectors = on("e"),
+            on_source = keyed(pipeline, "s", |key| &key.column, "k"),
         );
         let remove = format!(
-            "DELETE FROM {vectors} e USING {given} AS k ({names}) WHERE {on}",
+            "DELETE FROM {vectors} e USING {given} AS k ({names}) WHERE {on_vectors}",
             given = given(keys.len(), ""),
             names = names(keys.len()),
-            on = on("e"),
         );
         let same: Vec<String> = keys
             .iter()
-            .map(|key| format!("s.{0} {1} e.{0}", key.column, key.equals))
+            .map(|key| format!("s.{} {} e.{}", key.column, key.equals, key.stored))
             .collect();
         let remove_orphans = format!(
             "DELETE FROM {vectors} WHERE ctid = ANY (ARRAY(SELECT e.ctid FROM {vectors} e
@@ -168,8 +166,13 @@ pub fn names(columns: usize) -> String {
         .join(", ")
 }
 
-/// `table.key = given.k1::type AND …` by the operators of the primary key.
-pub fn keyed(pipeline: &Pipeline, table: &str, given: &str) -> String {
+/// `table.key = given.k1::type AND …` by the operators of the primary key; `name` is the key's in that table.
+pub fn keyed(
+    pipeline: &Pipeline,
+    table: &str,
+    name: impl Fn(&Key) -> &String,
+    given: &str,
+) -> String {
     pipeline
         .keys()
         .iter()
@@ -177,7 +180,7 @@ pub fn keyed(pipeline: &Pipeline, table: &str, given: &str) -> String {
         .map(|(index, key)| {
             format!(
                 "{table}.{} {} ({given}.k{})::{}",
-                key.column,
+                name(key),
                 key.equals,
                 index + 1,
                 key.type_name

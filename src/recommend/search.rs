@@ -110,7 +110,7 @@ fn statement(pipeline: &Pipeline, schema: &str, conditions: &[String], k: i32) -
     let keys = pipeline.keys();
     let on: Vec<String> = keys
         .iter()
-        .map(|key| format!("s.{0} {1} e.{0}", key.column, key.equals))
+        .map(|key| format!("s.{} {} e.{}", key.column, key.equals, key.shown))
         .collect();
     let item = match keys {
         [key] => format!("s.{}::text", key.column),
@@ -140,7 +140,7 @@ fn statement(pipeline: &Pipeline, schema: &str, conditions: &[String], k: i32) -
     format!(
         "SELECT {item}, (1 - ({distance}))::float8 FROM {} e JOIN {} s ON {} {wanted} ORDER BY {distance} LIMIT {k}",
         pipeline.relation,
-        pipeline.source,
+        pipeline.rows_of,
         on.join(" AND "),
     )
 }

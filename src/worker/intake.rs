@@ -15,9 +15,8 @@ use super::upkeep;
 use crate::dispatch::backfill;
 use crate::dispatch::jobs;
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey, Ticket};
-use crate::dispatch::read::Change;
+use crate::dispatch::read::Block;
 use crate::settings;
-use pgrx::prelude::*;
 
 /// Changes of one pipeline kept in memory; the rest is written down as jobs.
 const MOST_IN_MEMORY: usize = 20_000;
@@ -31,35 +30,35 @@ impl Leader {
     pub(super) fn dispatch(&mut self) -> std::result::Result<(), Failed> {
         let reader = &mut self.reader;
         let page = transaction(|| reader.read())?;
-        if page.changes.is_empty() && page.complete.is_none() {
+        if page.blocks.is_empty() && page.complete.is_none() {
             return Ok(());
         }
         // A pipeline that was declared a moment ago: its first changes may be here before its declaration is.
         if page
-            .changes
+            .blocks
             .iter()
-            .any(|change| !self.sources.contains(&change.source_id))
+            .any(|block| !self.sources.contains(&block.source_id))
         {
             self.load()?;
             self.sources
-                .extend(page.changes.iter().map(|change| change.source_id));
+                .extend(page.blocks.iter().map(|block| block.source_id));
         }
         let ticket = self.queue.open(match &page.complete {
             Some(snapshot) => Ticket::Log(snapshot.to_string()),
             None => Ticket::Log(String::new()),
         });
         let mut put_down: HashMap<i32, Vec<Job>> = HashMap::new();
-        for change in &page.changes {
+        for block in &page.blocks {
             self.busy_at = Instant::now();
-            self.dispatch_one(change, ticket, &mut put_down);
+            self.dispatch_block(block, ticket, &mut put_down);
         }
         self.note_changes();
         for (id, jobs) in put_down {
             self.next_job = Some(Instant::now());
             write_down(id, &jobs, Duration::ZERO)?;
         }
-        if !page.changes.is_empty() {
-            self.checkpoint.has_changes = true;
+        if !page.blocks.is_empty() {
+            self.checkpoint.has_read();
         }
         Ok(())
     }
@@ -79,46 +78,43 @@ impl Leader {
         }
     }
 
-    pub(super) fn dispatch_one(
+    fn dispatch_block(
         &mut self,
-        change: &Change,
+        block: &Block,
         ticket: u64,
         put_down: &mut HashMap<i32, Vec<Job>>,
     ) {
         for (id, state) in &mut self.pipelines {
             let Some(running) = state
                 .running()
-                .filter(|running| running.pipeline.source_id == change.source_id)
+                .filter(|running| running.pipeline.source_id == block.source_id)
             else {
                 continue; // what it misses is made up for by the backfill of `resume`
             };
             running.changed = true;
-            if change.op == 'T' {
+            if block.op == 'T' {
                 running.sweep = Some(Instant::now());
                 self.queue.touch_taken(*id, Some(ticket));
                 continue;
             }
-            let lane = if change.op == 'D' {
+            let width = running.pipeline.key_columns.len();
+            let lane = if block.op == 'D' {
                 QueueLane::Removal
             } else {
                 QueueLane::Live
             };
-            for (key, lane) in [(&change.old_key, QueueLane::Removal), (&change.key, lane)] {
-                let Some(values) = key else { continue };
-                // None: logged before a key column was renamed, in a table with several of them.
-                let Some(row) = key_of(*id, values, &running.pipeline.key_columns) else {
-                    continue;
-                };
-                if lane == QueueLane::Live && self.queue.waits(*id, lane) >= MOST_IN_MEMORY {
-                    let job = Job {
-                        row,
-                        attempt: 0,
-                        stored: false,
-                        last_attempt_us: None,
+            for (keys, lane) in [(&block.old_keys, QueueLane::Removal), (&block.keys, lane)] {
+                // Keys of another width were logged before the primary key was another.
+                for key in keys.iter().filter(|key| key.len() == width) {
+                    let row = RowKey {
+                        pipeline: *id,
+                        key: Arc::clone(key),
                     };
-                    put_down.entry(*id).or_default().push(job);
-                } else {
-                    self.queue.add(row, lane, Some(ticket));
+                    if lane == QueueLane::Live && self.queue.waits(*id, lane) >= MOST_IN_MEMORY {
+                        put_down.entry(*id).or_default().push(Job::new(row));
+                    } else {
+                        self.queue.add(row, lane, Some(ticket));
+                    }
                 }
             }
         }
@@ -164,12 +160,13 @@ impl Leader {
 
     /// The next slices of backfills, where nothing live waits.
     pub(super) fn backfill(&mut self) -> std::result::Result<(), Failed> {
-        for (id, state) in &mut self.pipelines {
-            let Some(running) = state.running() else {
+        let ids: Vec<i32> = self.pipelines.keys().copied().collect();
+        for id in ids {
+            let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
                 continue;
             };
             if running.pipeline.backfilled
-                || self.queue.waits(*id, QueueLane::Backfill) > backfill::SLICE / 2
+                || self.queue.waits(id, QueueLane::Backfill) > backfill::SLICE / 2
             {
                 continue;
             }
@@ -182,13 +179,9 @@ impl Leader {
             let slice = match slice {
                 Ok(slice) => slice,
                 Err(failed) => {
-                    report(Some(&running.pipeline.relation), &failed);
-                    let (relation, message) = (running.pipeline.relation.clone(), failed.message);
-                    transaction(|| upkeep::pause(*id, &message))?;
-                    log!(
-                        "recsync worker: pipeline {relation} is paused: its rows could not be read"
-                    );
-                    self.database.catalog_changed.store(true, SeqCst);
+                    let relation = running.pipeline.relation.clone();
+                    report(Some(&relation), &failed);
+                    self.pause_unless_changed(id, &relation, &failed.message)?;
                     continue;
                 }
             };
@@ -197,13 +190,14 @@ impl Leader {
             running.pipeline.backfill_after.clone_from(&up_to);
             running.pipeline.backfilled = last;
             let ticket = self.queue.open(Ticket::Backfill {
-                pipeline: *id,
+                pipeline: id,
+                round: running.pipeline.backfill_round,
                 up_to,
                 rows: slice.len() as i64,
             });
             for key in slice {
                 let row = RowKey {
-                    pipeline: *id,
+                    pipeline: id,
                     key: Arc::from(key),
                 };
                 self.queue.add(row, QueueLane::Backfill, Some(ticket));
@@ -271,10 +265,11 @@ impl Leader {
         if settings::enabled() {
             self.sweep()?; // before the backfill counts as finished
         }
-        if self.checkpoint.advance(&finished, wanted)? || wanted {
+        let rotates = self.checkpoint.rotation_is_due();
+        if self.checkpoint.advance(&finished, wanted || rotates)? || wanted {
             self.database.signal_progress();
         }
-        if self.checkpoint.rotation_is_due() {
+        if rotates {
             upkeep::rotate(self.database, &self.checkpoint);
         }
         Ok(())
@@ -287,22 +282,4 @@ pub(super) fn write_down(
     delay: Duration,
 ) -> std::result::Result<(), Failed> {
     transaction(|| jobs::put_all(pipeline, jobs, delay))
-}
-
-/// The row that a logged key means; `None` where it names other columns.
-fn key_of(pipeline: i32, values: &HashMap<String, String>, columns: &[String]) -> Option<RowKey> {
-    let mut key: Vec<String> = columns
-        .iter()
-        .filter_map(|column| values.get(column).cloned())
-        .collect();
-    if key.len() != columns.len() {
-        if columns.len() != 1 || values.len() != 1 {
-            return None;
-        }
-        key = values.values().cloned().collect();
-    }
-    Some(RowKey {
-        pipeline,
-        key: Arc::from(key),
-    })
 }

@@ -97,9 +97,8 @@ impl Leader {
             return self.settle(id, relation, half);
         }
         report(Some(relation), &failed);
-        if is_definition(failed.code) {
-            self.pause(id, relation, &failed.message)?;
-            self.database.catalog_changed.store(true, SeqCst);
+        let definition = is_definition(failed.code);
+        if definition && self.pause_unless_changed(id, relation, &failed.message)? {
             return Ok(());
         }
         let jobs: Vec<Job> = landed
@@ -110,7 +109,7 @@ impl Leader {
                 Verdict::Retry { job, .. } | Verdict::Bury { job, .. } => job,
             }))
             .collect();
-        if is_passing(failed.code) {
+        if definition || is_passing(failed.code) {
             write_down(id, &jobs, Duration::from_secs(1))?;
         } else {
             self.charge(id, &jobs, &failed)?;

@@ -7,7 +7,7 @@ use super::process::{Failed, transaction};
 use super::running::{Lanes, Running, State};
 use super::upkeep;
 use crate::catalog::pipeline::Trouble;
-use crate::catalog::{names, pipeline};
+use crate::catalog::{change, names, pipeline};
 use crate::dispatch::backfill;
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::render::Renderer;
@@ -58,7 +58,10 @@ impl Leader {
         for pipeline in pipelines {
             let before = known.remove(&pipeline.id);
             let state = match before {
-                Some(State::Runs(running)) if running.pipeline.is_declared_as(&pipeline) => {
+                Some(State::Runs(mut running)) if running.pipeline.is_declared_as(&pipeline) => {
+                    if running.pipeline.backfill_round != pipeline.backfill_round {
+                        running.pipeline = pipeline.clone(); // all rows are to be looked at again
+                    }
                     State::Runs(running)
                 }
                 before => {
@@ -132,6 +135,7 @@ impl Leader {
             transaction(|| backfill::restart(&[pipeline.id]))?;
             pipeline.backfilled = false;
             pipeline.backfill_after = None;
+            pipeline.backfill_round += 1;
         }
         let (reply_to, ringer) = (self.reply_to.clone(), self.ringer.clone());
         let lane = self
@@ -145,6 +149,7 @@ impl Leader {
                     ringer,
                 )
             });
+        let unlogged = pipeline.unlogged;
         Ok(State::Runs(Box::new(Running {
             renderer: Renderer::new(&pipeline),
             writer: Writer::new(&pipeline, vector_schema),
@@ -154,7 +159,8 @@ impl Leader {
             lane,
             ready: Default::default(),
             halves: Default::default(),
-            sweep: None,
+            // After a crash an unlogged table is empty, and nobody says so.
+            sweep: unlogged.then(Instant::now),
             changed: false,
             in_flight: 0,
         })))
@@ -175,6 +181,27 @@ impl Leader {
         self.database.catalog_changed.store(true, SeqCst);
     }
 
+    /// After an error that means that the declaration does not fit the tables: a rename may have been faster than
+    /// this worker's look at it. Pauses the pipeline, unless it has been declared otherwise since; false then.
+    pub(super) fn pause_unless_changed(
+        &mut self,
+        id: i32,
+        relation: &str,
+        reason: &str,
+    ) -> std::result::Result<bool, Failed> {
+        self.database.catalog_changed.store(true, SeqCst);
+        let declared = transaction(pipeline::load_all)?;
+        let declared = declared.iter().find(|pipeline| pipeline.id == id);
+        let running = self.pipelines.get_mut(&id).and_then(State::running);
+        if let (Some(declared), Some(running)) = (declared, running)
+            && running.pipeline.is_declared_as(declared)
+        {
+            self.pause(id, relation, reason)?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
     pub(super) fn pause(
         &mut self,
         id: i32,
@@ -182,7 +209,7 @@ impl Leader {
         reason: &str,
     ) -> std::result::Result<(), Failed> {
         log!("recsync worker: pipeline {relation} is paused, see recsync.status");
-        transaction(|| upkeep::pause(id, reason))
+        transaction(|| change::pause_for(id, reason))
     }
 }
 

@@ -11,6 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::error::Failed;
 use crate::error::{Error, Result};
 
 // The server's own handlers, as function pointers that pgrx has not wrapped: a handler must not pass its guard.
@@ -157,13 +158,6 @@ impl RoundMemory {
     }
 }
 
-/// Why a transaction was rolled back.
-#[derive(Debug)]
-pub struct Failed {
-    pub code: PgSqlErrorCode,
-    pub message: String,
-}
-
 /// Runs `body` in a transaction of its own: committed when it returns Ok, rolled back when it returns Err or
 /// raises. The process goes on either way.
 pub fn transaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Result<T, Failed> {
@@ -187,10 +181,7 @@ pub fn transaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Result<T
                 Ok(value)
             }
             Err(error) => {
-                let failed = Failed {
-                    code: error.sqlstate(),
-                    message: error.to_string(),
-                };
+                let failed = Failed::from(error);
                 // SAFETY: rolls back what was opened above.
                 unsafe { pg_sys::AbortCurrentTransaction() };
                 Err(failed)
@@ -198,7 +189,7 @@ pub fn transaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Result<T
         }
     }))
     .catch_others(|cause| {
-        let failed = describe(cause);
+        let failed = Failed::from(cause);
         // SAFETY: after an ERROR the transaction has to be aborted before the next one begins.
         unsafe { pg_sys::AbortCurrentTransaction() };
         Err(failed)
@@ -225,20 +216,6 @@ pub fn guard_user_code() -> Result<()> {
 pub fn release_user_code() {
     // SAFETY: disarming a timeout that is not armed is harmless.
     unsafe { disable_timeout(STATEMENT_TIMEOUT, false) };
-}
-
-fn describe(cause: pgrx::pg_sys::panic::CaughtError) -> Failed {
-    use pgrx::pg_sys::panic::CaughtError as C;
-    match cause {
-        C::PostgresError(report)
-        | C::ErrorReport(report)
-        | C::RustPanic {
-            ereport: report, ..
-        } => Failed {
-            code: report.sql_error_code(),
-            message: report.message().to_owned(),
-        },
-    }
 }
 
 /// A pipe by which threads wake the main thread.

@@ -91,15 +91,14 @@ impl Leader {
                 }
                 Ok(())
             }
-            Err(failed) if is_definition(failed.code) => {
+            Err(failed) if is_definition(failed.code) || is_passing(failed.code) => {
                 let relation = running.pipeline.relation.clone();
                 report(Some(&relation), &failed);
-                self.pause(id, &relation, &failed.message)?;
-                self.database.catalog_changed.store(true, SeqCst);
-                Ok(())
-            }
-            Err(failed) if is_passing(failed.code) => {
-                report(Some(&running.pipeline.relation), &failed);
+                if is_definition(failed.code)
+                    && self.pause_unless_changed(id, &relation, &failed.message)?
+                {
+                    return Ok(());
+                }
                 write_down(id, &jobs, Duration::from_secs(1))?;
                 for job in &jobs {
                     self.queue.finish(&job.row);

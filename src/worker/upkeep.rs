@@ -16,10 +16,9 @@ use crate::error::{Error, Result};
 use crate::settings;
 use crate::shared::{Database, LOG_TABLES};
 
-/// How often the log is looked at.
+/// How often the log is looked at, and how often while changes come.
 const ROTATION: Duration = Duration::from_secs(60);
-/// A log table of this size is left for the next one.
-const TABLE_BYTES: i64 = 64 * 1024 * 1024;
+const BUSY_ROTATION: Duration = Duration::from_secs(1);
 
 /// The version of the extension in this database, `None` where it is not installed.
 pub fn installed_version() -> Result<Option<String>> {
@@ -38,15 +37,6 @@ pub fn secret() -> Result<Vec<u8>> {
     .ok_or_else(|| Error::Internal("recsync.secret is empty".into()))
 }
 
-/// Pauses a pipeline that cannot go on; the reason stands in recsync.status.
-pub fn pause(pipeline: i32, reason: &str) -> Result<()> {
-    Spi::run_with_args(
-        "UPDATE recsync.pipeline SET paused = true, paused_reason = $2 WHERE id = $1",
-        &[pipeline.into(), reason.into()],
-    )?;
-    Ok(())
-}
-
 /// The stored checkpoint, and what is known of it in memory.
 pub struct Checkpoint {
     snapshot: Snapshot,
@@ -56,11 +46,22 @@ pub struct Checkpoint {
     reached: Option<Snapshot>,
     /// Changes have been read since it was last written.
     pub has_changes: bool,
+    /// Changes have been read since the log was last looked at.
+    log_has_grown: bool,
     looked_at_log: Instant,
 }
 
+/// Bytes of a log table from the first row on that the checkpoint `$1` has not seen.
+const UNDISPATCHED: &str = "\
+SELECT COALESCE((SELECT pg_catalog.pg_relation_size('recsync.log_N') - (l.ctid::text::point)[0]::bigint * 8192
+                   FROM recsync.log_N l
+                  WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin($1::pg_snapshot)
+                    AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, $1::pg_snapshot)
+                  ORDER BY l.transaction_id, l.sequence LIMIT 1), 0)";
+
 /// The checkpoint from which this worker goes on. One of another server (a restore, a copy), or none: everything
-/// is looked at again from now on, which costs a call only for texts that have changed.
+/// is looked at again from now on, which costs a call only for texts that have changed. The same where more has
+/// piled up while no worker ran than the log is meant to hold.
 pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
     let own = select_one::<String>(
         "SELECT c.snapshot::text FROM recsync.checkpoint c, pg_catalog.pg_control_system() s
@@ -68,6 +69,15 @@ pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
             AND c.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
         &[],
     )?;
+    let own = match own {
+        Some(text) if undispatched(&text)? > settings::log_max_size() => {
+            log!(
+                "recsync worker: more changes are waiting than recsync.log_max_size: all rows are looked at instead"
+            );
+            None
+        }
+        own => own,
+    };
     let snapshot = match own {
         Some(text) => text.parse().map_err(Error::Internal)?,
         None => {
@@ -86,10 +96,20 @@ pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
         row: None,
         reached: None,
         has_changes: false,
+        log_has_grown: false,
         looked_at_log: Instant::now(),
     };
     let from = checkpoint.snapshot.clone();
     Ok((checkpoint, from))
+}
+
+fn undispatched(checkpoint: &str) -> Result<i64> {
+    (0..LOG_TABLES)
+        .map(|table| {
+            let sql = UNDISPATCHED.replace("log_N", &format!("log_{table}"));
+            Ok(select_one::<i64>(&sql, &[checkpoint.into()])?.unwrap_or(0))
+        })
+        .sum()
 }
 
 /// Writes the checkpoint; `row` is where it stood. Returns where it stands now.
@@ -136,9 +156,10 @@ impl Checkpoint {
                 Ticket::Log(snapshot) => self.reached = snapshot.parse().ok(),
                 Ticket::Backfill {
                     pipeline,
+                    round,
                     up_to,
                     rows,
-                } => slices.push((*pipeline, up_to.as_deref(), *rows)),
+                } => slices.push((*pipeline, *round, up_to.as_deref(), *rows)),
             }
         }
         let reached = self.reached.take_if(|_| self.has_changes || wanted);
@@ -153,9 +174,11 @@ impl Checkpoint {
                 Some(reached) => write(reached, row.as_deref())?,
                 None => row,
             };
-            slices.iter().try_for_each(|(pipeline, up_to, rows)| {
-                backfill::advance(*pipeline, *up_to, *rows)
-            })?;
+            slices
+                .iter()
+                .try_for_each(|(pipeline, round, up_to, rows)| {
+                    backfill::advance(*pipeline, *round, *up_to, *rows)
+                })?;
             Ok(row)
         })?;
         self.row = row;
@@ -166,52 +189,100 @@ impl Checkpoint {
         Ok(true)
     }
 
+    /// Changes have been read: the log is looked at before long.
+    pub fn has_read(&mut self) {
+        self.has_changes = true;
+        self.log_has_grown = true;
+    }
+
+    /// Whether it is time to look at the log, and there is something in it. The checkpoint has to be written first.
     pub fn rotation_is_due(&mut self) -> bool {
-        let due = self.looked_at_log.elapsed() >= ROTATION;
-        if due {
-            self.looked_at_log = Instant::now();
+        let pause = if self.log_has_grown {
+            BUSY_ROTATION
+        } else {
+            ROTATION
+        };
+        if self.looked_at_log.elapsed() < pause {
+            return false;
         }
-        due
+        self.looked_at_log = Instant::now();
+        self.log_has_grown = false;
+        transaction(sizes).is_ok_and(|sizes| sizes.iter().any(|size| *size > 0))
     }
 }
 
 /// Moves writers on to an empty log table where the current one is large or old, and empties those that are
-/// dispatched and past retention.
+/// dispatched and past retention, or too much.
 pub fn rotate(database: &Database, checkpoint: &Checkpoint) {
+    let most = settings::log_max_size();
     let retention = settings::log_retention();
     let current = database.log_table.load(SeqCst);
-    let sizes = transaction(|| (0..LOG_TABLES).map(size).collect::<Result<Vec<i64>>>());
-    let Ok(sizes) = sizes else { return };
-    for (table, _) in sizes
-        .iter()
-        .enumerate()
-        .filter(|(table, size)| **size > 0 && *table as u32 != current)
-    {
+    let Ok(sizes) = transaction(sizes) else {
+        return;
+    };
+    let mut total: i64 = sizes.iter().sum();
+    for table in transaction(|| oldest_first(&sizes)).unwrap_or_default() {
+        if table == current {
+            continue;
+        }
+        let kept = if total > most {
+            Duration::ZERO
+        } else {
+            retention
+        };
         // A failure is a lock that somebody holds: another time.
-        let _ = transaction(|| empty(table as u32, checkpoint, retention));
+        if let Ok(true) = transaction(|| empty(table, checkpoint, kept)) {
+            total -= sizes.get(table as usize).copied().unwrap_or_default();
+        }
     }
     let old = transaction(|| {
         oldest(current).map(|age| age.is_some_and(|age| age > retention / (LOG_TABLES - 1)))
     });
     let full = sizes
         .get(current as usize)
-        .is_some_and(|size| *size > TABLE_BYTES);
-    if (full || old.unwrap_or(false))
-        && let Some(next) = (1..LOG_TABLES)
+        .is_some_and(|size| *size > most / i64::from(LOG_TABLES));
+    if full || old.unwrap_or(false) {
+        let free = transaction(free).unwrap_or_default();
+        let next = (1..LOG_TABLES)
             .map(|step| (current + step) % LOG_TABLES)
-            .find(|table| sizes.get(*table as usize) == Some(&0))
-    {
-        database.log_table.store(next, SeqCst);
+            .find(|table| free.contains(table));
+        if let Some(next) = next {
+            database.log_table.store(next, SeqCst);
+        }
     }
 }
 
-fn size(table: u32) -> Result<i64> {
-    let name = format!("recsync.log_{table}");
-    Ok(select_one::<i64>(
-        "SELECT pg_catalog.pg_relation_size($1::regclass)",
-        &[name.into()],
+/// Bytes of each log table's rows, large values included.
+fn sizes() -> Result<Vec<i64>> {
+    Ok(select_one::<Vec<i64>>(
+        "SELECT pg_catalog.array_agg(pg_catalog.pg_relation_size(c.oid) + COALESCE(pg_catalog.pg_relation_size(NULLIF(c.reltoastrelid, 0)), 0) ORDER BY n)
+           FROM pg_catalog.generate_series(0, 7) AS n JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass('recsync.log_' || n)",
+        &[],
     )?
-    .unwrap_or(0))
+    .unwrap_or_default())
+}
+
+/// Log tables without a row.
+fn free() -> Result<Vec<u32>> {
+    let sizes = sizes()?;
+    let numbered = (0..LOG_TABLES).zip(sizes);
+    Ok(numbered
+        .filter(|(_, size)| *size == 0)
+        .map(|(table, _)| table)
+        .collect())
+}
+
+/// Log tables that are not empty, by their first transaction; first those whose rows were all rolled back.
+fn oldest_first(sizes: &[i64]) -> Result<Vec<u32>> {
+    let mut tables = Vec::new();
+    for (table, _) in (0..LOG_TABLES).zip(sizes).filter(|(_, size)| **size > 0) {
+        let sql = format!(
+            "SELECT transaction_id::text::bigint FROM recsync.log_{table} ORDER BY transaction_id, sequence LIMIT 1"
+        );
+        tables.push((select_one::<i64>(&sql, &[])?, table));
+    }
+    tables.sort_unstable();
+    Ok(tables.into_iter().map(|(_, table)| table).collect())
 }
 
 fn oldest(table: u32) -> Result<Option<Duration>> {
@@ -221,7 +292,8 @@ fn oldest(table: u32) -> Result<Option<Duration>> {
     Ok(select_one::<f64>(&sql, &[])?.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
 }
 
-fn empty(table: u32, checkpoint: &Checkpoint, retention: Duration) -> Result<()> {
+/// Empties a log table where all of it is dispatched and older than `retention`; true when it did.
+fn empty(table: u32, checkpoint: &Checkpoint, retention: Duration) -> Result<bool> {
     let snapshot = checkpoint.snapshot.to_string();
     let done = format!(
         "SELECT NOT EXISTS (SELECT FROM recsync.log_{table} WHERE NOT pg_catalog.pg_visible_in_snapshot(transaction_id, $1::pg_snapshot)
@@ -234,14 +306,15 @@ fn empty(table: u32, checkpoint: &Checkpoint, retention: Duration) -> Result<()>
         )
     };
     if is_done()? != Some(true) {
-        return Ok(());
+        return Ok(false);
     }
     Spi::run(&format!(
         "LOCK TABLE recsync.log_{table} IN ACCESS EXCLUSIVE MODE NOWAIT"
     ))?;
     // Under the lock once more, with a fresh snapshot: a writer may have come late.
-    if is_done()? == Some(true) {
+    let done = is_done()? == Some(true);
+    if done {
         Spi::run(&format!("TRUNCATE recsync.log_{table}"))?;
     }
-    Ok(())
+    Ok(done)
 }

@@ -1,0 +1,42 @@
+-- The declared tables and pipelines as they are: by their names, or ($1) by the OIDs that their names had before a command.
+WITH relation AS (
+    SELECT n.name, c.oid, c.relowner AS owner, pg_catalog.format('%I.%I', s.nspname, c.relname) AS current
+      FROM (SELECT relation AS name FROM recsync.source UNION SELECT relation FROM recsync.pipeline UNION SELECT vectors FROM recsync.pipeline) n
+      JOIN pg_catalog.pg_class c ON c.oid = COALESCE(($1::jsonb -> 'relations' ->> n.name)::oid, CASE WHEN $1 IS NULL THEN pg_catalog.to_regclass(n.name) END)
+      JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+), tree AS (
+    SELECT s.id, r.oid AS relid FROM recsync.source s JOIN relation r ON r.name = s.relation
+     UNION
+    SELECT s.id, t.relid::oid FROM recsync.source s JOIN relation r ON r.name = s.relation
+     CROSS JOIN LATERAL pg_catalog.pg_partition_tree(r.oid::regclass) t
+)
+SELECT pg_catalog.jsonb_build_object(
+         'sources', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+              'id', s.id, 'stored', s.relation, 'oid', r.oid::bigint, 'current', r.current, 'owner', r.owner::bigint,
+              'key_columns', s.key_columns, 'used_columns', s.used_columns,
+              'attributes', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                                      'number', a.attnum, 'name', a.attname, 'dropped', a.attisdropped, 'modifier', a.atttypmod,
+                                      'type', CASE WHEN NOT a.attisdropped THEN pg_catalog.format_type(a.atttypid, NULL) END,
+                                      'type_oid', a.atttypid::bigint))
+                               FROM pg_catalog.pg_attribute a WHERE a.attrelid = r.oid AND a.attnum > 0),
+              'file', (SELECT pg_catalog.string_agg(pg_catalog.pg_relation_filenode(t.relid)::text, ' ' ORDER BY t.relid) FROM tree t WHERE t.id = s.id),
+              'tables', (SELECT pg_catalog.jsonb_agg(t.relid::bigint ORDER BY t.relid) FROM tree t WHERE t.id = s.id),
+              'disabled', (SELECT pg_catalog.jsonb_agg(g.oid::bigint ORDER BY g.oid) FROM tree t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid
+                            WHERE t.id = s.id AND g.tgenabled IN ('D', 'R')
+                              AND g.tgname IN ('recsync_capture_' || s.id, 'recsync_truncate_' || s.id)))
+                ORDER BY s.id)
+            FROM recsync.source s LEFT JOIN relation r ON r.name = s.relation),
+         'pipelines', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+              'id', p.id, 'source_id', p.source_id,
+              'stored', p.relation, 'oid', r.oid::bigint, 'current', r.current, 'owner', r.owner::bigint,
+              'stored_vectors', p.vectors, 'vectors_oid', v.oid::bigint, 'vectors', v.current,
+              'stored_server', p.server, 'server_oid', f.oid::bigint, 'server', f.srvname,
+              'columns', p.columns, 'used_columns', p.used_columns, 'content', p.content, 'row_filter', p.row_filter,
+              'shown', (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
+                         WHERE a.attrelid = r.oid AND a.attnum > 0 AND a.attnum <= pg_catalog.cardinality(s.key_columns)))
+                ORDER BY p.id)
+            FROM recsync.pipeline p JOIN recsync.source s ON s.id = p.source_id
+            LEFT JOIN relation r ON r.name = p.relation LEFT JOIN relation v ON v.name = p.vectors
+            LEFT JOIN pg_catalog.pg_foreign_server f
+                   ON CASE WHEN $1 IS NULL THEN f.srvname = p.server ELSE f.oid = ($1::jsonb -> 'servers' ->> p.server)::oid END))::text
+ WHERE EXISTS (SELECT FROM recsync.source)
