@@ -17,5 +17,8 @@ mod rows;
 /// embed, search, wait_for, change_log, status.
 mod reading;
 
+/// Capture modes and audits.
+mod auditing;
+
 /// README.md's quick start, as it stands there.
 mod quickstart;
