@@ -130,11 +130,12 @@ pub fn add(kind: Kind, change: &Change) {
 
 /// Writes the current (sub)transaction's block.
 pub fn flush() {
-    let Some(own) = sources::own() else { return };
     // SAFETY: inside a transaction.
     let depth = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
     let level = LEVELS.with_borrow_mut(|levels| levels.pop_if(|level| level.depth >= depth));
-    if let Some(level) = level {
+    if let Some(level) = level
+        && let Some(own) = sources::own()
+    {
         log::write(level.block, &own);
     }
 }
@@ -232,9 +233,10 @@ unsafe extern "C-unwind" fn at_end_of_subtransaction(
     match event {
         // SAFETY: the subtransaction can still be rolled back.
         E::SUBXACT_EVENT_PRE_COMMIT_SUB => unsafe { guarded_flush() },
-        // SAFETY: inside a transaction.
         E::SUBXACT_EVENT_ABORT_SUB => {
-            forget_from(unsafe { pg_sys::GetCurrentTransactionNestLevel() });
+            // SAFETY: inside a transaction.
+            let depth = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+            forget_from(depth);
         }
         _ => {}
     }

@@ -59,9 +59,11 @@ const LOG_NAMES: [&CStr; LOG_TABLES as usize] = [
     c"log_0", c"log_1", c"log_2", c"log_3", c"log_4", c"log_5", c"log_6", c"log_7",
 ];
 
+/// By relation and source: a partition may be watched by itself and by its root.
+type Cache = HashMap<(pg_sys::Oid, i32), Option<Rc<Source>>>;
+
 thread_local! {
-    /// By relation and source: a partition may be watched by itself and by its root.
-    static CACHE: RefCell<HashMap<(pg_sys::Oid, i32), Option<Rc<Source>>>> = RefCell::new(HashMap::new());
+    static CACHE: RefCell<Cache> = RefCell::new(HashMap::new());
     static OWN: Cell<Option<Own>> = const { Cell::new(None) };
     static STALE: Cell<bool> = const { Cell::new(false) };
     static REGISTERED: Cell<bool> = const { Cell::new(false) };

@@ -169,7 +169,10 @@ pub fn lock_in_tries(relation: pg_sys::Oid, name: &str, mode: u32) -> Result<()>
         });
         match tried {
             Ok(()) => return Ok(()),
-            Err(Failed { code, .. }) if code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {}
+            Err(Failed {
+                code: PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+                ..
+            }) => {}
             Err(Failed { code, message }) => {
                 return Err(Error::Option {
                     code,

@@ -147,6 +147,7 @@ fn a_row_of_a_backfill_that_is_in_flight_is_covered_by_that_flight() {
     queue.take(1, Lane::Live, 1);
     let slice = Ticket::Backfill {
         pipeline: 1,
+        round: 0,
         up_to: None,
         rows: 1,
     };
