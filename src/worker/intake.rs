@@ -58,7 +58,7 @@ impl Leader {
             write_down(id, &jobs, Duration::ZERO)?;
         }
         if !page.blocks.is_empty() {
-            self.checkpoint.has_read();
+            self.has_read();
         }
         Ok(())
     }

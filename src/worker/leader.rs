@@ -33,6 +33,12 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(1);
 /// How long a busy one keeps it.
 const SHIFT: Duration = Duration::from_secs(10);
+/// Changes that come this close one after the other are a stream: the worker lets some gather, and whoever commits
+/// has nobody to wake meanwhile.
+const STREAM: Duration = Duration::from_millis(2);
+const LINGER: Duration = Duration::from_millis(1);
+/// Rounds in a row that make a stream.
+const STREAM_ROUNDS: u32 = 4;
 /// How often an idle worker looks without being woken: only against a wake-up that was lost.
 const FALLBACK: Duration = Duration::from_secs(60);
 
@@ -63,6 +69,9 @@ pub(super) struct Leader {
     pub(super) jitter: fastrand::Rng,
     pub(super) started: Instant,
     pub(super) busy_at: Instant,
+    /// When the log last had changes, and how many rounds in a row it has had some.
+    pub(super) read_at: Instant,
+    pub(super) stream: u32,
     pub(super) first_in_turn: usize,
 }
 
@@ -163,6 +172,8 @@ impl Leader {
             jitter: fastrand::Rng::new(),
             started: now,
             busy_at: now,
+            read_at: now,
+            stream: 0,
             first_in_turn: 0,
         })
     }
@@ -187,7 +198,11 @@ impl Leader {
                 }
             }
             process::show(None);
-            bell.wait(self.idle_time());
+            let idle = self.idle_time();
+            if self.stream >= STREAM_ROUNDS && !idle.is_zero() {
+                bell.linger(LINGER);
+            }
+            bell.wait(idle);
         }
     }
 
@@ -337,6 +352,17 @@ impl Leader {
             self.database.catalog_changed.store(true, SeqCst);
         }
         Ok(over)
+    }
+
+    /// The log had changes in this round.
+    pub(super) fn has_read(&mut self) {
+        self.stream = if self.read_at.elapsed() < STREAM + LINGER {
+            self.stream + 1
+        } else {
+            0
+        };
+        self.read_at = Instant::now();
+        self.checkpoint.has_read();
     }
 
     pub(super) fn database_oid(&self) -> pg_sys::Oid {

@@ -248,10 +248,20 @@ impl Bell {
 
     /// Waits for the latch, the bell or the time to pass. Interruptible: SIGTERM ends the process here.
     pub fn wait(&mut self, timeout: Duration) {
-        let events = pg_sys::WL_LATCH_SET
-            | pg_sys::WL_SOCKET_READABLE
-            | pg_sys::WL_TIMEOUT
-            | pg_sys::WL_EXIT_ON_PM_DEATH;
+        self.wait_for(pg_sys::WL_LATCH_SET, timeout);
+        // SAFETY: this process's latch.
+        unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+        pgrx::check_for_interrupts!();
+    }
+
+    /// Waits for the bell or the time to pass, whoever else wants to wake this process.
+    pub fn linger(&mut self, time: Duration) {
+        self.wait_for(0, time);
+    }
+
+    fn wait_for(&mut self, latch: u32, timeout: Duration) {
+        let events =
+            latch | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
         // SAFETY: this process's latch and a descriptor that we own.
         unsafe {
             pg_sys::WaitLatchOrSocket(
@@ -261,9 +271,7 @@ impl Bell {
                 timeout.as_millis().min(3_600_000) as _,
                 pg_sys::PG_WAIT_EXTENSION,
             );
-            pg_sys::ResetLatch(pg_sys::MyLatch);
         }
-        pgrx::check_for_interrupts!();
         let mut rung = [0_u8; 256];
         while matches!(self.reader.read(&mut rung), Ok(count) if count == rung.len()) {}
     }
