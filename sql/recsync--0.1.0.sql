@@ -356,7 +356,7 @@ CREATE VIEW change_log WITH (security_barrier) AS
     SELECT l.transaction_id, l.sequence + COALESCE(c.n, 1) - 1 AS sequence, l.changed_at, l.changed_by, l.application_name,
            CASE WHEN r.oid IS NOT NULL THEN l.relation::regclass END AS table_name,
            CASE l.op WHEN 'I' THEN 'INSERT' WHEN 'U' THEN 'UPDATE' WHEN 'D' THEN 'DELETE' ELSE 'TRUNCATE' END AS op,
-           c.record_key::jsonb AS record_key, COALESCE(c.old_record, c.old_key)::jsonb AS old_record, c.record::jsonb AS record,
+           c.record_key::jsonb AS record_key, COALESCE(c.old_key::jsonb || c.old_record::jsonb, (COALESCE(c.old_record, c.old_key))::jsonb) AS old_record, c.record::jsonb AS record,
            CASE WHEN pg_catalog.current_setting('track_commit_timestamp')::boolean
                 THEN pg_catalog.pg_xact_commit_timestamp(l.transaction_id::xid) END AS committed_at
       FROM log l LEFT JOIN pg_catalog.pg_class r ON r.oid = l.relation

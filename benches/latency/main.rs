@@ -10,20 +10,21 @@
 /// The API.
 mod loopback;
 
+#[path = "../support/setting.rs"]
+mod setting;
+
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
 use std::fmt::Write;
-use std::path::Path;
 use std::process::Command;
-use std::str::FromStr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use std::{env, fs};
 
 use postgres::{Client, Statement};
 
 use loopback::{DIMENSIONS, Loopback};
+use setting::{conditions, keep, load, percentile, size};
 use support::{Cluster, Sql};
 
 const ROUNDS: usize = 10;
@@ -48,7 +49,7 @@ const SETTINGS: &[(&str, &str)] = &[
 
 fn main() {
     let (rows, changes) = (size("ROWS", 10_000), size("CHANGES", 300));
-    println!("{}\n", conditions());
+    println!("{}\n", conditions(SETTINGS));
     let mut sides = [Side::start(rows, false), Side::start(rows, true)];
     // What loading has left to be written must not be written under the measured changes.
     let _ = Command::new("sync").status();
@@ -312,49 +313,7 @@ fn write_csv(measured: &[Measured]) -> String {
         )
         .unwrap();
     }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
-    fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("latency.csv");
-    fs::write(&path, csv).unwrap();
-    format!("each change: {}", path.display())
-}
-
-/// What the figures depend on.
-fn conditions() -> String {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let server = Command::new(support::cluster::bin().join("postgres"))
-        .arg("--version")
-        .output();
-    let settings = SETTINGS
-        .iter()
-        .map(|(name, value)| format!("{name} {value}"));
-    format!(
-        "{}; {} × {}, kernel {}; {}; load average {}",
-        String::from_utf8_lossy(&server.unwrap().stdout).trim(),
-        std::thread::available_parallelism().map_or(0, usize::from),
-        cpu.map_or("unknown CPU", |(_, model)| model),
-        kernel.trim(),
-        settings.collect::<Vec<_>>().join(", "),
-        load()
-    )
-}
-
-fn load() -> String {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    load.split(' ').take(2).collect::<Vec<_>>().join(" ")
-}
-
-fn size(variable: &str, default: usize) -> usize {
-    match env::var(variable) {
-        Ok(value) => {
-            usize::from_str(&value).unwrap_or_else(|_| panic!("{variable}={value} is not a number"))
-        }
-        Err(_) => default,
-    }
+    format!("each change: {}", keep("latency.csv", &csv).display())
 }
 
 fn prepare(client: &mut Client, sql: String) -> Statement {
@@ -365,10 +324,4 @@ fn prepare(client: &mut Client, sql: String) -> Statement {
 fn signed_ms(from: Instant, to: Instant) -> f64 {
     let later = to.saturating_duration_since(from).as_secs_f64();
     (later - from.saturating_duration_since(to).as_secs_f64()) * 1000.0
-}
-
-/// By nearest rank; `times` in order.
-fn percentile(times: &[f64], percent: usize) -> f64 {
-    let rank = (times.len() * percent).div_ceil(100).max(1);
-    times.get(rank - 1).copied().unwrap_or(f64::NAN)
 }

@@ -57,6 +57,11 @@ impl Change {
         }
     }
 
+    /// What it adds to the log.
+    pub fn bytes(&self) -> usize {
+        self.parts().map(Vec::len).iter().sum()
+    }
+
     fn parts(&self) -> [&Vec<u8>; 4] {
         [
             &self.record_key,

@@ -114,7 +114,7 @@ pub unsafe fn record(
                 None => into.extend_from_slice(b"null"),
                 Some(datum) => {
                     let size = if column.length == -1 {
-                        pg_sys::toast_raw_datum_size(datum)
+                        pg_sys::toast_raw_datum_size(datum) - pg_sys::VARHDRSZ
                     } else {
                         0
                     };

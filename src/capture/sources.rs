@@ -52,11 +52,25 @@ pub struct Source {
 #[derive(Clone, Copy)]
 pub struct Own {
     pub sequence: pg_sys::Oid,
-    pub log: [pg_sys::Oid; LOG_TABLES as usize],
+    pub log: [LogTable; LOG_TABLES as usize],
 }
 
-const LOG_NAMES: [&CStr; LOG_TABLES as usize] = [
-    c"log_0", c"log_1", c"log_2", c"log_3", c"log_4", c"log_5", c"log_6", c"log_7",
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct LogTable {
+    pub table: pg_sys::Oid,
+    /// Its only index: (transaction_id, sequence).
+    pub index: pg_sys::Oid,
+}
+
+const LOG_NAMES: [(&CStr, &CStr); LOG_TABLES as usize] = [
+    (c"log_0", c"log_0_pkey"),
+    (c"log_1", c"log_1_pkey"),
+    (c"log_2", c"log_2_pkey"),
+    (c"log_3", c"log_3_pkey"),
+    (c"log_4", c"log_4_pkey"),
+    (c"log_5", c"log_5_pkey"),
+    (c"log_6", c"log_6_pkey"),
+    (c"log_7", c"log_7_pkey"),
 ];
 
 /// By relation and source: a partition may be watched by itself and by its root.
@@ -92,18 +106,35 @@ pub unsafe fn of(relation: pg_sys::Relation, id: i32) -> Option<Rc<Source>> {
     source
 }
 
+impl Own {
+    fn has(&self, relation: pg_sys::Oid) -> bool {
+        self.sequence == relation
+            || self
+                .log
+                .iter()
+                .any(|log| log.table == relation || log.index == relation)
+    }
+}
+
 /// recsync's own relations; `None` where the extension is not there.
 pub fn own() -> Option<Own> {
     watch_invalidations();
     if let Some(own) = OWN.get() {
         return Some(own);
     }
+    let none = LogTable {
+        table: pg_sys::InvalidOid,
+        index: pg_sys::InvalidOid,
+    };
     let mut own = Own {
         sequence: relation_oid(c"change_log_sequence")?,
-        log: [pg_sys::InvalidOid; LOG_TABLES as usize],
+        log: [none; LOG_TABLES as usize],
     };
-    for (oid, name) in own.log.iter_mut().zip(LOG_NAMES) {
-        *oid = relation_oid(name)?;
+    for (log, (table, index)) in own.log.iter_mut().zip(LOG_NAMES) {
+        *log = LogTable {
+            table: relation_oid(table)?,
+            index: relation_oid(index)?,
+        };
     }
     OWN.set(Some(own));
     Some(own)
@@ -122,9 +153,7 @@ fn watch_invalidations() {
 // No guard: it cannot raise, and runs wherever invalidations are received.
 unsafe extern "C-unwind" fn forget(_arg: pg_sys::Datum, relation: pg_sys::Oid) {
     let own = OWN.get();
-    if relation == pg_sys::InvalidOid
-        || own.is_some_and(|own| own.sequence == relation || own.log.contains(&relation))
-    {
+    if relation == pg_sys::InvalidOid || own.is_some_and(|own| own.has(relation)) {
         OWN.set(None);
     }
     let forgotten = CACHE.try_with(|cache| {

@@ -6,7 +6,7 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
 
 use super::buffer::{self, Change, Kind, Op};
@@ -16,7 +16,12 @@ use super::{json, sources, wake};
 thread_local! {
     /// The change that is being made, kept for its memory.
     static CHANGE: RefCell<Change> = RefCell::new(Change::default());
+    /// Bytes logged for audits alone since the worker was last told.
+    static GROWN: Cell<usize> = const { Cell::new(0) };
 }
+
+/// A session wakes the worker for each so many bytes that it logs for audits alone.
+const GROWTH: usize = 128 * 1024;
 
 unsafe extern "C-unwind" {
     // Not in pgrx's bindings: equality of the stored image, detoasting where it must.
@@ -140,11 +145,22 @@ unsafe fn capture(source: &Source, relation: pg_sys::Relation, data: *mut pg_sys
             }
         }
         buffer::add(kind, &change);
-        if !kind.audit_only {
+        if kind.audit_only {
+            grow(&change);
+        } else {
             wake::after_changes();
         }
     }
     CHANGE.replace(change);
+}
+
+/// The worker does not wait for what is logged for an audit alone, but it has to rotate the log.
+fn grow(change: &Change) {
+    let bytes = GROWN.get() + change.bytes();
+    if bytes >= GROWTH {
+        wake::after_growth();
+    }
+    GROWN.set(bytes % GROWTH);
 }
 
 /// Whether all `columns` have the same stored image in both rows. Nothing is detoasted while the images

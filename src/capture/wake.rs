@@ -11,6 +11,7 @@ use crate::shared::{self, Database, Presence};
 static REGISTERED: AtomicBool = AtomicBool::new(false);
 /// What the transaction asks for when it commits.
 static CHANGES: AtomicBool = AtomicBool::new(false);
+static GROWTH: AtomicBool = AtomicBool::new(false);
 static CATALOG: AtomicBool = AtomicBool::new(false);
 static EXTENSION: AtomicBool = AtomicBool::new(false);
 static DATABASES: AtomicBool = AtomicBool::new(false);
@@ -20,6 +21,11 @@ static OWN: AtomicPtr<Database> = AtomicPtr::new(std::ptr::null_mut());
 /// There are new rows in the change log.
 pub fn after_changes() {
     ask(&CHANGES);
+}
+
+/// The log has grown by what no pipeline waits for: the worker looks whether it has to be rotated.
+pub fn after_growth() {
+    ask(&GROWTH);
 }
 
 /// Pipelines, servers or jobs are other than before: the worker loads them again.
@@ -72,7 +78,7 @@ unsafe extern "C-unwind" fn at_end_of_transaction(
         E::XACT_EVENT_COMMIT | E::XACT_EVENT_PARALLEL_COMMIT => signal(),
         // A prepared transaction is announced when it is committed, by the utility hook.
         E::XACT_EVENT_ABORT | E::XACT_EVENT_PARALLEL_ABORT | E::XACT_EVENT_PREPARE => {
-            for flag in [&CHANGES, &CATALOG, &EXTENSION, &DATABASES] {
+            for flag in [&CHANGES, &GROWTH, &CATALOG, &EXTENSION, &DATABASES] {
                 flag.store(false, SeqCst);
             }
         }
@@ -81,7 +87,7 @@ unsafe extern "C-unwind" fn at_end_of_transaction(
 }
 
 fn signal() {
-    let changes = CHANGES.swap(false, SeqCst);
+    let changes = CHANGES.swap(false, SeqCst) | GROWTH.swap(false, SeqCst);
     let catalog = CATALOG.swap(false, SeqCst);
     let extension = EXTENSION.swap(false, SeqCst);
     let databases = DATABASES.swap(false, SeqCst);

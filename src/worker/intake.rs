@@ -33,6 +33,7 @@ impl Leader {
         if page.blocks.is_empty() && page.complete.is_none() {
             return Ok(());
         }
+        self.checkpoint.log_has_grown = true;
         // A pipeline that was declared a moment ago: its first changes may be here before its declaration is.
         if page
             .blocks

@@ -362,7 +362,7 @@ impl Leader {
             0
         };
         self.read_at = Instant::now();
-        self.checkpoint.has_read();
+        self.checkpoint.has_changes = true;
     }
 
     pub(super) fn database_oid(&self) -> pg_sys::Oid {

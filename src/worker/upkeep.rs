@@ -46,8 +46,8 @@ pub struct Checkpoint {
     reached: Option<Snapshot>,
     /// Changes have been read since it was last written.
     pub has_changes: bool,
-    /// Changes have been read since the log was last looked at.
-    log_has_grown: bool,
+    /// There have been transactions since the log was last looked at.
+    pub log_has_grown: bool,
     looked_at_log: Instant,
 }
 
@@ -187,12 +187,6 @@ impl Checkpoint {
             self.has_changes = false;
         }
         Ok(true)
-    }
-
-    /// Changes have been read: the log is looked at before long.
-    pub fn has_read(&mut self) {
-        self.has_changes = true;
-        self.log_has_grown = true;
     }
 
     /// Whether it is time to look at the log, and there is something in it. The checkpoint has to be written first.

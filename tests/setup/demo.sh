@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make demo: the main job on real data, in a PostgreSQL of its own with a local embedding server.
-# make bench BENCH=latency: a measurement in the same setting. KEEP=1 leaves the demo's servers running.
+# make bench BENCH=…: a measurement in the same setting. KEEP=1 leaves the demo's servers running.
 source "$(dirname "$0")/lib.sh"
 source "$ROOT/tests/setup/postgres.sh"
 source "$ROOT/tests/setup/build.sh"
