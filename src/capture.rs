@@ -10,7 +10,7 @@ mod trigger;
 mod sources;
 
 // Keys and rows as JSON.
-mod json;
+pub mod json;
 
 // Changes of a transaction in blocks, until it commits.
 pub mod buffer;

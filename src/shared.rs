@@ -49,6 +49,8 @@ pub struct Database {
     pub gave_way: AtomicBool,
     /// Pipelines, servers or jobs were changed by a backend: the worker loads them again.
     pub catalog_changed: AtomicBool,
+    /// A prepared transaction may hold some: when one commits, the worker loads them again.
+    pub prepared_declarations: AtomicBool,
     pub checkpoint_wanted: AtomicBool,
     pub log_table: AtomicU32,
     /// Signalled when the checkpoint has moved and when the worker ends.

@@ -12,11 +12,26 @@ use std::io::Write;
 use super::sources::Column;
 use crate::settings::set;
 
+unsafe extern "C-unwind" {
+    // Not in pgrx's bindings: the setting of the same name.
+    static bytea_output: c_int;
+}
+const BYTEA_OUTPUT_HEX: c_int = 1;
+
 /// A value above this size stays out of the log unless large values are asked for. Before compression, so that
 /// nothing has to be detoasted to know.
 const LARGE: usize = 8_192;
 /// Where they are asked for: what one row's JSON may come to, of the gigabyte that PostgreSQL allows, escapes included.
 const RECORD: usize = 64 * 1024 * 1024;
+
+/// What the text of a key depends on, whoever writes it.
+pub const KEY_SETTINGS: &[(&CStr, &CStr)] = &[
+    (c"datestyle", c"ISO, YMD"),
+    (c"intervalstyle", c"postgres"),
+    (c"extra_float_digits", c"1"),
+    (c"bytea_output", c"hex"),
+    (c"timezone", c"UTC"),
+];
 
 /// How a column's values become JSON.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,7 +179,12 @@ unsafe fn key_value(column: &Column, datum: pg_sys::Datum, into: &mut Vec<u8>) {
         unsafe {
             match column.kind {
                 Kind::Text => string(text(datum), into),
-                _ => string(fixed_output(column.output, datum), into),
+                Kind::Moment => {
+                    // As its output function would write it with datestyle ISO and timezone UTC.
+                    let moment = moment(column, datum, Some(&0)).replacen('T', " ", 1);
+                    string(moment.replacen("+00:00", "+00", 1).as_bytes(), into);
+                }
+                _ => string(fixed_output(column, datum), into),
             }
         }
     }
@@ -187,16 +207,7 @@ unsafe fn record_value(column: &Column, datum: pg_sys::Datum, into: &mut Vec<u8>
                     into.extend_from_slice(number);
                 }
             }
-            Kind::Moment => {
-                let mut buffer = [0 as c_char; 130];
-                pg_sys::JsonEncodeDateTime(
-                    buffer.as_mut_ptr(),
-                    datum,
-                    column.type_oid,
-                    std::ptr::null(),
-                );
-                string(CStr::from_ptr(buffer.as_ptr()).to_bytes(), into);
-            }
+            Kind::Moment => string(moment(column, datum, None).as_bytes(), into),
             Kind::Array | Kind::Composite => {
                 let function = if column.kind == Kind::Array {
                     pg_sys::array_to_json
@@ -209,6 +220,19 @@ unsafe fn record_value(column: &Column, datum: pg_sys::Datum, into: &mut Vec<u8>
             }
             _ => string(output(column.output, datum), into),
         }
+    }
+}
+
+/// A date or timestamp in ISO 8601, in the time zone of `zone` seconds west of UTC, or the session's.
+unsafe fn moment(column: &Column, datum: pg_sys::Datum, zone: Option<&c_int>) -> String {
+    let mut buffer = [0 as c_char; 130];
+    let zone = zone.map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the buffer has room for the longest timestamp (MAXDATELEN, 128).
+    unsafe {
+        pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), datum, column.type_oid, zone);
+        CStr::from_ptr(buffer.as_ptr())
+            .to_string_lossy()
+            .into_owned()
     }
 }
 
@@ -272,22 +296,28 @@ unsafe fn output<'a>(function: pg_sys::Oid, datum: pg_sys::Datum) -> &'a [u8] {
     unsafe { CStr::from_ptr(pg_sys::OidOutputFunctionCall(function, datum)).to_bytes() }
 }
 
-/// The output function's text under fixed settings; they are set only where the session's differ.
-unsafe fn fixed_output<'a>(function: pg_sys::Oid, datum: pg_sys::Datum) -> &'a [u8] {
+/// The output function's text under fixed settings; they are set only where the session's differ, or where the
+/// type may hold timestamps.
+unsafe fn fixed_output<'a>(column: &Column, datum: pg_sys::Datum) -> &'a [u8] {
+    let may_hold_timestamps = matches!(column.kind, Kind::Array | Kind::Composite)
+        // SAFETY: a catalog look-up by OID.
+        || unsafe { pg_sys::type_is_range(column.type_oid) || pg_sys::type_is_multirange(column.type_oid) };
     // SAFETY: plain globals of this process; the settings changed here are put back by AtEOXact_GUC, and by
     // the transaction's abort if the output function raises.
     unsafe {
-        let level = (pg_sys::DateStyle != pg_sys::USE_ISO_DATES as c_int
+        let level = (may_hold_timestamps
+            || pg_sys::DateStyle != pg_sys::USE_ISO_DATES as c_int
             || pg_sys::IntervalStyle != pg_sys::INTSTYLE_POSTGRES as c_int
+            || bytea_output != BYTEA_OUTPUT_HEX
             || pg_sys::extra_float_digits < 1)
             .then(|| {
                 let level = pg_sys::NewGUCNestLevel();
-                set(c"datestyle", c"ISO, YMD");
-                set(c"intervalstyle", c"postgres");
-                set(c"extra_float_digits", c"1");
+                for (name, value) in KEY_SETTINGS {
+                    set(name, value);
+                }
                 level
             });
-        let text = output(function, datum);
+        let text = output(column.output, datum);
         if let Some(level) = level {
             pg_sys::AtEOXact_GUC(true, level);
         }

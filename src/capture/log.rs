@@ -19,8 +19,15 @@ unsafe extern "C-unwind" {
 /// Gives the block its number: no change may be added from here on.
 pub fn draw(block: &mut Block, sequence: pg_sys::Oid) -> i64 {
     *block.sequence.get_or_insert_with(|| {
-        // SAFETY: the sequence exists, a transaction is open; the boundary turns an ERROR into an unwinding.
-        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| nextval_internal(sequence, false)) }
+        // SAFETY: the sequence exists, a transaction is open; the boundary turns an ERROR into an unwinding. A
+        // transaction may have become read-only after its changes: they are to be logged all the same.
+        unsafe {
+            let read_only = pg_sys::XactReadOnly;
+            pg_sys::XactReadOnly = false;
+            let number = pg_sys::ffi::pg_guard_ffi_boundary(|| nextval_internal(sequence, false));
+            pg_sys::XactReadOnly = read_only;
+            number
+        }
     })
 }
 

@@ -12,6 +12,8 @@ static REGISTERED: AtomicBool = AtomicBool::new(false);
 /// What the transaction asks for when it commits.
 static CHANGES: AtomicBool = AtomicBool::new(false);
 static GROWTH: AtomicBool = AtomicBool::new(false);
+/// The transaction has committed, and its declarations are to be announced.
+static COMMITTED: AtomicBool = AtomicBool::new(false);
 static CATALOG: AtomicBool = AtomicBool::new(false);
 static EXTENSION: AtomicBool = AtomicBool::new(false);
 static DATABASES: AtomicBool = AtomicBool::new(false);
@@ -61,8 +63,11 @@ pub fn own_database() -> Option<&'static Database> {
 
 fn ask(flag: &AtomicBool) {
     if !REGISTERED.swap(true, SeqCst) {
-        // SAFETY: registered once a backend; the callback lives as long as the library stays loaded, for ever.
-        unsafe { pg_sys::RegisterXactCallback(Some(at_end_of_transaction), std::ptr::null_mut()) };
+        // SAFETY: registered once a backend; the callbacks live as long as the library stays loaded, for ever.
+        unsafe {
+            pg_sys::RegisterXactCallback(Some(at_end_of_transaction), std::ptr::null_mut());
+            pg_sys::RegisterResourceReleaseCallback(Some(at_release), std::ptr::null_mut());
+        }
     }
     own_database(); // looked up now, so that the callback need not
     flag.store(true, SeqCst);
@@ -75,14 +80,47 @@ unsafe extern "C-unwind" fn at_end_of_transaction(
 ) {
     use pg_sys::XactEvent as E;
     match event {
-        E::XACT_EVENT_COMMIT | E::XACT_EVENT_PARALLEL_COMMIT => signal(),
+        // Changes can be read from now on. What is declared is announced later, in `at_release`.
+        E::XACT_EVENT_COMMIT | E::XACT_EVENT_PARALLEL_COMMIT => {
+            if is_asked_for_declarations() {
+                COMMITTED.store(true, SeqCst);
+            } else {
+                signal();
+            }
+        }
         // A prepared transaction is announced when it is committed, by the utility hook.
         E::XACT_EVENT_ABORT | E::XACT_EVENT_PARALLEL_ABORT | E::XACT_EVENT_PREPARE => {
+            if event == E::XACT_EVENT_PREPARE
+                && is_asked_for_declarations()
+                // SAFETY: null or an entry of the shared block.
+                && let Some(own) = unsafe { OWN.load(SeqCst).as_ref() }
+            {
+                own.prepared_declarations.store(true, SeqCst);
+            }
             for flag in [&CHANGES, &GROWTH, &CATALOG, &EXTENSION, &DATABASES] {
                 flag.store(false, SeqCst);
             }
         }
         _ => {}
+    }
+}
+
+fn is_asked_for_declarations() -> bool {
+    CATALOG.load(SeqCst) || EXTENSION.load(SeqCst)
+}
+
+/// After the commit's invalidations have been sent: a worker that looked earlier would see the catalogs of before.
+// No #[pg_guard], as above.
+unsafe extern "C-unwind" fn at_release(
+    phase: pg_sys::ResourceReleasePhase::Type,
+    _is_commit: bool,
+    _is_top_level: bool,
+    _arg: *mut std::ffi::c_void,
+) {
+    if phase == pg_sys::ResourceReleasePhase::RESOURCE_RELEASE_AFTER_LOCKS
+        && COMMITTED.swap(false, SeqCst)
+    {
+        signal();
     }
 }
 
@@ -117,7 +155,10 @@ fn signal() {
 
 /// COMMIT PREPARED made another session's changes visible: wakes the worker of this database now.
 pub fn after_commit_prepared() {
-    if let Some(own) = shared::shared().and_then(shared::Shared::own_database) {
-        own.wake.wake();
+    if let Some(own) = own_database() {
+        if own.prepared_declarations.load(SeqCst) {
+            own.catalog_changed.store(true, SeqCst);
+        }
+        own.wake.set_latch();
     }
 }

@@ -12,7 +12,7 @@ use std::cell::Cell;
 
 use super::change::pause_for;
 use super::expression::{Analysed, Wanted};
-use super::names::{quote, select_one};
+use super::names::{Canonical, quote, select_one};
 use super::rights::{As, in_subtransaction};
 use super::watch::{forget_cached, lock_in_tries, watch_truncate};
 use crate::capture::buffer::{self, Change, Kind, Op};
@@ -82,6 +82,8 @@ pub struct Before {
     state: State,
     /// The command may bring rows with a partition.
     attaches: bool,
+    /// It may change texts without a change of their rows.
+    rewrites: bool,
     /// By pipeline: content and row_filter, where a name in them may change.
     expressions: Vec<(i32, Analysed, Option<Analysed>)>,
 }
@@ -108,9 +110,16 @@ pub unsafe fn before(node: *mut pg_sys::Node) -> Option<Before> {
                 let bound = (*node.cast::<pg_sys::CreateStmt>()).partbound;
                 (!bound.is_null(), false)
             }
+            // A value's new name is in texts that no row change tells of.
+            T::T_AlterEnumStmt => (
+                !(*node.cast::<pg_sys::AlterEnumStmt>()).oldVal.is_null(),
+                false,
+            ),
             _ => (false, false),
         }
     };
+    // SAFETY: as above.
+    let rewrites = unsafe { (*node).type_ } == T::T_AlterEnumStmt;
     // SAFETY: a node has a tag.
     let attaches = unsafe { (*node).type_ } == T::T_AlterTableStmt;
     if !relevant || FOLLOWING.get() || !is_installed() {
@@ -128,6 +137,7 @@ pub unsafe fn before(node: *mut pg_sys::Node) -> Option<Before> {
         Ok(Some(Before {
             state,
             attaches,
+            rewrites,
             expressions,
         }))
     })
@@ -169,7 +179,7 @@ fn quietly<T>(body: impl FnOnce() -> Result<T>) -> Option<T> {
 }
 
 fn state(known: Option<String>) -> Result<Option<State>> {
-    let _as = As::extension();
+    let (_as, _canonical) = (As::extension(), Canonical::begin());
     let json = select_one::<String>(STATE, &[known.into()])?;
     json.map(|json| {
         serde_json::from_str(&json)
@@ -255,7 +265,7 @@ fn follow_source(
     }
     let used = renamed(&is.used_columns);
     carry_source(is, key, used)?;
-    follow_partitions(was, is, pipelines, before.attaches)
+    follow_partitions(was, is, pipelines, before)
 }
 
 impl Source {
@@ -446,7 +456,7 @@ fn follow_partitions(
     was: &Source,
     is: &Source,
     pipelines: &[&Pipeline],
-    attaches: bool,
+    before: &Before,
 ) -> Result<()> {
     let pipelines: Vec<i32> = pipelines.iter().map(|pipeline| pipeline.id).collect();
     let tables = |source: &Source| source.tables.clone().unwrap_or_default();
@@ -467,7 +477,9 @@ fn follow_partitions(
         wake::after_changes();
         unwatch_partition(is, *table)?;
     }
-    if (came && attaches || was.disabled != is.disabled) && !pipelines.is_empty() {
+    if (came && before.attaches || before.rewrites || was.disabled != is.disabled)
+        && !pipelines.is_empty()
+    {
         let _as = As::extension();
         backfill::restart(&pipelines)?;
     }
@@ -482,7 +494,7 @@ fn unwatch_partition(source: &Source, table: i64) -> Result<()> {
            FROM pg_catalog.pg_class r CROSS JOIN LATERAL (SELECT r.oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree(r.oid::regclass) t) t
            JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
            JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid
-          WHERE r.oid = $1::bigint::oid AND g.tgname = 'recsync_truncate_' || $2::text",
+          WHERE r.oid = $1::bigint::oid AND g.tgname = '00_recsync_truncate_' || $2::text",
         &[table.into(), id.into()],
     )?;
     let _as = As::maker(source.owner());

@@ -23,7 +23,7 @@ SELECT pg_catalog.jsonb_build_object(
               'tables', (SELECT pg_catalog.jsonb_agg(t.relid::bigint ORDER BY t.relid) FROM tree t WHERE t.id = s.id),
               'disabled', (SELECT pg_catalog.jsonb_agg(g.oid::bigint ORDER BY g.oid) FROM tree t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid
                             WHERE t.id = s.id AND g.tgenabled IN ('D', 'R')
-                              AND g.tgname IN ('recsync_capture_' || s.id, 'recsync_truncate_' || s.id)))
+                              AND g.tgname IN ('00_recsync_capture_' || s.id, '00_recsync_truncate_' || s.id)))
                 ORDER BY s.id)
             FROM recsync.source s LEFT JOIN relation r ON r.name = s.relation),
          'pipelines', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(

@@ -5,6 +5,7 @@
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
+use super::names::Canonical;
 use super::rights::with_settings;
 use crate::error::{Error, Result};
 
@@ -117,6 +118,7 @@ impl Analysed {
 
     /// SQL over the source's row `s`, fully qualified, by the names of now.
     pub fn sql(&self) -> String {
+        let _canonical = Canonical::begin();
         // SAFETY: the source exists; the expression lives in a memory context that is still there.
         unsafe {
             let context = pg_sys::deparse_context_for(c"s".as_ptr(), self.source);

@@ -8,8 +8,31 @@ use std::ffi::{CStr, CString};
 
 use crate::error::{Error, Result};
 
+/// Names are written as PostgreSQL writes them by default while this lives, whatever quote_all_identifiers the session
+/// has: they are stored and compared.
+pub struct Canonical(bool);
+
+impl Canonical {
+    pub fn begin() -> Canonical {
+        // SAFETY: a plain global of this process.
+        unsafe {
+            let before = pg_sys::quote_all_identifiers;
+            pg_sys::quote_all_identifiers = false;
+            Canonical(before)
+        }
+    }
+}
+
+impl Drop for Canonical {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::quote_all_identifiers = self.0 };
+    }
+}
+
 /// `name` as an SQL identifier.
 pub fn quote(name: &str) -> String {
+    let _canonical = Canonical::begin();
     let Ok(name) = CString::new(name) else {
         return String::from("\"\"");
     };

@@ -10,6 +10,7 @@ use super::names;
 use super::rights::As;
 use crate::embed::endpoint::Endpoint;
 use crate::error::{Error, Result};
+use crate::statement::Statement;
 
 /// All pipelines, or the one of `$1`, as JSON.
 const LOAD: &str = include_str!("pipelines.sql");
@@ -185,9 +186,14 @@ pub fn find(name: &str) -> Result<Pipeline> {
 }
 
 fn load(relation: Option<&str>) -> Result<Vec<Pipeline>> {
+    thread_local! {
+        static STATEMENT: Statement = Statement::new(LOAD);
+    }
+    let _canonical = names::Canonical::begin();
     Spi::connect(|client| {
         let mut pipelines = Vec::new();
-        for row in client.select(LOAD, None, &[relation.into()])? {
+        let rows = STATEMENT.with(|statement| statement.select(client, &[relation.into()]))?;
+        for row in rows {
             let json = row.get::<String>(1)?.unwrap_or_default();
             pipelines.push(
                 serde_json::from_str(&json)

@@ -12,7 +12,7 @@ SELECT pg_catalog.jsonb_build_object(
          'unlogged', COALESCE(c.relpersistence = 'u', false),
          'captured', (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_trigger t
                        WHERE t.tgrelid = pg_catalog.to_regclass(s.relation)
-                         AND t.tgname IN ('recsync_capture_' || s.id, 'recsync_truncate_' || s.id) AND t.tgenabled IN ('O', 'A')),
+                         AND t.tgname IN ('00_recsync_capture_' || s.id, '00_recsync_truncate_' || s.id) AND t.tgenabled IN ('O', 'A')),
          'keys', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
                             'name', a.attname, 'column', pg_catalog.quote_ident(a.attname),
                             'stored', COALESCE((SELECT pg_catalog.quote_ident(v.attname) FROM pg_catalog.pg_attribute v

@@ -174,7 +174,14 @@ unsafe fn before(node: *mut pg_sys::Node) -> Result<Option<Hold>> {
                         check_unused(&name)?;
                     }
                 }
-                Ok(None)
+                let extension = drop.removeType == pg_sys::ObjectType::OBJECT_EXTENSION
+                    && list(drop.objects).any(|object| string_node(object.cast()) == "recsync");
+                // It locks recsync's tables in an order of its own: a worker that reads them would get in its way.
+                Ok(if extension {
+                    hold(own_database_name())
+                } else {
+                    None
+                })
             }
             _ => Ok(None),
         }
@@ -214,6 +221,11 @@ unsafe fn follow_up(node: *mut pg_sys::Node) -> Option<fn()> {
             _ => None,
         }
     }
+}
+
+fn own_database_name() -> String {
+    // SAFETY: this session's database has a name.
+    unsafe { text(pg_sys::get_database_name(pg_sys::MyDatabaseId)) }
 }
 
 /// Asks the worker of `database` to leave and waits until it has; for those who may run the command at all.

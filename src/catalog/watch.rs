@@ -208,9 +208,10 @@ SELECT pg_catalog.array_agg(pg_catalog.format('%I ON %I.%I', g.tgname, n.nspname
   FROM (SELECT $1::oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass) t) t
   JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid AND g.tgparentid = 0
- WHERE g.tgname IN ('recsync_capture_' || $2::text, 'recsync_truncate_' || $2::text) AND ($3 IS NULL OR g.tgenabled::text = $3)";
+ WHERE g.tgname IN ('00_recsync_capture_' || $2::text, '00_recsync_truncate_' || $2::text) AND ($3 IS NULL OR g.tgenabled::text = $3)";
 
-/// The source's row and triggers, made where they are missing. [`refresh`] has to follow.
+/// The source's row and triggers, made where they are missing. Triggers fire in the order of their names: theirs
+/// begin with 00, so that a row's change is logged before another trigger changes the row again. [`refresh`] has to follow.
 pub fn watch(source: pg_sys::Oid, name: &str, table: &SourceTable) -> Result<i32> {
     let id = {
         let _as = As::extension();
@@ -222,13 +223,13 @@ pub fn watch(source: pg_sys::Oid, name: &str, table: &SourceTable) -> Result<i32
         .unwrap_or_default()
     };
     let there = select_one::<bool>(
-        "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = 'recsync_capture_' || $2::text)",
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = '00_recsync_capture_' || $2::text)",
         &[source.into(), id.into()],
     )?;
     if there != Some(true) {
         let _as = As::maker(table.owner);
         Spi::run(&format!(
-            "CREATE TRIGGER recsync_capture_{id} AFTER INSERT OR UPDATE OR DELETE ON {name} FOR EACH ROW EXECUTE FUNCTION recsync.capture_v1('{id}')"
+            "CREATE TRIGGER \"00_recsync_capture_{id}\" AFTER INSERT OR UPDATE OR DELETE ON {name} FOR EACH ROW EXECUTE FUNCTION recsync.capture_v1('{id}')"
         ))?;
     }
     watch_truncate(source, id, table.owner)?;
@@ -241,13 +242,13 @@ pub fn watch_truncate(source: pg_sys::Oid, id: i32, owner: pg_sys::Oid) -> Resul
         "SELECT pg_catalog.array_agg(pg_catalog.format('%I.%I', n.nspname, c.relname))
            FROM (SELECT $1::oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass) t) t
            JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-          WHERE c.relkind IN ('r', 'p') AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = 'recsync_truncate_' || $2::text)",
+          WHERE c.relkind IN ('r', 'p') AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = t.relid AND g.tgname = '00_recsync_truncate_' || $2::text)",
         &[source.into(), id.into()],
     )?;
     let _as = As::maker(owner);
     for table in unwatched.unwrap_or_default() {
         Spi::run(&format!(
-            "CREATE TRIGGER recsync_truncate_{id} AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION recsync.capture_v1('{id}')"
+            "CREATE TRIGGER \"00_recsync_truncate_{id}\" AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION recsync.capture_v1('{id}')"
         ))?;
     }
     Ok(())

@@ -4,8 +4,9 @@
 
 use pgrx::prelude::*;
 
+use crate::capture::json::KEY_SETTINGS;
 use crate::catalog::pipeline::{Key, Pipeline};
-use crate::catalog::rights::As;
+use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
 
 /// Rows a slice.
@@ -40,12 +41,15 @@ pub fn slice(pipeline: &Pipeline, after: Option<&[String]>) -> Result<Vec<Vec<St
         .map(|value| value.as_str().into())
         .collect();
     let _as = As::owner(pipeline.owner());
-    Spi::connect(|client| {
-        let mut slice = Vec::new();
-        for row in client.select(sql.as_str(), None, &arguments)? {
-            slice.push(row.get::<Vec<String>>(1)?.unwrap_or_default());
-        }
-        Ok(slice)
+    // A row's key has one text, here and in the change log.
+    with_settings(KEY_SETTINGS, || {
+        Spi::connect(|client| {
+            let mut slice = Vec::new();
+            for row in client.select(sql.as_str(), None, &arguments)? {
+                slice.push(row.get::<Vec<String>>(1)?.unwrap_or_default());
+            }
+            Ok(slice)
+        })
     })
 }
 

@@ -27,7 +27,7 @@ const STRAGGLERS: &str = include_str!("stragglers.sql");
 
 /// The log tables have no statistics, and a plan is made while they are empty: without these the planner would
 /// read and sort them as a whole.
-const BY_INDEX: &[(&CStr, &CStr)] = &[
+pub const BY_INDEX: &[(&CStr, &CStr)] = &[
     (c"enable_seqscan", c"off"),
     (c"enable_bitmapscan", c"off"),
     (c"enable_sort", c"off"),

@@ -44,14 +44,10 @@ impl Renderer {
         let source = &pipeline.rows_of;
         let vectors = &pipeline.vectors;
         let on_vectors = keyed(pipeline, "e", |key| &key.stored, "k");
-        let live = format!(
-            "s.{} IS NOT NULL",
-            keys.first().map_or("ctid", |key| &key.column)
-        );
-        let wanted = pipeline
-            .row_filter
-            .as_ref()
-            .map_or(live.clone(), |filter| format!("{live} AND ({filter})"));
+        let wanted = match &pipeline.row_filter {
+            Some(filter) => format!("s.ctid IS NOT NULL AND ({filter})"),
+            None => "s.ctid IS NOT NULL".to_owned(),
+        };
         let look = format!(
             "SELECT CASE WHEN {wanted} THEN {content} END, e.content_hash, e.model
                FROM {given} WITH ORDINALITY AS k ({names}, i)

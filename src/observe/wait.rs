@@ -81,9 +81,11 @@ fn wait_until(
         if left.is_zero() {
             return Ok(false);
         }
-        // An idle worker does not write its checkpoint: it has to be asked.
-        database.checkpoint_wanted.store(true, SeqCst);
-        database.wake.set_latch();
+        if covered_at.is_none() {
+            // An idle worker does not write its checkpoint: it has to be asked.
+            database.checkpoint_wanted.store(true, SeqCst);
+            database.wake.set_latch();
+        }
         database.wait_for_progress(left.as_millis().clamp(1, 1_000) as i64);
     }
 }

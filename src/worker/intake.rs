@@ -267,7 +267,8 @@ impl Leader {
             self.sweep()?; // before the backfill counts as finished
         }
         let rotates = self.checkpoint.rotation_is_due();
-        if self.checkpoint.advance(&finished, wanted || rotates)? || wanted {
+        let advanced = self.checkpoint.advance(&finished, wanted || rotates)?;
+        if advanced || std::mem::take(&mut self.jobs_ended) {
             self.database.signal_progress();
         }
         if rotates {

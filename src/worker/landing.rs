@@ -97,6 +97,7 @@ impl Leader {
             return self.settle(id, relation, half);
         }
         report(Some(relation), &failed);
+        self.jobs_ended = true;
         let definition = is_definition(failed.code);
         if definition && self.pause_unless_changed(id, relation, &failed.message)? {
             return Ok(());
@@ -123,6 +124,7 @@ impl Leader {
 
     /// What was stored is done.
     fn settled(&mut self, id: i32, landed: &Landed, all_written: bool) {
+        self.jobs_ended = true;
         for embedded in &landed.embedded {
             self.queue.finish(&embedded.job.row);
         }

@@ -61,6 +61,8 @@ pub(super) struct Leader {
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
     pub(super) next_job: Option<Instant>,
+    /// Jobs have ended in this round: somebody may wait for that.
+    pub(super) jobs_ended: bool,
     pub(super) replies: Receiver<Reply>,
     pub(super) reply_to: Sender<Reply>,
     pub(super) ringer: Arc<dyn Fn() + Send + Sync>,
@@ -143,11 +145,12 @@ impl Leader {
         ringer: Arc<dyn Fn() + Send + Sync>,
     ) -> Result<Leader> {
         let (reply_to, replies) = unbounded();
-        let (checkpoint, from) = transaction(|| {
+        let ((checkpoint, from), prepared) = transaction(|| {
             jobs::take_back_leases()?;
-            upkeep::resume_checkpoint()
+            Ok((upkeep::resume_checkpoint()?, upkeep::has_prepared()?))
         })
         .map_err(|failed| Error::Internal(failed.message))?;
+        database.prepared_declarations.store(prepared, SeqCst);
         database.catalog_changed.store(true, SeqCst);
         let now = Instant::now();
         Ok(Leader {
@@ -165,6 +168,7 @@ impl Leader {
             reader: Reader::new(from),
             checkpoint,
             next_job: None,
+            jobs_ended: false,
             replies,
             reply_to,
             ringer,

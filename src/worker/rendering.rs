@@ -69,6 +69,7 @@ impl Leader {
         let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
             return Ok(());
         };
+        self.jobs_ended = true;
         match render(running, &jobs, &self.secret) {
             Ok(rendered) => {
                 for (job, rendered) in jobs.into_iter().zip(rendered) {

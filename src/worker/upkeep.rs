@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::process::{Failed, transaction};
 use crate::catalog::names::select_one;
+use crate::catalog::rights::with_settings;
 use crate::dispatch::backfill;
 use crate::dispatch::queue::Ticket;
-use crate::dispatch::read::current_snapshot;
+use crate::dispatch::read::{BY_INDEX, current_snapshot};
 use crate::dispatch::snapshot::Snapshot;
 use crate::error::{Error, Result};
 use crate::settings;
@@ -288,27 +289,54 @@ fn oldest(table: u32) -> Result<Option<Duration>> {
 
 /// Empties a log table where all of it is dispatched and older than `retention`; true when it did.
 fn empty(table: u32, checkpoint: &Checkpoint, retention: Duration) -> Result<bool> {
-    let snapshot = checkpoint.snapshot.to_string();
-    let done = format!(
-        "SELECT NOT EXISTS (SELECT FROM recsync.log_{table} WHERE NOT pg_catalog.pg_visible_in_snapshot(transaction_id, $1::pg_snapshot)
-                             OR changed_at > pg_catalog.clock_timestamp() - $2 * interval '1 second')"
-    );
-    let is_done = || {
-        select_one::<bool>(
-            &done,
-            &[snapshot.as_str().into(), retention.as_secs_f64().into()],
-        )
-    };
-    if is_done()? != Some(true) {
+    let is_done = || with_settings(BY_INDEX, || is_done(table, checkpoint, retention));
+    if !is_done()? {
         return Ok(false);
     }
     Spi::run(&format!(
         "LOCK TABLE recsync.log_{table} IN ACCESS EXCLUSIVE MODE NOWAIT"
     ))?;
     // Under the lock once more, with a fresh snapshot: a writer may have come late.
-    let done = is_done()? == Some(true);
+    let done = is_done()?;
     if done {
         Spi::run(&format!("TRUNCATE recsync.log_{table}"))?;
     }
     Ok(done)
+}
+
+/// Whether a log table holds nothing that the checkpoint has not seen, and nothing younger than `retention`. The
+/// table may be large: both are looked up by its index, and only one whose last row is old is read as a whole.
+fn is_done(table: u32, checkpoint: &Checkpoint, retention: Duration) -> Result<bool> {
+    let snapshot = checkpoint.snapshot.to_string();
+    let undispatched = format!(
+        "SELECT EXISTS (SELECT FROM recsync.log_{table} WHERE transaction_id >= pg_catalog.pg_snapshot_xmax($1::pg_snapshot))
+             OR EXISTS (SELECT FROM recsync.log_{table} WHERE transaction_id = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip($1::pg_snapshot))))"
+    );
+    if select_one::<bool>(&undispatched, &[snapshot.as_str().into()])? != Some(false) {
+        return Ok(false);
+    }
+    if retention.is_zero() {
+        return Ok(true);
+    }
+    let young = "changed_at > pg_catalog.clock_timestamp() - $1 * interval '1 second'";
+    for look in [
+        format!(
+            "SELECT {young} FROM recsync.log_{table} ORDER BY transaction_id DESC, sequence DESC LIMIT 1"
+        ),
+        format!("SELECT EXISTS (SELECT FROM recsync.log_{table} WHERE {young})"),
+    ] {
+        if select_one::<bool>(&look, &[retention.as_secs_f64().into()])? == Some(true) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether there are prepared transactions in this database.
+pub fn has_prepared() -> Result<bool> {
+    let found = select_one::<bool>(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database())",
+        &[],
+    )?;
+    Ok(found == Some(true))
 }
