@@ -52,6 +52,8 @@ pub struct Database {
     /// A prepared transaction may hold some: when one commits, the worker loads them again.
     pub prepared_declarations: AtomicBool,
     pub checkpoint_wanted: AtomicBool,
+    /// By what no pipeline waits for: the worker looks whether it has to be rotated.
+    pub log_has_grown: AtomicBool,
     pub log_table: AtomicU32,
     /// Signalled when the checkpoint has moved and when the worker ends.
     progress: UnsafeCell<MaybeUninit<pg_sys::ConditionVariable>>,

@@ -125,7 +125,8 @@ unsafe extern "C-unwind" fn at_release(
 }
 
 fn signal() {
-    let changes = CHANGES.swap(false, SeqCst) | GROWTH.swap(false, SeqCst);
+    let changes = CHANGES.swap(false, SeqCst);
+    let growth = GROWTH.swap(false, SeqCst);
     let catalog = CATALOG.swap(false, SeqCst);
     let extension = EXTENSION.swap(false, SeqCst);
     let databases = DATABASES.swap(false, SeqCst);
@@ -139,6 +140,9 @@ fn signal() {
             own.catalog_changed.store(true, SeqCst);
             own.wake.set_latch();
         } else if changes {
+            own.wake.wake();
+        } else if growth {
+            own.log_has_grown.store(true, SeqCst);
             own.wake.wake();
         }
         if extension {

@@ -33,7 +33,6 @@ impl Leader {
         if page.blocks.is_empty() && page.complete.is_none() {
             return Ok(());
         }
-        self.checkpoint.log_has_grown = true;
         // A pipeline that was declared a moment ago: its first changes may be here before its declaration is.
         if page
             .blocks
@@ -271,8 +270,8 @@ impl Leader {
         if advanced || std::mem::take(&mut self.jobs_ended) {
             self.database.signal_progress();
         }
-        if rotates {
-            upkeep::rotate(self.database, &self.checkpoint);
+        if rotates && upkeep::rotate(self.database, &self.checkpoint) {
+            self.checkpoint.log_has_grown = true;
         }
         Ok(())
     }

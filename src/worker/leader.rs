@@ -233,6 +233,7 @@ impl Leader {
             self.sweep()?;
         }
         self.put_aside()?;
+        self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
         self.move_checkpoint()?;
         self.publish();
         Ok(!self.gives_way()?)
@@ -308,6 +309,7 @@ impl Leader {
                 }
             }
         }
+        wait = wait.min(self.checkpoint.next_rotation());
         if !self.queue.is_empty() {
             wait = wait.min(PATIENCE); // to write down what cannot be sent
         }
@@ -367,6 +369,7 @@ impl Leader {
         };
         self.read_at = Instant::now();
         self.checkpoint.has_changes = true;
+        self.checkpoint.log_has_grown = true;
     }
 
     pub(super) fn database_oid(&self) -> pg_sys::Oid {

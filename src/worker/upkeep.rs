@@ -47,7 +47,7 @@ pub struct Checkpoint {
     reached: Option<Snapshot>,
     /// Changes have been read since it was last written.
     pub has_changes: bool,
-    /// There have been transactions since the log was last looked at.
+    /// Since it was last looked at: it is looked at before long.
     pub log_has_grown: bool,
     looked_at_log: Instant,
 }
@@ -192,28 +192,33 @@ impl Checkpoint {
 
     /// Whether it is time to look at the log, and there is something in it. The checkpoint has to be written first.
     pub fn rotation_is_due(&mut self) -> bool {
-        let pause = if self.log_has_grown {
-            BUSY_ROTATION
-        } else {
-            ROTATION
-        };
-        if self.looked_at_log.elapsed() < pause {
+        if !self.next_rotation().is_zero() {
             return false;
         }
         self.looked_at_log = Instant::now();
         self.log_has_grown = false;
         transaction(sizes).is_ok_and(|sizes| sizes.iter().any(|size| *size > 0))
     }
+
+    /// In how long the log is looked at.
+    pub fn next_rotation(&self) -> Duration {
+        let pause = if self.log_has_grown {
+            BUSY_ROTATION
+        } else {
+            ROTATION
+        };
+        pause.saturating_sub(self.looked_at_log.elapsed())
+    }
 }
 
 /// Moves writers on to an empty log table where the current one is large or old, and empties those that are
-/// dispatched and past retention, or too much.
-pub fn rotate(database: &Database, checkpoint: &Checkpoint) {
+/// dispatched and past retention, or too much. True when the log is still larger than it should be.
+pub fn rotate(database: &Database, checkpoint: &Checkpoint) -> bool {
     let most = settings::log_max_size();
     let retention = settings::log_retention();
     let current = database.log_table.load(SeqCst);
     let Ok(sizes) = transaction(sizes) else {
-        return;
+        return true;
     };
     let mut total: i64 = sizes.iter().sum();
     for table in transaction(|| oldest_first(&sizes)).unwrap_or_default() {
@@ -245,6 +250,7 @@ pub fn rotate(database: &Database, checkpoint: &Checkpoint) {
             database.log_table.store(next, SeqCst);
         }
     }
+    total > most
 }
 
 /// Bytes of each log table's rows, large values included.
