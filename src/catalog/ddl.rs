@@ -4,20 +4,19 @@
 //! It never stands in the way of the command: what goes wrong here is a WARNING, and the worker finds out by
 //! itself.
 
+// The command's effects.
+mod follow;
+
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
-use serde_json::json;
 use std::cell::Cell;
 
-use super::change::pause_for;
 use super::expression::{Analysed, Wanted};
-use super::names::{Canonical, quote, select_one};
+use super::names::{Canonical, select_one};
 use super::rights::{As, in_subtransaction};
-use super::watch::{forget_cached, lock_in_tries, watch_truncate};
-use crate::capture::buffer::{self, Change, Kind, Op};
+use super::utility::list;
 use crate::capture::wake;
-use crate::dispatch::backfill;
 use crate::error::Result;
 
 /// What is declared, as it is.
@@ -100,32 +99,20 @@ thread_local! {
 /// `node` is a utility statement that has not run yet.
 pub unsafe fn before(node: *mut pg_sys::Node) -> Option<Before> {
     use pg_sys::NodeTag as T;
-    // SAFETY: each cast follows the node's tag.
-    let (relevant, renames) = unsafe {
-        match (*node).type_ {
-            T::T_RenameStmt => (true, true),
-            T::T_AlterObjectSchemaStmt => (true, true),
-            T::T_AlterTableStmt | T::T_DropStmt | T::T_DropOwnedStmt => (true, false),
-            T::T_CreateStmt => {
-                let bound = (*node.cast::<pg_sys::CreateStmt>()).partbound;
-                (!bound.is_null(), false)
-            }
-            // A value's new name is in texts that no row change tells of.
-            T::T_AlterEnumStmt => (
-                !(*node.cast::<pg_sys::AlterEnumStmt>()).oldVal.is_null(),
-                false,
-            ),
-            _ => (false, false),
-        }
-    };
-    // SAFETY: as above.
-    let rewrites = unsafe { (*node).type_ } == T::T_AlterEnumStmt;
     // SAFETY: a node has a tag.
-    let attaches = unsafe { (*node).type_ } == T::T_AlterTableStmt;
-    if !relevant || FOLLOWING.get() || !is_installed() {
+    let tag = unsafe { (*node).type_ };
+    let renames = matches!(tag, T::T_RenameStmt | T::T_AlterObjectSchemaStmt);
+    let attaches = tag == T::T_AlterTableStmt;
+    let rewrites = tag == T::T_AlterEnumStmt;
+    let others = matches!(tag, T::T_DropStmt | T::T_DropOwnedStmt | T::T_CreateStmt);
+    if !(renames || attaches || rewrites || others) || FOLLOWING.get() || !is_installed() {
         return None;
     }
     quietly(|| {
+        // SAFETY: passed on from the caller.
+        if !unsafe { may_concern(node) } {
+            return Ok(None);
+        }
         let Some(state) = state(None)? else {
             return Ok(None);
         };
@@ -144,6 +131,53 @@ pub unsafe fn before(node: *mut pg_sys::Node) -> Option<Before> {
     .flatten()
 }
 
+/// Whether a command may concern a watched table: one has triggers, which most tables that come and go have not.
+unsafe fn may_concern(node: *mut pg_sys::Node) -> bool {
+    use pg_sys::NodeTag as T;
+    // SAFETY: each cast follows the node's tag; lists and names are the parser's.
+    unsafe {
+        match (*node).type_ {
+            T::T_AlterTableStmt => has_triggers((*node.cast::<pg_sys::AlterTableStmt>()).relation),
+            T::T_CreateStmt => !(*node.cast::<pg_sys::CreateStmt>()).partbound.is_null(),
+            // A value's new name is in texts that no row change tells of.
+            T::T_AlterEnumStmt => !(*node.cast::<pg_sys::AlterEnumStmt>()).oldVal.is_null(),
+            T::T_DropStmt => {
+                let drop = &*node.cast::<pg_sys::DropStmt>();
+                let plain = drop.removeType == pg_sys::ObjectType::OBJECT_TABLE
+                    && drop.behavior == pg_sys::DropBehavior::DROP_RESTRICT;
+                !plain
+                    || list(drop.objects)
+                        .any(|name| has_triggers(pg_sys::makeRangeVarFromNameList(name.cast())))
+            }
+            _ => true,
+        }
+    }
+}
+
+unsafe fn has_triggers(name: *mut pg_sys::RangeVar) -> bool {
+    // SAFETY: look-ups by name and OID; the form is read before its entry is released.
+    unsafe {
+        let relation = pg_sys::RangeVarGetRelidExtended(
+            name,
+            pg_sys::NoLock as _,
+            pg_sys::RVROption::RVR_MISSING_OK,
+            None,
+            std::ptr::null_mut(),
+        );
+        let tuple = pg_sys::SearchSysCache1(
+            pg_sys::SysCacheIdentifier::RELOID as _,
+            pg_sys::Datum::from(relation),
+        );
+        if tuple.is_null() {
+            return false;
+        }
+        let class = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+        let has = (*class).relhastriggers || (*class).relispartition;
+        pg_sys::ReleaseSysCache(tuple);
+        has
+    }
+}
+
 /// After the command: names, triggers and pauses follow what it did.
 pub fn after(before: Before) {
     // SAFETY: a snapshot that sees what the command did, popped below. Some commands end the transaction that they
@@ -154,7 +188,7 @@ pub fn after(before: Before) {
     }
     FOLLOWING.set(true);
     if is_installed() {
-        quietly(|| follow(&before));
+        quietly(|| follow::follow(&before));
     }
     wake::after_catalog_change();
     FOLLOWING.set(false);
@@ -208,298 +242,4 @@ fn analysed(state: &State) -> Vec<(i32, Analysed, Option<Analysed>)> {
             Some((pipeline.id, content, filter))
         })
         .collect()
-}
-
-fn follow(before: &Before) -> Result<()> {
-    let sources = || before.state.sources.iter().flatten();
-    let pipelines = || before.state.pipelines.iter().flatten();
-    let mut relations = serde_json::Map::new();
-    let mut servers = serde_json::Map::new();
-    for source in sources() {
-        relations.insert(source.stored.clone(), json!(source.oid));
-    }
-    for pipeline in pipelines() {
-        relations.insert(pipeline.stored.clone(), json!(pipeline.oid));
-        relations.insert(pipeline.stored_vectors.clone(), json!(pipeline.vectors_oid));
-        servers.insert(pipeline.stored_server.clone(), json!(pipeline.server_oid));
-    }
-    let known = json!({ "relations": relations, "servers": servers });
-    let Some(now) = state(Some(known.to_string()))? else {
-        return Ok(());
-    };
-    // Both states list the same sources and pipelines in the same order.
-    for (was, is) in sources().zip(now.sources.iter().flatten()) {
-        let of_source: Vec<_> = now
-            .pipelines
-            .iter()
-            .flatten()
-            .filter(|pipeline| pipeline.source_id == is.id)
-            .collect();
-        if was.oid.is_some() {
-            quietly(|| match is.current {
-                Some(_) => follow_source(was, is, &of_source, before),
-                None => clean_up(is, &of_source),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn follow_source(
-    was: &Source,
-    is: &Source,
-    pipelines: &[&Pipeline],
-    before: &Before,
-) -> Result<()> {
-    let renamed = |names: &[String]| -> Vec<String> {
-        names.iter().map(|name| is.name_now(was, name)).collect()
-    };
-    let key = renamed(&is.key_columns);
-    for pipeline in pipelines {
-        if let Some(reason) = is.misfit(was, pipeline) {
-            let _as = As::extension();
-            pause_for(pipeline.id, &reason)?;
-        }
-        carry_pipeline(pipeline, &renamed, before)?;
-        quietly(|| show_keys(pipeline, &key));
-    }
-    let used = renamed(&is.used_columns);
-    carry_source(is, key, used)?;
-    follow_partitions(was, is, pipelines, before)
-}
-
-impl Source {
-    fn owner(&self) -> pg_sys::Oid {
-        pg_sys::Oid::from(self.owner.unwrap_or_default() as u32)
-    }
-
-    fn relation(&self) -> pg_sys::Oid {
-        pg_sys::Oid::from(self.oid.unwrap_or_default() as u32)
-    }
-
-    fn attributes(&self) -> impl Iterator<Item = &Attribute> {
-        self.attributes.iter().flatten()
-    }
-
-    /// The attribute that was called `name`, as it was and as it is.
-    fn attribute<'a>(
-        &'a self,
-        was: &'a Source,
-        name: &str,
-    ) -> Option<(&'a Attribute, &'a Attribute)> {
-        let old = was.attributes().find(|a| !a.dropped && a.name == name)?;
-        let new = self.attributes().find(|a| a.number == old.number)?;
-        Some((old, new))
-    }
-
-    /// What the column that was called `name` is called now; a dropped one keeps its name.
-    fn name_now(&self, was: &Source, name: &str) -> String {
-        match self.attribute(was, name) {
-            Some((_, new)) if !new.dropped => new.name.clone(),
-            _ => name.to_owned(),
-        }
-    }
-
-    /// Why the pipeline cannot go on as it was: a column of its key or its text is gone or of another type.
-    fn misfit(&self, was: &Source, pipeline: &Pipeline) -> Option<String> {
-        let mut columns = was.key_columns.iter().chain(&pipeline.used_columns);
-        columns.find_map(|name| {
-            let (old, new) = self.attribute(was, name)?;
-            let source = self.current.as_deref().unwrap_or_default();
-            let column = quote(name);
-            if new.dropped {
-                return Some(format!("column {column} of {source} was dropped"));
-            }
-            let rewritten = self.file != was.file;
-            if old.type_oid != new.type_oid {
-                let (old, new) = (old.type_name.as_deref(), new.type_name.as_deref());
-                return Some(format!(
-                    "column {column} of {source} is {} now, it was {}",
-                    new.unwrap_or_default(),
-                    old.unwrap_or_default()
-                ));
-            }
-            (old.modifier != new.modifier && rewritten)
-                .then(|| format!("the values of column {column} of {source} were rewritten"))
-        })
-    }
-}
-
-fn carry_source(source: &Source, key: Vec<String>, used: Vec<String>) -> Result<()> {
-    let name = source.current.as_deref().unwrap_or_default();
-    if source.stored != name || source.key_columns != key || source.used_columns != used {
-        {
-            let _as = As::extension();
-            Spi::run_with_args(
-                "UPDATE recsync.source SET relation = $2, key_columns = $3, used_columns = $4 WHERE id = $1",
-                &[source.id.into(), name.into(), key.into(), used.into()],
-            )?;
-        }
-        forget_cached(source.relation())?;
-    }
-    Ok(())
-}
-
-fn carry_pipeline(
-    pipeline: &Pipeline,
-    renamed: &impl Fn(&[String]) -> Vec<String>,
-    before: &Before,
-) -> Result<()> {
-    let expressions = before
-        .expressions
-        .iter()
-        .find(|(id, ..)| *id == pipeline.id);
-    let (content, filter) = match expressions {
-        Some((_, content, filter)) => (content.sql(), filter.as_ref().map(Analysed::sql)),
-        None => (pipeline.content.clone(), pipeline.row_filter.clone()),
-    };
-    let relation = pipeline.current.as_ref().unwrap_or(&pipeline.stored);
-    let vectors = pipeline
-        .vectors
-        .as_ref()
-        .unwrap_or(&pipeline.stored_vectors);
-    let server = pipeline.server.as_ref().unwrap_or(&pipeline.stored_server);
-    let columns = pipeline.columns.as_deref().map(renamed);
-    let used = renamed(&pipeline.used_columns);
-    if *relation == pipeline.stored
-        && *vectors == pipeline.stored_vectors
-        && *server == pipeline.stored_server
-        && columns == pipeline.columns
-        && used == pipeline.used_columns
-        && content == pipeline.content
-        && filter == pipeline.row_filter
-    {
-        return Ok(());
-    }
-    let _as = As::extension();
-    Spi::run_with_args(
-        "UPDATE recsync.pipeline SET relation = $2, vectors = $3, server = $4, columns = $5, used_columns = $6, content = $7, row_filter = $8 WHERE id = $1",
-        &[
-            pipeline.id.into(),
-            relation.as_str().into(),
-            vectors.as_str().into(),
-            server.as_str().into(),
-            columns.into(),
-            used.into(),
-            content.into(),
-            filter.into(),
-        ],
-    )?;
-    Ok(())
-}
-
-/// The pipeline's view shows the key under the names that it has in the source. Where the view is busy it keeps
-/// the old ones, which nothing of recsync's depends on.
-fn show_keys(pipeline: &Pipeline, key: &[String]) -> Result<()> {
-    let (Some(view), Some(oid)) = (&pipeline.current, pipeline.oid) else {
-        return Ok(());
-    };
-    let shown = pipeline.shown.iter().flatten().zip(key);
-    let renamed: Vec<_> = shown.filter(|(shown, key)| shown != key).collect();
-    if !renamed.is_empty() {
-        lock_in_tries(
-            pg_sys::Oid::from(oid as u32),
-            view,
-            pg_sys::AccessExclusiveLock,
-        )?;
-        let owner = pg_sys::Oid::from(pipeline.owner.unwrap_or_default() as u32);
-        let _as = As::maker(owner);
-        for (shown, key) in renamed {
-            let (shown, key) = (quote(shown), quote(key));
-            Spi::run(&format!("ALTER VIEW {view} RENAME COLUMN {shown} TO {key}"))?;
-        }
-    }
-    Ok(())
-}
-
-/// The table was dropped: its pipelines go with it. A view that others depend on is left to them.
-fn clean_up(source: &Source, pipelines: &[&Pipeline]) -> Result<()> {
-    for pipeline in pipelines {
-        {
-            let _as = As::extension();
-            Spi::run_with_args(
-                "DELETE FROM recsync.pipeline WHERE id = $1",
-                &[pipeline.id.into()],
-            )?;
-        }
-        let owner = pg_sys::Oid::from(pipeline.owner.unwrap_or_default() as u32);
-        let dropped = in_subtransaction(|| {
-            let _as = As::maker(owner);
-            if let Some(view) = &pipeline.current {
-                Spi::run(&format!("DROP VIEW {view}"))?;
-            }
-            if let Some(vectors) = &pipeline.vectors {
-                Spi::run(&format!("DROP TABLE {vectors}"))?;
-            }
-            Ok(())
-        });
-        if let Err(reason) = dropped {
-            warning!(
-                "{} is a pipeline no more, since {} was dropped, but is left: {}",
-                pipeline.stored,
-                source.stored,
-                reason.message
-            );
-        }
-    }
-    let _as = As::extension();
-    Spi::run_with_args(
-        "DELETE FROM recsync.source WHERE id = $1",
-        &[source.id.into()],
-    )?;
-    Ok(())
-}
-
-/// Partitions that came get a TRUNCATE trigger and, with what they brought, a look at all rows; those that went
-/// leave orphans, which the worker removes as after a TRUNCATE. Triggers that were off may have missed changes.
-fn follow_partitions(
-    was: &Source,
-    is: &Source,
-    pipelines: &[&Pipeline],
-    before: &Before,
-) -> Result<()> {
-    let pipelines: Vec<i32> = pipelines.iter().map(|pipeline| pipeline.id).collect();
-    let tables = |source: &Source| source.tables.clone().unwrap_or_default();
-    let (old, new) = (tables(was), tables(is));
-    let came = new.iter().any(|table| !old.contains(table));
-    if came {
-        watch_truncate(is.relation(), is.id, is.owner())?;
-        forget_cached(is.relation())?;
-    }
-    for table in old.iter().filter(|table| !new.contains(table)) {
-        let kind = Kind {
-            source: is.id,
-            relation: pg_sys::Oid::from(*table as u32),
-            op: Op::Truncate,
-            audit_only: pipelines.is_empty(),
-        };
-        buffer::add(kind, &Change::default());
-        wake::after_changes();
-        unwatch_partition(is, *table)?;
-    }
-    if (came && before.attaches || before.rewrites || was.disabled != is.disabled)
-        && !pipelines.is_empty()
-    {
-        let _as = As::extension();
-        backfill::restart(&pipelines)?;
-    }
-    Ok(())
-}
-
-/// A detached partition keeps no trigger of its root's.
-fn unwatch_partition(source: &Source, table: i64) -> Result<()> {
-    let id = source.id;
-    let triggers = select_one::<Vec<String>>(
-        "SELECT pg_catalog.array_agg(pg_catalog.format('%I ON %I.%I', g.tgname, n.nspname, c.relname))
-           FROM pg_catalog.pg_class r CROSS JOIN LATERAL (SELECT r.oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree(r.oid::regclass) t) t
-           JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-           JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid
-          WHERE r.oid = $1::bigint::oid AND g.tgname = '00_recsync_truncate_' || $2::text",
-        &[table.into(), id.into()],
-    )?;
-    let _as = As::maker(source.owner());
-    for trigger in triggers.unwrap_or_default() {
-        Spi::run(&format!("DROP TRIGGER {trigger}"))?;
-    }
-    Ok(())
 }
