@@ -55,6 +55,8 @@ pub struct Database {
     /// By what no pipeline waits for: the worker looks whether it has to be rotated.
     pub log_has_grown: AtomicBool,
     pub log_table: AtomicU32,
+    /// The next number of a block of the change log; 0 until the first one is drawn.
+    pub log_sequence: AtomicI64,
     /// Signalled when the checkpoint has moved and when the worker ends.
     progress: UnsafeCell<MaybeUninit<pg_sys::ConditionVariable>>,
 }
@@ -212,6 +214,7 @@ impl Shared {
             free.lacks_slot.store(false, SeqCst);
             free.gave_way.store(false, SeqCst);
             free.log_table.store(0, SeqCst);
+            free.log_sequence.store(0, SeqCst);
             free.wake.follow(&self.launcher);
             free.oid.store(oid.to_u32(), SeqCst);
             Some(free)

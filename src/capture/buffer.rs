@@ -18,8 +18,8 @@ use super::sources;
 
 /// A block this large is written: what fits on a page.
 const BYTES: usize = 7_800;
-/// The numbers that a block has: the sequence's increment.
-const CHANGES: u32 = 1_000;
+/// The most changes of a block, and the numbers that it has.
+pub const CHANGES: u32 = 1_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

@@ -4,9 +4,9 @@
 
 use pgrx::pg_sys;
 use std::ffi::c_int;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 
-use super::buffer::{Block, Change};
+use super::buffer::{Block, CHANGES, Change};
 use super::sources::{LogTable, Own};
 use super::wake;
 use crate::shared::LOG_TABLES;
@@ -16,19 +16,46 @@ unsafe extern "C-unwind" {
     fn nextval_internal(sequence: pg_sys::Oid, check_permissions: bool) -> i64;
 }
 
-/// Gives the block its number: no change may be added from here on.
+/// Numbers that a block has.
+const NUMBERS: i64 = CHANGES as i64;
+/// Numbers that one value of the sequence stands for: 2²⁰, so that the sequence, whose page every session would
+/// wait for, is asked once for a thousand blocks.
+const RANGE_BITS: u32 = 20;
+
+/// Gives the block its number: no change may be added from here on. Numbers are drawn from one counter that all
+/// sessions share, so that the order in which they are drawn is theirs.
 pub fn draw(block: &mut Block, sequence: pg_sys::Oid) -> i64 {
-    *block.sequence.get_or_insert_with(|| {
-        // SAFETY: the sequence exists, a transaction is open; the boundary turns an ERROR into an unwinding. A
-        // transaction may have become read-only after its changes: they are to be logged all the same.
-        unsafe {
-            let read_only = pg_sys::XactReadOnly;
-            pg_sys::XactReadOnly = false;
-            let number = pg_sys::ffi::pg_guard_ffi_boundary(|| nextval_internal(sequence, false));
-            pg_sys::XactReadOnly = read_only;
-            number
+    *block
+        .sequence
+        .get_or_insert_with(|| match wake::own_database() {
+            Some(database) => draw_from(&database.log_sequence, || next_range(sequence)),
+            None => next_range(sequence),
+        })
+}
+
+fn draw_from(counter: &AtomicI64, next_range: impl Fn() -> i64) -> i64 {
+    let mut next = counter.load(SeqCst);
+    loop {
+        let fits = next != 0 && (next + NUMBERS - 1) >> RANGE_BITS == next >> RANGE_BITS;
+        let first = if fits { next } else { next_range() };
+        match counter.compare_exchange(next, first + NUMBERS, SeqCst, SeqCst) {
+            Ok(_) => return first,
+            Err(other) => next = other, // a range that somebody else has begun meanwhile counts, and not ours
         }
-    })
+    }
+}
+
+/// The first number of a range that nobody has, after a crash, too.
+fn next_range(sequence: pg_sys::Oid) -> i64 {
+    // SAFETY: the sequence exists, a transaction is open; the boundary turns an ERROR into an unwinding. A
+    // transaction may have become read-only after its changes: they are to be logged all the same.
+    unsafe {
+        let read_only = pg_sys::XactReadOnly;
+        pg_sys::XactReadOnly = false;
+        let number = pg_sys::ffi::pg_guard_ffi_boundary(|| nextval_internal(sequence, false));
+        pg_sys::XactReadOnly = read_only;
+        number << RANGE_BITS
+    }
 }
 
 /// Appends `block` to the current log table.
@@ -143,4 +170,57 @@ fn lock_current(own: &Own) -> LogTable {
     // SAFETY: an ordinary lock request.
     unsafe { pg_sys::LockRelationOid(log(0).table, lock) };
     log(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn numbers_rise_in_the_order_in_which_they_are_drawn_and_blocks_do_not_overlap() {
+        let counter = AtomicI64::new(0);
+        let ranges = AtomicI64::new(6);
+        let next_range = || (ranges.fetch_add(1, SeqCst) + 1) << RANGE_BITS;
+        let mut last = 0;
+        for _ in 0..5_000 {
+            let number = draw_from(&counter, next_range);
+            assert!(
+                number >= last + NUMBERS || last == 0,
+                "{number} after {last}"
+            );
+            assert!(number >> RANGE_BITS == (number + NUMBERS - 1) >> RANGE_BITS);
+            last = number;
+        }
+        assert_eq!(
+            ranges.load(SeqCst),
+            6 + 5,
+            "a range serves a thousand blocks"
+        );
+        // After a restart the counter is new, and the sequence is not.
+        let counter = AtomicI64::new(0);
+        assert!(draw_from(&counter, next_range) > last);
+    }
+
+    #[test]
+    fn numbers_drawn_by_many_at_once_are_all_different() {
+        let (counter, ranges, drawn) =
+            (AtomicI64::new(0), AtomicI64::new(0), Mutex::new(Vec::new()));
+        let next_range = || (ranges.fetch_add(1, SeqCst) + 1) << RANGE_BITS;
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut own = Vec::new();
+                    for _ in 0..4_000 {
+                        own.push(draw_from(&counter, next_range));
+                    }
+                    assert!(own.is_sorted());
+                    drawn.lock().unwrap().extend(own);
+                });
+            }
+        });
+        let mut drawn = drawn.into_inner().unwrap();
+        drawn.sort_unstable();
+        assert!(drawn.windows(2).all(|pair| pair[1] - pair[0] >= NUMBERS));
+    }
 }

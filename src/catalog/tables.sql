@@ -127,7 +127,8 @@ SELECT pg_catalog.pg_current_snapshot(), s.system_identifier, d.oid
 -- The change log: a ring of eight tables. Only the capture trigger writes them; what the CHECKs would say it asserts.
 -- A row holds a block of changes that have everything in common but the rows: changes of one transaction, one
 -- statement, one table and one kind, each an element of the JSON arrays. A block's sequence is that of its first change.
-CREATE SEQUENCE change_log_sequence AS bigint INCREMENT BY 1000;
+-- A value stands for 2^20 numbers, which the sessions draw from shared memory.
+CREATE SEQUENCE change_log_sequence AS bigint;
 CREATE TABLE log_0 (
     transaction_id   xid8 NOT NULL,
     sequence         bigint NOT NULL,
