@@ -138,7 +138,8 @@ SELECT pg_catalog.pg_current_snapshot(), s.system_identifier, d.oid
 -- The change log: a ring of eight tables. Only the capture trigger writes them; what the CHECKs would say it asserts.
 -- A row holds a block of changes that have everything in common but the rows: changes of one transaction, one
 -- statement, one table and one kind, each an element of the JSON arrays. A block's sequence is that of its first change.
-CREATE SEQUENCE change_log_sequence AS bigint INCREMENT BY 1000;
+-- A value stands for 2^20 numbers, which the sessions draw from shared memory.
+CREATE SEQUENCE change_log_sequence AS bigint;
 CREATE TABLE log_0 (
     transaction_id   xid8 NOT NULL,
     sequence         bigint NOT NULL,
@@ -261,6 +262,38 @@ AS 'MODULE_PATHNAME', 'owner_of_wrapper';
 
 CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'pause_wrapper';
 COMMENT ON FUNCTION pause(text) IS 'Stops embedding for a pipeline; capture goes on, so nothing is lost. resume(name) picks up.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::catalog::presets::presets
+CREATE  FUNCTION "presets"() RETURNS TABLE (
+	"model" TEXT,  /* String */
+	"api" TEXT,  /* String */
+	"url" TEXT,  /* Option < String > */
+	"dimensions" INT,  /* i32 */
+	"shortens" bool,  /* bool */
+	"max_input_tokens" bigint,  /* i64 */
+	"max_batch_inputs" INT,  /* i32 */
+	"max_batch_tokens" bigint,  /* Option < i64 > */
+	"query_prefix" TEXT,  /* String */
+	"document_prefix" TEXT,  /* String */
+	"price_per_million_tokens" double precision,  /* Option < f64 > */
+	"as_of" date  /* Option < pgrx :: datum :: Date > */
+)
+IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'presets_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   presets
+
+
+COMMENT ON FUNCTION presets() IS 'The rows of recsync.presets.';
+CREATE VIEW presets AS SELECT * FROM presets();
+COMMENT ON VIEW presets IS 'Models that a server need only name: API, URL, dimensions (shortens: fewer on request), limits, prefixes, price in US dollars where the vendor says it, and the date of what the row was taken from. Every value has its server option.';
+GRANT SELECT ON presets TO PUBLIC;
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -35,6 +35,9 @@ mod ddl;
 // drop_pipeline, pause, resume.
 pub mod change;
 
+// Models that are known by name.
+mod presets;
+
 // The validator of servers and user mappings.
 mod validator;
 

@@ -1,10 +1,11 @@
 //! Embed: texts go out, vectors come back.
 //!
-//! A `Lane` takes owned batches for one foreign server, its threads ask the endpoint that the
-//! server's options describe, and replies come back by a channel. A request is made of an
-//! [`endpoint`], credentials read by [`secret`], a body written by [`openai`] (or no request at
-//! all: [`builtin`]), sent by [`http`] to a host that [`hosts`] lets through; whatever goes wrong
-//! is one [`failure::Failure`], and [`retry`] says when to try again.
+//! A batch is filled by [`batch`]; a `Lane` takes owned batches for one foreign server, its threads
+//! ask the endpoint that the server's options describe, and replies come back by a channel. A
+//! request is made of an [`endpoint`], credentials read by [`secret`], a body written by its
+//! [`api`] (or no request at all: [`builtin`]), sent by [`http`] to a host that [`hosts`] lets
+//! through; the answer is checked by [`reply`]; whatever goes wrong is one [`failure::Failure`],
+//! and [`retry`] says when to try again.
 //!
 //! Nothing here calls PostgreSQL or imports pgrx: it all runs on plain threads. A failure's
 //! message never holds a key or a piece of an input text that is longer than eight bytes.
@@ -14,6 +15,15 @@ pub mod options;
 
 // URLs of servers and proxies.
 pub(crate) mod url;
+
+// The wire protocols, a file each, and the table of them.
+pub mod api;
+
+// Models that are known by name.
+pub mod presets;
+
+// Options that were given, each checked by itself.
+pub(crate) mod given;
 
 // What the options of a server add up to: where to send, what to ask for, within which limits.
 pub mod endpoint;
@@ -27,11 +37,20 @@ pub mod leak;
 // One kind of failure for everything, in four classes.
 pub mod failure;
 
-// The bodies of the `/embeddings` protocol.
-pub mod openai;
+// What an answer's headers say about limits.
+pub mod limits;
+
+// What came back, and whether to believe it.
+pub mod reply;
 
 // Embeddings without a model or a network: hashed words and character trigrams.
 pub mod builtin;
+
+// How many tokens a text has.
+pub mod tokens;
+
+// Which texts go into one request.
+pub mod batch;
 
 // Which hosts and addresses requests may go to.
 pub mod hosts;
@@ -44,6 +63,9 @@ pub mod provider;
 
 // A server's threads.
 pub mod lane;
+
+// How many requests a server gets at a time.
+pub mod window;
 
 // When to try again: backoff of a job, breaker of a server.
 pub mod retry;

@@ -335,6 +335,9 @@ unsafe fn string_node(node: *mut pg_sys::Node) -> String {
 }
 
 /// The elements of a list of pointers.
+///
+/// # Safety
+/// `list` is NIL or holds pointers.
 pub unsafe fn list(list: *mut pg_sys::List) -> impl Iterator<Item = *mut std::ffi::c_void> {
     // SAFETY: a pointer list of the parser, or null (NIL).
     let length = unsafe { list.as_ref() }.map_or(0, |list| list.length as usize);

@@ -15,7 +15,6 @@ use crate::shared;
 const NOT_YET: &[&str] = &[
     "requests_per_minute",
     "tokens_per_minute",
-    "max_batch_tokens",
     "max_input_tokens",
     "price_per_million_tokens",
     "monthly_budget",

@@ -278,6 +278,11 @@ impl Queue {
         self.waiting.get(&(pipeline, lane)).map_or(0, VecDeque::len)
     }
 
+    /// Whether the row waits or is taken.
+    pub fn holds(&self, row: &RowKey) -> bool {
+        self.entries.contains_key(row)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

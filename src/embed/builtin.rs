@@ -18,6 +18,22 @@
 //! Multitask Learning"; character n-grams with word boundaries, Bojanowski et al. 2017,
 //! "Enriching Word Vectors with Subword Information"; FNV-1a, draft-eastlake-fnv.
 
+use super::api::Api;
+
+/// No request, no limits but those of memory.
+pub(crate) static API: Api = Api {
+    name: "builtin",
+    url: None,
+    example_url: "",
+    example_model: "builtin",
+    max_batch_inputs: 2_048,
+    max_batch_tokens: None,
+    max_input_tokens: 8_191,
+    token_share: 100,
+    options: &[],
+    wire: None,
+};
+
 /// Length of a built-in embedding.
 pub const DIMENSIONS: usize = 384;
 

@@ -1,5 +1,5 @@
 //! What the options of a foreign server add up to: where to send texts, what to ask for, and
-//! within which limits. Known models bring URL, dimensions, limits and price.
+//! within which limits. Known models ([`super::presets`]) bring URL, dimensions, limits and price.
 //!
 //! It never reads a key, a file or the environment: an endpoint holds names only.
 
@@ -7,21 +7,13 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::options::{self, Kind, OPTIONS, Where};
+use super::api::Api;
+use super::batch::Room;
+use super::builtin;
+use super::given::{Given, missing};
+use super::options::{self, Kind, OPTIONS};
 pub use super::options::{OptionError, OptionErrorKind};
-
-/// The name of the built-in model and of its api.
-const BUILTIN: &str = "builtin";
-
-/// APIs of the design that a later version will speak.
-const LATER_APIS: &[&str] = &[
-    "azure_openai",
-    "ollama",
-    "gemini",
-    "voyage",
-    "cohere",
-    "webhook",
-];
+use super::presets::{self, Preset};
 
 /// Options that only superusers and members of recsync_admin may set: together they decide which
 /// secret goes to which host.
@@ -35,25 +27,6 @@ pub const PROTECTED_OPTIONS: &[&str] = &[
     "api_key_file",
     "api_key_env",
 ];
-
-/// The wire protocol of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Api {
-    /// `POST {url}/embeddings`, as OpenAI and many others speak it.
-    OpenAi,
-    /// No request at all: [`super::builtin`].
-    Builtin,
-}
-
-impl Api {
-    /// The word in the option `api`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Api::OpenAi => "openai",
-            Api::Builtin => BUILTIN,
-        }
-    }
-}
 
 /// What a text is embedded for; some models want a prefix that tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,16 +72,20 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
     /// The wire protocol.
-    pub api: Api,
+    pub api: &'static Api,
     /// Base of the API; empty for the built-in one.
     pub url: String,
     /// Name of the model.
     pub model: String,
+    /// Name of the deployment, where it is not the model's.
+    pub deployment: Option<String>,
+    /// Version of the API, where it is not the usual one.
+    pub api_version: Option<String>,
     /// Length of an embedding.
     pub dimensions: usize,
     /// Inputs in one request.
     pub max_batch_inputs: usize,
-    /// Tokens in one request.
+    /// Tokens in one request, as the provider counts them.
     pub max_batch_tokens: Option<u64>,
     /// Tokens in one input.
     pub max_input_tokens: u64,
@@ -156,35 +133,6 @@ pub struct Endpoint {
     pub currency: String,
 }
 
-/// What is known of a model by its name.
-struct Preset {
-    model: &'static str,
-    url: Option<&'static str>,
-    dimensions: usize,
-    /// Whether the model shortens its embeddings on request.
-    shortens: bool,
-    max_input_tokens: u64,
-    price_per_million_tokens: Option<f64>,
-}
-
-const OPENAI_URL: &str = "https://api.openai.com/v1";
-
-#[rustfmt::skip]
-const PRESETS: &[Preset] = &[
-    Preset { model: "text-embedding-3-small", url: Some(OPENAI_URL), dimensions: 1_536, shortens: true, max_input_tokens: 8_191, price_per_million_tokens: Some(0.02) },
-    Preset { model: "text-embedding-3-large", url: Some(OPENAI_URL), dimensions: 3_072, shortens: true, max_input_tokens: 8_191, price_per_million_tokens: Some(0.13) },
-    Preset { model: "text-embedding-ada-002", url: Some(OPENAI_URL), dimensions: 1_536, shortens: false, max_input_tokens: 8_191, price_per_million_tokens: Some(0.10) },
-    Preset { model: "all-minilm-l6-v2", url: None, dimensions: 384, shortens: false, max_input_tokens: 256, price_per_million_tokens: None },
-];
-
-/// By the name without its publisher: `sentence-transformers/all-MiniLM-L6-v2`.
-fn preset(model: &str) -> Option<&'static Preset> {
-    let name = model.rsplit('/').next().unwrap_or(model);
-    PRESETS
-        .iter()
-        .find(|preset| preset.model.eq_ignore_ascii_case(name))
-}
-
 /// Checks the options of a server, a user mapping or a wrapper, all of them together: ALTER
 /// presents those that stay, too.
 ///
@@ -211,127 +159,6 @@ pub fn validate(place: Place, options: &[(String, String)]) -> Result<(), Option
     }
 }
 
-/// Options that have been checked one by one.
-struct Given<'a> {
-    options: Vec<(&'static options::Spec, &'a str)>,
-}
-
-impl<'a> Given<'a> {
-    fn new(
-        server: &'a [(String, String)],
-        mapping: &'a [(String, String)],
-    ) -> Result<Given<'a>, OptionError> {
-        let mut options = Vec::new();
-        let placed = (mapping.iter().map(|option| (true, option)))
-            .chain(server.iter().map(|option| (false, option)));
-        for (mapped, (name, value)) in placed {
-            let (kind, owner) = match (options::spec(name), mapped) {
-                (Some(spec), true) if spec.place == Where::Server => {
-                    (OptionErrorKind::NotAllowed, "user mapping")
-                }
-                (Some(spec), _) => {
-                    options::check(spec, value)?;
-                    options.push((spec, value.as_str()));
-                    continue;
-                }
-                (None, true) => (OptionErrorKind::UnknownOption, "user mapping"),
-                (None, false) => (OptionErrorKind::UnknownOption, "server"),
-            };
-            let valid = options::names(mapped).join(", ");
-            return Err(OptionError::new(kind, format!("invalid option \"{name}\""))
-                .hint(format!("Valid options of a {owner} are: {valid}.")));
-        }
-        for options in [server, mapping] {
-            let has = |wanted: &str| options.iter().any(|(name, _)| name == wanted);
-            if has("api_key_file") && has("api_key_env") {
-                return Err(OptionError::new(
-                    OptionErrorKind::InvalidValue,
-                    "options \"api_key_file\" and \"api_key_env\" exclude each other",
-                )
-                .hint("Drop one of them."));
-            }
-        }
-        Ok(Given { options })
-    }
-
-    fn text(&self, wanted: &str) -> Option<&'a str> {
-        self.options
-            .iter()
-            .find(|(spec, _)| spec.name == wanted)
-            .map(|(_, value)| *value)
-    }
-
-    fn owned(&self, wanted: &str) -> Option<String> {
-        self.text(wanted).map(str::to_owned)
-    }
-
-    fn integer(&self, wanted: &str) -> Result<Option<u64>, OptionError> {
-        self.text(wanted)
-            .map(|value| options::integer(wanted, value, 0, u64::MAX))
-            .transpose()
-    }
-
-    fn size(&self, wanted: &str, default: usize) -> Result<usize, OptionError> {
-        let given = self.integer(wanted)?;
-        Ok(given.map_or(default, |value| {
-            usize::try_from(value).unwrap_or(usize::MAX)
-        }))
-    }
-
-    fn number(&self, wanted: &str) -> Result<Option<f64>, OptionError> {
-        self.text(wanted)
-            .map(|value| options::number(wanted, value, f64::MIN, f64::MAX))
-            .transpose()
-    }
-
-    fn seconds(&self, wanted: &str, default: u64) -> Result<Duration, OptionError> {
-        self.text(wanted)
-            .map_or(Ok(Duration::from_secs(default)), |value| {
-                options::interval(wanted, value, Duration::ZERO, Duration::MAX)
-            })
-    }
-
-    fn boolean(&self, wanted: &str, default: bool) -> Result<bool, OptionError> {
-        self.text(wanted)
-            .map_or(Ok(default), |value| options::boolean(wanted, value))
-    }
-
-    /// The first of the two that is given: those of the user mapping come first.
-    fn key(&self) -> Option<KeySource> {
-        self.options.iter().find_map(|(spec, value)| {
-            let name = (*value).to_owned();
-            match spec.name {
-                "api_key_file" => Some(KeySource::File(name)),
-                "api_key_env" => Some(KeySource::Environment(name)),
-                _ => None,
-            }
-        })
-    }
-
-    fn api(&self) -> Result<Api, OptionError> {
-        let hint = format!("Valid now are: {}, {BUILTIN}.", Api::OpenAi.as_str());
-        let invalid = |message: String| {
-            Err(OptionError::new(OptionErrorKind::InvalidValue, message).hint(&hint))
-        };
-        match self.text("api") {
-            Some("openai") => Ok(Api::OpenAi),
-            Some(BUILTIN) => Ok(Api::Builtin),
-            Some(api) if LATER_APIS.contains(&api) => {
-                invalid(format!("api \"{api}\" is not available in this version"))
-            }
-            Some(api) => invalid(format!("invalid value for option \"api\": \"{api}\"")),
-            None => Err(missing("api").hint(hint)),
-        }
-    }
-}
-
-fn missing(name: &str) -> OptionError {
-    OptionError::new(
-        OptionErrorKind::Missing,
-        format!("option \"{name}\" is required"),
-    )
-}
-
 impl Endpoint {
     /// The endpoint that a server's options describe; those of the user mapping override.
     ///
@@ -343,34 +170,32 @@ impl Endpoint {
     ) -> Result<Endpoint, OptionError> {
         let given = Given::new(server, mapping)?;
         let api = given.api()?;
-        let model = given.owned("model");
-        let model = match api {
-            Api::OpenAi => model.ok_or_else(|| {
-                missing("model").hint("Name the model, such as text-embedding-3-small.")
-            })?,
-            Api::Builtin => model.unwrap_or_else(|| BUILTIN.to_owned()),
-        };
-        let preset = preset(&model);
-        let dimensions = dimensions(&given, api, &model, preset)?;
-        let url = match (given.owned("url"), preset.and_then(|preset| preset.url)) {
-            _ if api == Api::Builtin => String::new(),
-            (Some(url), _) => url,
-            (None, Some(url)) => url.to_owned(),
-            (None, None) => {
-                let hint = "Give the base of the API, such as http://localhost:8080/v1.";
-                return Err(missing("url").hint(hint));
+        let model = match given.owned("model") {
+            Some(model) => model,
+            None if api.wire.is_none() => api.example_model.to_owned(),
+            None => {
+                let hint = format!("Name the model, such as {}.", api.example_model);
+                return Err(missing("model").hint(hint));
             }
         };
+        let preset = presets::find(&model)
+            .filter(|preset| preset.api != builtin::API.name || api.wire.is_none());
+        let dimensions = dimensions(&given, api, &model, preset)?;
         let shortened = preset.is_some_and(|preset| preset.dimensions != dimensions);
+        let usual = preset.filter(|preset| preset.api == api.name);
         Ok(Endpoint {
             api,
-            url,
+            url: url(&given, api, usual)?,
             dimensions,
-            max_batch_inputs: given.size("max_batch_inputs", 50)?,
-            max_batch_tokens: given.integer("max_batch_tokens")?,
+            deployment: given.owned("deployment"),
+            api_version: given.owned("api_version"),
+            max_batch_inputs: batch_inputs(&given, api)?,
+            max_batch_tokens: given
+                .integer("max_batch_tokens")?
+                .or(usual.map_or(api.max_batch_tokens, |preset| preset.max_batch_tokens)),
             max_input_tokens: given
                 .integer("max_input_tokens")?
-                .unwrap_or(preset.map_or(8_191, |preset| preset.max_input_tokens)),
+                .unwrap_or(preset.map_or(api.max_input_tokens, |preset| preset.max_input_tokens)),
             requests_per_minute: given.integer("requests_per_minute")?,
             tokens_per_minute: given.integer("tokens_per_minute")?,
             max_concurrency: given.size("max_concurrency", 4)?,
@@ -388,44 +213,87 @@ impl Endpoint {
                 Some("float") => Encoding::Float,
                 _ => Encoding::Base64,
             },
-            normalize: given.boolean("normalize", false)?,
+            // Some APIs cut a vector without scaling it.
+            normalize: given.boolean("normalize", shortened)?,
             send_dimensions: given.boolean("send_dimensions", shortened)?,
-            query_prefix: given.owned("query_prefix").unwrap_or_default(),
-            document_prefix: given.owned("document_prefix").unwrap_or_default(),
-            extra_body: given
-                .text("extra_body")
-                .map_or(Ok(Map::new()), |value| options::body("extra_body", value))?,
+            query_prefix: given
+                .text("query_prefix")
+                .or(preset.map(|preset| preset.query_prefix))
+                .unwrap_or_default()
+                .to_owned(),
+            document_prefix: given
+                .text("document_prefix")
+                .or(preset.map(|preset| preset.document_prefix))
+                .unwrap_or_default()
+                .to_owned(),
+            extra_body: extra_body(&given, api)?,
             proxy: given.owned("proxy"),
             ca_file: given.owned("ca_file"),
             price_per_million_tokens: given
                 .number("price_per_million_tokens")?
-                .or(preset.and_then(|preset| preset.price_per_million_tokens)),
+                .or(usual.and_then(|preset| preset.price_per_million_tokens)),
             monthly_budget: given.number("monthly_budget")?,
             currency: given.owned("currency").unwrap_or_else(|| "USD".to_owned()),
             model,
         })
     }
 
-    /// Where requests go: the base with `/embeddings` before its query, if it has one.
+    /// Where requests go; empty where none are sent.
     pub fn request_url(&self) -> String {
-        let (base, query) = match self.url.split_once('?') {
-            Some((base, query)) => (base, format!("?{query}")),
-            None => (self.url.as_str(), String::new()),
-        };
-        let base = base.trim_end_matches('/');
-        let path = if base.ends_with("/embeddings") {
-            ""
-        } else {
-            "/embeddings"
-        };
-        format!("{base}{path}{query}")
+        let wire = self.api.wire.as_ref();
+        wire.map_or(String::new(), |wire| (wire.url)(self))
     }
 
-    /// What is put before a text.
-    pub(crate) fn prefix(&self, purpose: Purpose) -> &str {
-        match purpose {
-            Purpose::Document => &self.document_prefix,
-            Purpose::Query => &self.query_prefix,
+    /// What one request may hold. Tokens are estimated ones ([`super::tokens`]).
+    pub fn room(&self) -> Room {
+        let share = |tokens: u64| (tokens.saturating_mul(self.api.token_share) / 100).max(1);
+        Room::new(self.max_batch_inputs, self.max_batch_tokens.map(share))
+    }
+}
+
+/// The base that is given, or the usual one of the model or the API.
+fn url(given: &Given, api: &Api, usual: Option<&Preset>) -> Result<String, OptionError> {
+    if api.wire.is_none() {
+        return Ok(String::new());
+    }
+    let known = usual.and_then(|preset| preset.url).or(api.url);
+    given
+        .text("url")
+        .or(known)
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            let hint = format!("Give the base of the API, such as {}.", api.example_url);
+            missing("url").hint(hint)
+        })
+}
+
+/// The inputs of a request that are given, if the API takes as many, or 50.
+fn batch_inputs(given: &Given, api: &Api) -> Result<usize, OptionError> {
+    let most = api.max_batch_inputs;
+    let wanted = given.size("max_batch_inputs", most.min(50))?;
+    if wanted <= most {
+        return Ok(wanted);
+    }
+    let range = format!("a whole number from 1 to {most} for api \"{}\"", api.name);
+    Err(options::not_this(
+        "max_batch_inputs",
+        &wanted.to_string(),
+        &range,
+    ))
+}
+
+/// What is to be merged into each request, if nothing in it is recsync's own to say.
+fn extra_body(given: &Given, api: &Api) -> Result<Map<String, Value>, OptionError> {
+    let Some(value) = given.text("extra_body") else {
+        return Ok(Map::new());
+    };
+    let members = options::body("extra_body", value)?;
+    let own = api.wire.as_ref().map_or(&[][..], |wire| wire.own_members);
+    match own.iter().find(|(name, _)| members.contains_key(*name)) {
+        None => Ok(members),
+        Some((name, hint)) => {
+            let detail = format!("It holds \"{name}\".");
+            Err(options::invalid("extra_body", &detail, hint))
         }
     }
 }
@@ -433,35 +301,32 @@ impl Endpoint {
 /// The dimensions that are given, if the model can have them, or those that it is known for.
 fn dimensions(
     given: &Given,
-    api: Api,
+    api: &Api,
     model: &str,
     preset: Option<&Preset>,
 ) -> Result<usize, OptionError> {
-    if api == Api::Builtin && model != BUILTIN {
-        return Err(OptionError::new(
+    let invalid = |name: &str, value: &str| {
+        OptionError::new(
             OptionErrorKind::InvalidValue,
-            format!("invalid value for option \"model\": \"{model}\""),
+            format!("invalid value for option \"{name}\": \"{value}\""),
         )
-        .hint("The model of api \"builtin\" is \"builtin\"; leave the option out."));
-    }
-    let (native, least) = match (api, preset) {
-        (Api::Builtin, _) => (Some(super::builtin::DIMENSIONS), super::builtin::DIMENSIONS),
-        (Api::OpenAi, Some(preset)) if preset.shortens => (Some(preset.dimensions), 1),
-        (Api::OpenAi, Some(preset)) => (Some(preset.dimensions), preset.dimensions),
-        (Api::OpenAi, None) => (None, 1),
     };
-    let wanted = given.size("dimensions", native.unwrap_or(0))?;
-    match native {
-        Some(most) if !(least..=most).contains(&wanted) => Err(OptionError::new(
-            OptionErrorKind::InvalidValue,
-            format!("invalid value for option \"dimensions\": \"{wanted}\""),
-        )
-        .detail(format!("Model \"{model}\" has {most} dimensions."))
-        .hint(if least < most {
-            format!("Option \"dimensions\" must be a whole number from {least} to {most}.")
-        } else {
-            "Leave the option out.".to_owned()
-        })),
+    if api.wire.is_none() && model != api.example_model {
+        let only = api.example_model;
+        return Err(invalid("model", model).hint(format!(
+            "The model of api \"{}\" is \"{only}\"; leave the option out.",
+            api.name
+        )));
+    }
+    let own = preset.map(|preset| preset.dimensions);
+    let wanted = given.size("dimensions", own.unwrap_or(0))?;
+    match preset {
+        Some(preset) if !preset.lengths.allow(preset.dimensions, wanted) => {
+            let own = preset.dimensions;
+            Err(invalid("dimensions", &wanted.to_string())
+                .detail(format!("Model \"{model}\" has {own} dimensions."))
+                .hint(preset.lengths.hint(own)))
+        }
         None if wanted == 0 => Err(missing("dimensions")
             .detail(format!(
                 "Model \"{model}\" is not one of those that recsync knows."
@@ -478,12 +343,15 @@ pub fn documented_options() -> impl Iterator<Item = (&'static str, String, &'sta
             Kind::Integer { min, max } => format!("{min} to {max}"),
             Kind::Number { min, max } => format!("{min} to {max}"),
             Kind::Interval { min, max } => format!("{min:?} to {max:?}"),
+            Kind::Api => Api::names(),
             Kind::OneOf(words) => words.join(" or "),
             Kind::Boolean => "boolean".to_owned(),
             Kind::Headers | Kind::Body => "JSON object".to_owned(),
             Kind::Url | Kind::ProxyUrl => "URL".to_owned(),
             Kind::SecretFile | Kind::Path => "file".to_owned(),
-            Kind::Text | Kind::Word | Kind::EnvironmentName | Kind::Currency => "text".to_owned(),
+            Kind::Text | Kind::Word | Kind::EnvironmentName | Kind::Version | Kind::Currency => {
+                "text".to_owned()
+            }
         };
         (spec.name, kind, spec.doc)
     })

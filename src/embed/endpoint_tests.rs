@@ -84,8 +84,12 @@ fn a_model_is_shortened_only_if_it_can_be() {
 fn the_builtin_api_needs_nothing() {
     let endpoint = Endpoint::from_options(&owned(&[("api", "builtin")]), &[]).unwrap();
     assert_eq!(
-        (endpoint.api, endpoint.dimensions, endpoint.model.as_str()),
-        (Api::Builtin, 384, "builtin")
+        (
+            endpoint.api.name,
+            endpoint.dimensions,
+            endpoint.model.as_str()
+        ),
+        ("builtin", 384, "builtin")
     );
     for option in [("dimensions", "385"), ("model", "other")] {
         assert!(validate(Place::Server, &owned(&[("api", "builtin"), option])).is_err());
@@ -94,10 +98,13 @@ fn the_builtin_api_needs_nothing() {
 
 #[test]
 fn an_api_of_a_later_version_is_refused_with_those_that_are_valid_now() {
-    for api in ["azure_openai", "ollama", "gemini", "voyage", "webhook", "x"] {
+    for api in ["webhook", "x", "OpenAI", ""] {
         let error = validate(Place::Server, &owned(&[("api", api), ("model", "m")])).unwrap_err();
         assert_eq!(error.kind, OptionErrorKind::InvalidValue);
-        assert_eq!(error.hint.unwrap(), "Valid now are: openai, builtin.");
+        assert_eq!(
+            error.hint.unwrap(),
+            "Valid now are: openai, azure_openai, ollama, gemini, voyage, cohere, builtin."
+        );
     }
 }
 
@@ -268,6 +275,120 @@ fn the_request_url_keeps_query_and_a_given_path() {
         let endpoint = Endpoint::from_options(&with(&[("url", url)]), &[]).unwrap();
         assert_eq!(endpoint.request_url(), wanted);
     }
+}
+
+#[test]
+fn an_option_of_one_api_is_refused_by_the_others() {
+    for option in ["deployment", "api_version"] {
+        let error = refused(&[(option, "v1")]);
+        assert_eq!(error.kind, OptionErrorKind::NotAllowed);
+        assert_eq!(
+            error.message,
+            format!("option \"{option}\" is for api \"azure_openai\"")
+        );
+    }
+    for api in crate::embed::api::APIS {
+        let known = |name: &&str| OPTIONS.iter().any(|spec| spec.name == *name);
+        assert!(api.options.iter().all(known), "{api:?}");
+    }
+}
+
+#[test]
+fn an_api_version_is_a_date_or_a_word() {
+    for (version, valid) in [
+        ("2024-10-21", true),
+        ("2025-04-01-preview", true),
+        ("v1", true),
+        ("", false),
+        ("1&key=x", false),
+        ("2024 10", false),
+    ] {
+        let options = owned(&[
+            ("api", "azure_openai"),
+            ("model", "text-embedding-3-small"),
+            ("url", "https://x.openai.azure.com"),
+            ("api_version", version),
+        ]);
+        assert_eq!(
+            validate(Place::Server, &options).is_ok(),
+            valid,
+            "{version}"
+        );
+    }
+}
+
+#[test]
+fn a_batch_is_not_larger_than_the_api_takes() {
+    let with_inputs = |api: &str, inputs: &str| {
+        let model = [("api", api), ("model", "m"), ("dimensions", "8")];
+        let more = [("max_batch_inputs", inputs)];
+        Endpoint::from_options(&owned(model.iter().chain(&more)), &[])
+    };
+    assert_eq!(with_inputs("cohere", "96").unwrap().room().inputs, 96);
+    for (api, inputs) in [("cohere", "97"), ("gemini", "101"), ("voyage", "1001")] {
+        let error = with_inputs(api, inputs).unwrap_err();
+        assert_eq!(error.kind, OptionErrorKind::InvalidValue);
+        assert!(error.hint.unwrap().contains(api));
+    }
+    let tokens = |model: &str, more: &[(&str, &str)]| {
+        let base = [("api", "voyage"), ("model", model)];
+        let options = owned(base.iter().chain(more));
+        Endpoint::from_options(&options, &[]).unwrap().room().tokens
+    };
+    assert_eq!(tokens("voyage-3.5", &[]), Some(224_000), "70% of 320,000");
+    assert_eq!(
+        tokens("voyage-3.5", &[("max_batch_tokens", "100")]),
+        Some(70)
+    );
+    let openai = Endpoint::from_options(&owned(OPENAI), &[]).unwrap();
+    assert_eq!(openai.room().tokens, Some(300_000));
+}
+
+#[test]
+fn a_shortened_model_is_asked_for_its_length_and_scaled() {
+    let options = |dimensions| {
+        owned(&[
+            ("api", "gemini"),
+            ("model", "gemini-embedding-001"),
+            ("dimensions", dimensions),
+        ])
+    };
+    let endpoint = Endpoint::from_options(&options("768"), &[]).unwrap();
+    assert!(endpoint.send_dimensions && endpoint.normalize);
+    let whole = Endpoint::from_options(&options("3072"), &[]).unwrap();
+    assert!(!whole.send_dimensions && !whole.normalize);
+    assert!(validate(Place::Server, &options("64")).is_err());
+}
+
+#[test]
+fn a_known_models_prefixes_are_used_unless_others_are_given() {
+    let model = [("api", "ollama"), ("model", "nomic-embed-text")];
+    let endpoint = Endpoint::from_options(&owned(&model), &[]).unwrap();
+    assert_eq!(endpoint.url, "http://localhost:11434");
+    assert_eq!(endpoint.document_prefix, "search_document: ");
+    let none = [("query_prefix", ""), ("document_prefix", "x: ")];
+    let endpoint = Endpoint::from_options(&owned(model.iter().chain(&none)), &[]).unwrap();
+    assert_eq!(endpoint.query_prefix, "");
+    assert_eq!(endpoint.document_prefix, "x: ");
+}
+
+#[test]
+fn url_and_price_are_those_of_the_api_that_is_used() {
+    let options = owned(&[
+        ("api", "azure_openai"),
+        ("model", "text-embedding-3-small"),
+        ("url", "https://x.openai.azure.com"),
+    ]);
+    let endpoint = Endpoint::from_options(&options, &[]).unwrap();
+    assert_eq!(endpoint.dimensions, 1_536);
+    assert_eq!(endpoint.price_per_million_tokens, None);
+    let error = validate(Place::Server, &options[..2]).unwrap_err();
+    assert!(
+        error
+            .hint
+            .unwrap()
+            .contains("https://NAME.openai.azure.com")
+    );
 }
 
 #[test]

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::limits::Limits;
+
 /// What a failure's message may be at most, in characters.
 const MAX_MESSAGE_CHARS: usize = 300;
 
@@ -37,7 +39,7 @@ impl Class {
     pub fn of_status(status: u16) -> Class {
         match status {
             400 | 413 | 422 => Class::Permanent,
-            401 | 403 | 404 => Class::Configuration,
+            401..=404 => Class::Configuration,
             408 | 425 | 429 | 500..=599 => Class::Provider,
             _ => Class::Temporary,
         }
@@ -58,6 +60,8 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Whether the provider said "too many requests" (429).
     pub rate_limited: bool,
+    /// What is left of the account's limits, where the answer said it.
+    pub limits: Limits,
 }
 
 impl Failure {
@@ -69,6 +73,7 @@ impl Failure {
             message: cut(message.into()),
             retry_after: None,
             rate_limited: false,
+            limits: Limits::default(),
         }
     }
 
@@ -103,6 +108,21 @@ impl Failure {
             retry_after,
             rate_limited: status == 429,
             ..Failure::new(Class::of_status(status), message)
+        }
+    }
+
+    /// The failure that an error in the body of a 200 means: that of `status`, where the body
+    /// names one.
+    pub(crate) fn inside_200(status: Option<u16>, said: &str) -> Failure {
+        let message = match status {
+            Some(status) => format!("the server answered 200 with an error {status}: {said}"),
+            None => format!("the server answered 200 with an error: {said}"),
+        };
+        let class = status.map_or(Class::Temporary, Class::of_status);
+        Failure {
+            status: Some(200),
+            rate_limited: status == Some(429),
+            ..Failure::new(class, message)
         }
     }
 
@@ -142,7 +162,7 @@ mod tests {
     fn a_status_tells_whose_fault_it_is() {
         for (class, statuses) in [
             (Class::Permanent, &[400, 413, 422][..]),
-            (Class::Configuration, &[401, 403, 404]),
+            (Class::Configuration, &[401, 402, 403, 404]),
             (Class::Provider, &[408, 425, 429, 500, 502, 503, 529]),
             (Class::Temporary, &[201, 204, 301, 307, 409, 418]),
         ] {

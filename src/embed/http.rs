@@ -5,7 +5,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ureq::config::Config;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
@@ -13,9 +13,11 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Proxy};
 
+use super::api::{KeyHeader, Wire};
 use super::endpoint::Endpoint;
 use super::failure::Failure;
 use super::hosts::{AllowedHosts, CheckedResolver, Refusal};
+use super::limits::{Limits, retry_after};
 use super::options;
 use super::secret::{Credentials, Secret, SecretPolicy, read_ca_file};
 
@@ -25,6 +27,8 @@ const MAX_ERROR_BYTES: usize = 16 * 1024;
 const ANSWER_FRAME_BYTES: usize = 64 * 1024;
 /// A number of JSON at its longest, with comma and space.
 const BYTES_PER_NUMBER: usize = 30;
+/// A control character as `\u001f`.
+const BYTES_PER_ECHOED_BYTE: usize = 6;
 /// A connection that rested longer is made anew: many servers hang up after a minute.
 const MAX_IDLE_AGE: Duration = Duration::from_secs(50);
 
@@ -33,6 +37,7 @@ const MAX_IDLE_AGE: Duration = Duration::from_secs(50);
 pub(crate) struct Answer {
     pub status: u16,
     pub retry_after: Option<Duration>,
+    pub limits: Limits,
     pub body: Vec<u8>,
 }
 
@@ -41,6 +46,7 @@ pub(crate) struct Client {
     agent: Agent,
     uri: Uri,
     headers: Vec<(HeaderName, HeaderValue)>,
+    key: KeyHeader,
     allowed: Arc<AllowedHosts>,
 }
 
@@ -57,6 +63,7 @@ impl Client {
             .parse()
             .map_err(|_| Failure::configuration("the server's url is malformed"))?;
         let headers = endpoint.headers.iter();
+        let wire = endpoint.api.wire.as_ref();
         let config = config(endpoint, policy)?;
         let resolver = CheckedResolver::new(Arc::clone(&allowed));
         Ok(Client {
@@ -65,6 +72,7 @@ impl Client {
             headers: headers
                 .filter_map(|(name, value)| options::header(name, value))
                 .collect(),
+            key: wire.map_or(KeyHeader::Bearer, |wire| wire.key),
             allowed,
         })
     }
@@ -90,14 +98,15 @@ impl Client {
             for (name, value) in &self.headers {
                 headers.insert(name, value.clone());
             }
-            authorize(headers, credentials);
+            authorize(headers, self.key, credentials);
         }
         let secure = self.uri.scheme_str() == Some("https");
         let mut response = request
             .send(body)
             .map_err(|error| failure_of(error, secure))?;
         let status = response.status().as_u16();
-        let retry_after = retry_after(response.headers());
+        let retry_after = retry_after(response.headers(), SystemTime::now());
+        let limits = Limits::of(response.headers());
         let length = response.body().content_length();
         let mut reader = response.body_mut().as_reader();
         let body = if status == 200 {
@@ -111,16 +120,24 @@ impl Client {
         Ok(Answer {
             status,
             retry_after,
+            limits,
             body,
         })
     }
 }
 
-/// What the answer to `count` inputs may weigh at most.
-pub(crate) fn answer_limit(count: usize, dimensions: usize) -> usize {
-    count
+/// What the answer to `inputs` may weigh at most.
+pub(crate) fn answer_limit(wire: &Wire, inputs: &[String], dimensions: usize) -> usize {
+    let echoed: usize = if wire.echoes {
+        inputs.iter().map(String::len).sum()
+    } else {
+        0
+    };
+    inputs
+        .len()
         .saturating_mul(dimensions)
         .saturating_mul(BYTES_PER_NUMBER)
+        .saturating_add(echoed.saturating_mul(BYTES_PER_ECHOED_BYTE))
         .saturating_add(ANSWER_FRAME_BYTES)
 }
 
@@ -170,28 +187,22 @@ fn authorities(path: &str, policy: &SecretPolicy) -> Result<RootCerts, Failure> 
     Ok(RootCerts::from(certificates))
 }
 
-fn authorize(headers: &mut HeaderMap, credentials: &Credentials) {
-    let bearer = credentials.key.iter().filter_map(|key| {
-        let value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
-        Some((header::AUTHORIZATION, value))
+fn authorize(headers: &mut HeaderMap, key_header: KeyHeader, credentials: &Credentials) {
+    let key = credentials.key.iter().filter_map(|key| match key_header {
+        KeyHeader::Bearer => {
+            let value = HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()?;
+            Some((header::AUTHORIZATION, value))
+        }
+        KeyHeader::Named(name) => {
+            let value = HeaderValue::try_from(key.expose()).ok()?;
+            Some((HeaderName::from_static(name), value))
+        }
     });
     let others = |(name, value): &(String, Secret)| options::header(name, value.expose());
-    for (name, mut value) in bearer.chain(credentials.headers.iter().filter_map(others)) {
+    for (name, mut value) in key.chain(credentials.headers.iter().filter_map(others)) {
         value.set_sensitive(true);
         headers.insert(name, value);
     }
-}
-
-/// Seconds or milliseconds that the server asks to be left alone; dates are not understood.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: &str| -> Option<f64> {
-        let text = headers.get(name)?.to_str().ok()?;
-        text.trim().parse().ok()
-    };
-    let seconds = number("retry-after-ms")
-        .map(|ms| ms / 1_000.0)
-        .or_else(|| number("retry-after"))?;
-    Duration::try_from_secs_f64(seconds).ok()
 }
 
 fn read_bounded(

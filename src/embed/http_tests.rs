@@ -8,8 +8,8 @@ use std::time::Instant;
 use super::*;
 use crate::embed::endpoint::Purpose;
 use crate::embed::failure::Class;
-use crate::embed::openai::Embeddings;
 use crate::embed::provider::{Provider, embed_once};
+use crate::embed::reply::Embeddings;
 use crate::embed::testing::{Directory, Server, endpoint, floats, texts};
 
 const KEY: &str = "s3cr3t-key-0123456789";

@@ -15,9 +15,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::endpoint::{Endpoint, Purpose};
 use super::failure::Failure;
-use super::openai::Embeddings;
 use super::provider::Provider;
 pub use super::provider::embed_once;
+use super::reply::Embeddings;
 use super::secret::SecretPolicy;
 
 /// Requests are made by ureq and rustls, which need little; PostgreSQL's own limit is 2 MB, too.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use ureq::http::{HeaderName, HeaderValue};
 
+use super::api::Api;
 use super::leak::{looks_like_credential, names_credential};
 use super::url::{proxy_url, url};
 
@@ -73,6 +74,8 @@ pub(crate) enum Where {
 /// What a value has to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
+    /// One of [`super::api::APIS`].
+    Api,
     /// Any text.
     Text,
     /// Text that is not empty.
@@ -100,6 +103,8 @@ pub(crate) enum Kind {
     SecretFile,
     Path,
     EnvironmentName,
+    /// Letters, digits, `.` and `-`.
+    Version,
     Currency,
 }
 
@@ -146,17 +151,19 @@ pub(crate) const MAX_BATCH_INPUTS: u64 = 2_048;
 /// All options. The order is the one in which they are listed to the user.
 #[rustfmt::skip]
 pub(crate) const OPTIONS: &[Spec] = &[
-    on_server("api", Kind::Word, "wire protocol: openai or builtin"),
-    on_server("url", Kind::Url, "base of the API, up to and without /embeddings"),
+    on_server("api", Kind::Api, "wire protocol"),
+    on_server("url", Kind::Url, "base of the API, up to and without /embeddings (that of the vendor; ollama: http://localhost:11434)"),
     on_server("model", Kind::Word, "name of the model"),
+    on_server("deployment", Kind::Word, "azure_openai: name of the deployment (the model's name)"),
+    on_server("api_version", Kind::Version, "azure_openai: date of the API, or v1 (2024-10-21)"),
     on_server("dimensions", Kind::Integer { min: 1, max: MAX_DIMENSIONS }, "length of an embedding"),
     on_both("api_key_file", Kind::SecretFile, "file under recsync.secret_directory that holds the key"),
     on_both("api_key_env", Kind::EnvironmentName, "environment variable of the server that holds the key"),
     on_server("headers", Kind::Headers, "JSON object of further headers, none of them secret"),
     on_server("header_file", Kind::SecretFile, "file under recsync.secret_directory with secret headers, one `Name: value` a line"),
-    on_server("max_batch_inputs", Kind::Integer { min: 1, max: MAX_BATCH_INPUTS }, "inputs in one request (50)"),
-    on_server("max_batch_tokens", POSITIVE, "tokens in one request"),
-    on_server("max_input_tokens", POSITIVE, "tokens in one input (8191)"),
+    on_server("max_batch_inputs", Kind::Integer { min: 1, max: MAX_BATCH_INPUTS }, "inputs in one request, at most what the API takes (50)"),
+    on_server("max_batch_tokens", POSITIVE, "tokens in one request (what the API takes)"),
+    on_server("max_input_tokens", POSITIVE, "tokens in one input (what the model takes)"),
     on_server("requests_per_minute", POSITIVE, "limit of the account"),
     on_server("tokens_per_minute", POSITIVE, "limit of the account"),
     on_server("max_concurrency", Kind::Integer { min: 1, max: 256 }, "requests in flight at a time (4)"),
@@ -164,12 +171,12 @@ pub(crate) const OPTIONS: &[Spec] = &[
     on_server("read_timeout", TIMEOUT, "for each piece of the answer (60s)"),
     on_server("total_timeout", TIMEOUT, "for a whole request (120s)"),
     on_server("max_attempts", Kind::Integer { min: 1, max: 100 }, "tries of one row before it is a dead letter (3)"),
-    on_server("encoding", Kind::OneOf(&["base64", "float"]), "how vectors are asked for (base64)"),
-    on_server("normalize", Kind::Boolean, "scale each vector to length 1 (off)"),
+    on_server("encoding", Kind::OneOf(&["base64", "float"]), "how vectors are asked for (base64 where the API has it)"),
+    on_server("normalize", Kind::Boolean, "scale each vector to length 1 (on where a known model is shortened)"),
     on_server("send_dimensions", Kind::Boolean, "ask the model for this many dimensions (on where it is known to shorten)"),
-    on_server("query_prefix", Kind::Text, "put before each query"),
-    on_server("document_prefix", Kind::Text, "put before each document"),
-    on_server("extra_body", Kind::Body, "JSON object merged into each request"),
+    on_server("query_prefix", Kind::Text, "put before each query (what the card of a known model says)"),
+    on_server("document_prefix", Kind::Text, "put before each document (what the card of a known model says)"),
+    on_server("extra_body", Kind::Body, "JSON object merged into each request (gemini: into each of its requests)"),
     on_server("proxy", Kind::ProxyUrl, "HTTP proxy; the environment is ignored"),
     on_server("ca_file", Kind::Path, "PEM file of the certificate authorities to trust instead of the public ones"),
     on_server("price_per_million_tokens", MONEY, "for the cost counters and budgets"),
@@ -195,6 +202,7 @@ pub(crate) fn names(mapping: bool) -> Vec<&'static str> {
 pub(crate) fn check(spec: &Spec, value: &str) -> Result<(), OptionError> {
     let name = spec.name;
     match spec.kind {
+        Kind::Api => api(name, value).map(drop),
         Kind::Text => Ok(()),
         Kind::Word if value.trim().is_empty() => Err(invalid(name, "It is empty.", spec.doc)),
         Kind::Word => Ok(()),
@@ -220,6 +228,13 @@ pub(crate) fn check(spec: &Spec, value: &str) -> Result<(), OptionError> {
         )),
         Kind::Path => Ok(()),
         Kind::EnvironmentName => environment_name(name, value),
+        Kind::Version
+            if !value.is_empty()
+                && (value.bytes()).all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b)) =>
+        {
+            Ok(())
+        }
+        Kind::Version => Err(not_this(name, value, "a version, such as 2024-10-21 or v1")),
         Kind::Currency if value.len() == 3 && value.bytes().all(|b| b.is_ascii_uppercase()) => {
             Ok(())
         }
@@ -237,12 +252,32 @@ pub(crate) fn invalid(name: &str, detail: &str, hint: &str) -> OptionError {
     .hint(hint)
 }
 
-fn not_this(name: &str, value: &str, wanted: &str) -> OptionError {
+pub(crate) fn not_this(name: &str, value: &str, wanted: &str) -> OptionError {
     OptionError::new(
         OptionErrorKind::InvalidValue,
         format!("invalid value for option \"{name}\": \"{value}\""),
     )
     .hint(format!("Option \"{name}\" must be {wanted}."))
+}
+
+/// An API of the design that a later version will speak.
+const LATER_API: &str = "webhook";
+
+/// The API that a value names.
+pub(crate) fn api(name: &str, value: &str) -> Result<&'static Api, OptionError> {
+    Api::find(value).ok_or_else(|| {
+        let message = if value == LATER_API {
+            format!("api \"{value}\" is not available in this version")
+        } else {
+            format!("invalid value for option \"{name}\": \"{value}\"")
+        };
+        OptionError::new(OptionErrorKind::InvalidValue, message).hint(valid_apis())
+    })
+}
+
+/// A sentence with all APIs.
+pub(crate) fn valid_apis() -> String {
+    format!("Valid now are: {}.", Api::names())
 }
 
 /// A whole number from `min` to `max`.
@@ -359,26 +394,10 @@ pub(crate) fn headers(name: &str, value: &str) -> Result<Vec<(String, String)>, 
     Ok(headers)
 }
 
-/// Members that have options of their own.
-const OWN_MEMBERS: &[(&str, &str)] = &[
-    ("input", "The texts are put there by recsync."),
-    ("model", "Use the option \"model\"."),
-    ("encoding_format", "Use the option \"encoding\"."),
-    (
-        "dimensions",
-        "Use the options \"dimensions\" and \"send_dimensions\".",
-    ),
-];
-
-/// What is merged into each request: a JSON object without credentials.
+/// What is merged into each request: a JSON object without credentials. Which members it must not
+/// hold depends on the API.
 pub(crate) fn body(name: &str, value: &str) -> Result<Map<String, Value>, OptionError> {
     let members = object(name, value)?;
-    if let Some((own, hint)) = OWN_MEMBERS
-        .iter()
-        .find(|(own, _)| members.contains_key(*own))
-    {
-        return Err(invalid(name, &format!("It holds \"{own}\"."), hint));
-    }
     if members
         .iter()
         .any(|(key, value)| member_carries(key, value))

@@ -2,16 +2,17 @@
 //! a failure that gives nothing away.
 //!
 //! A provider is shared by the threads of a lane. It sends a request a second time in two cases
-//! only: after a 401 if the key has changed meanwhile, and with floats once base64 is refused. It
-//! never waits between requests and never tries again for another reason.
+//! only: if the key was refused and has changed meanwhile, and with floats once base64 is refused.
+//! It never waits between requests and never tries again for another reason.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::endpoint::{Api, Encoding, Endpoint, Purpose};
+use super::api::{Asked, Wire, said};
+use super::endpoint::{Encoding, Endpoint, Purpose};
 use super::failure::Failure;
 use super::http::{Answer, Client, answer_limit};
-use super::openai::{self, Embeddings};
+use super::reply::{self, Embeddings};
 use super::secret::{Credentials, SecretPolicy};
 use super::{builtin, leak};
 
@@ -47,50 +48,93 @@ impl Provider {
     /// # Errors
     /// A [`Failure`] whose message holds neither a key nor an input.
     pub fn embed(&self, inputs: &[String], purpose: Purpose) -> Result<Embeddings, Failure> {
-        match self.endpoint.api {
-            Api::Builtin => Ok(Embeddings {
+        match &self.endpoint.api.wire {
+            None => Ok(Embeddings {
                 vectors: inputs.iter().map(|input| builtin::embed(input)).collect(),
-                tokens: 0,
+                ..Embeddings::default()
             }),
-            Api::OpenAi if inputs.is_empty() => Ok(Embeddings::default()),
-            Api::OpenAi => self.ask(inputs, purpose),
+            Some(_) if inputs.is_empty() => Ok(Embeddings::default()),
+            Some(wire) => self.ask(wire, inputs, purpose),
         }
     }
 
-    fn ask(&self, inputs: &[String], purpose: Purpose) -> Result<Embeddings, Failure> {
+    fn ask(&self, wire: &Wire, inputs: &[String], purpose: Purpose) -> Result<Embeddings, Failure> {
         let client = self.client()?;
         let mut credentials = Credentials::read(&self.endpoint, &self.policy)?;
         let mut read_again = false;
+        let limit = answer_limit(wire, inputs, self.endpoint.dimensions);
         loop {
-            let encoding = self.encoding();
-            let body = openai::request_body_as(&self.endpoint, inputs, purpose, encoding);
-            let limit = answer_limit(inputs.len(), self.endpoint.dimensions);
+            let encoding = self.encoding(wire);
+            let body = (wire.body)(&Asked {
+                endpoint: &self.endpoint,
+                inputs,
+                purpose,
+                encoding,
+            });
             let answer = client.post(&credentials, &body, limit)?;
-            match answer.status {
-                200 => return openai::parse_reply(&self.endpoint, inputs.len(), &answer.body),
-                401 if !read_again => {
-                    read_again = true;
-                    let now = Credentials::read(&self.endpoint, &self.policy)?;
-                    if now != credentials {
-                        credentials = now;
-                        continue;
-                    }
-                }
-                status
-                    if encoding == Encoding::Base64
-                        && openai::refuses_encoding(status, &answer.body) =>
-                {
-                    self.only_floats.store(true, Ordering::Relaxed);
+            if answer.status == 200 {
+                return self.believe(wire, &answer, &credentials, inputs);
+            }
+            let said = (wire.said)(answer.status, &answer.body);
+            if (answer.status == 401 || said.key_refused) && !read_again {
+                read_again = true;
+                let now = Credentials::read(&self.endpoint, &self.policy)?;
+                if now != credentials {
+                    credentials = now;
                     continue;
                 }
-                _ => {}
             }
-            return Err(failure_of(&answer, &credentials, inputs));
+            if encoding == Encoding::Base64 && refuses_encoding(wire, &answer) {
+                self.only_floats.store(true, Ordering::Relaxed);
+                continue;
+            }
+            let message = said.message.as_deref();
+            let message = message.and_then(|said| scrubbed(said, &credentials, inputs));
+            let retry_after = answer.retry_after.or(said.retry_after);
+            let failure = Failure::of_status(answer.status, retry_after, message.as_deref());
+            return Err(Failure {
+                class: said.class.unwrap_or(failure.class),
+                limits: answer.limits,
+                ..failure
+            });
         }
     }
 
-    fn encoding(&self) -> Encoding {
-        if self.only_floats.load(Ordering::Relaxed) {
+    /// The vectors of a 200, or why there are none.
+    fn believe(
+        &self,
+        wire: &Wire,
+        answer: &Answer,
+        credentials: &Credentials,
+        inputs: &[String],
+    ) -> Result<Embeddings, Failure> {
+        let checked = match (wire.read)(&answer.body) {
+            Ok(found) => reply::check(&self.endpoint, inputs.len(), found),
+            Err(error) => Err(reply::unreadable(&error)),
+        };
+        match checked {
+            Ok(embeddings) => Ok(Embeddings {
+                limits: answer.limits,
+                ..embeddings
+            }),
+            Err(failure) => {
+                let said = said::common(200, &answer.body).message;
+                let said = said.and_then(|said| scrubbed(&said, credentials, inputs));
+                let failure = match said {
+                    Some(said) => Failure::inside_200(said::status_inside(&answer.body), &said),
+                    None => failure,
+                };
+                Err(Failure {
+                    retry_after: failure.retry_after.or(answer.retry_after),
+                    limits: answer.limits,
+                    ..failure
+                })
+            }
+        }
+    }
+
+    fn encoding(&self, wire: &Wire) -> Encoding {
+        if wire.encoding_member.is_none() || self.only_floats.load(Ordering::Relaxed) {
             Encoding::Float
         } else {
             self.endpoint.encoding
@@ -110,18 +154,20 @@ impl Provider {
     }
 }
 
-/// What an answer other than 200 means, with the vendor's message but without what was sent.
-fn failure_of(answer: &Answer, credentials: &Credentials, inputs: &[String]) -> Failure {
-    let said = openai::error_message(&answer.body)
-        .map(|message| {
-            leak::scrub(
-                &message,
-                credentials.hidden(),
-                inputs.iter().map(String::as_str),
-            )
-        })
-        .filter(|message| !message.trim().is_empty());
-    Failure::of_status(answer.status, answer.retry_after, said.as_deref())
+/// Whether an error's body says that the member that asks for base64 is what is wrong.
+fn refuses_encoding(wire: &Wire, answer: &Answer) -> bool {
+    let named = |name: &str| {
+        let mut windows = answer.body.windows(name.len());
+        windows.any(|window| window == name.as_bytes())
+    };
+    matches!(answer.status, 400 | 422) && wire.encoding_member.is_some_and(named)
+}
+
+/// The vendor's message without what was sent; `None` where nothing is left.
+fn scrubbed(said: &str, credentials: &Credentials, inputs: &[String]) -> Option<String> {
+    let inputs = inputs.iter().map(String::as_str);
+    let said = leak::scrub(said, credentials.hidden(), inputs);
+    (!said.trim().is_empty()).then_some(said)
 }
 
 /// One batch on the calling thread, on a connection of its own.

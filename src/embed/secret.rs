@@ -52,7 +52,7 @@ impl fmt::Debug for Secret {
 /// What a request to an endpoint is authorised by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Credentials {
-    /// Sent as `Authorization: Bearer …`.
+    /// Sent in the header that the API names.
     pub key: Option<Secret>,
     /// Headers of the endpoint's header file.
     pub headers: Vec<(String, Secret)>,

@@ -10,7 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, thread};
 
-use super::endpoint::Endpoint;
+use super::api::Asked;
+use super::endpoint::{Encoding, Endpoint, Purpose};
+use super::failure::Failure;
+use super::provider::embed_once;
+use super::reply::Embeddings;
 use super::secret::SecretPolicy;
 
 /// A directory that is removed with its content.
@@ -66,10 +70,13 @@ impl Seen {
             .map(|(_, value)| value.as_str())
     }
 
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
     /// The inputs of the request, in order.
     pub(crate) fn inputs(&self) -> Vec<String> {
-        let body: serde_json::Value = serde_json::from_str(&self.body).unwrap();
-        serde_json::from_value(body["input"].clone()).unwrap()
+        serde_json::from_value(self.json()["input"].clone()).unwrap()
     }
 }
 
@@ -158,6 +165,53 @@ pub(crate) fn options<'a>(
 
 pub(crate) fn texts(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// The body that an endpoint's API would send.
+pub(crate) fn request(
+    endpoint: &Endpoint,
+    inputs: &[&str],
+    purpose: Purpose,
+    encoding: Encoding,
+) -> serde_json::Value {
+    let wire = endpoint.api.wire.as_ref().unwrap();
+    let body = (wire.body)(&Asked {
+        endpoint,
+        inputs: &texts(inputs),
+        purpose,
+        encoding,
+    });
+    serde_json::from_slice(&body).unwrap()
+}
+
+/// The key that [`ask`] sends.
+pub(crate) const KEY: &str = "zq9-k3y-8842-xw";
+
+/// One batch to a server, with a key.
+pub(crate) fn ask(
+    server: &Server,
+    more: &[(&str, &str)],
+    inputs: &[&str],
+    purpose: Purpose,
+) -> Result<Embeddings, Failure> {
+    let directory = Directory::new();
+    directory.write("k", KEY, 0o600);
+    let more: Vec<_> = more
+        .iter()
+        .copied()
+        .chain([("api_key_file", "k")])
+        .collect();
+    let endpoint = server.endpoint(&more);
+    embed_once(&endpoint, &directory.policy(), &texts(inputs), purpose)
+}
+
+/// The failure of one batch of one text, which its message does not hold.
+pub(crate) fn refused(server: &Server, more: &[(&str, &str)]) -> Failure {
+    let text = "a text that nobody else may read";
+    let failure = ask(server, more, &[text], Purpose::Document).unwrap_err();
+    assert!(!failure.message.contains("nobody else"), "{failure}");
+    assert!(!failure.message.contains(KEY), "{failure}");
+    failure
 }
 
 /// An answer of floats: `[n, 1, 0]` for the nth input.

@@ -65,10 +65,7 @@ impl Flights {
         let Some(server) = lanes.get(running.lane) else {
             return;
         };
-        while running.ready_count() > 0
-            && server.lane.free() > 0
-            && server.breaker.allows(Instant::now())
-        {
+        while running.ready_count() > 0 && server.allows() {
             let (stale, rows): (Vec<Ready>, Vec<Ready>) = running
                 .next_batch()
                 .into_iter()
@@ -148,7 +145,23 @@ impl Flights {
         let result = landed.entry(flight.pipeline).or_default();
         result.requests += 1;
         result.rows += flight.rows.len();
-        let breaker = lanes.get(flight.lane).map(|server| &mut server.breaker);
+        let server = lanes.get(flight.lane);
+        let breaker = server.map(|server| {
+            match &reply.result {
+                Ok(embeddings) => {
+                    server.window.success(reply.took);
+                    server.pace(embeddings.limits, embeddings.tokens);
+                }
+                Err(failure) => {
+                    // Requests that were in flight together fail together.
+                    if failure.class == Class::Provider && server.breaker.open_until().is_none() {
+                        server.window.overload();
+                    }
+                    server.pace(failure.limits, 1);
+                }
+            }
+            &mut server.breaker
+        });
         let healthy_since = breaker
             .as_ref()
             .and_then(|breaker| breaker.last_success())

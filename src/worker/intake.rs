@@ -110,7 +110,11 @@ impl Leader {
                         pipeline: *id,
                         key: Arc::clone(key),
                     };
-                    if lane == QueueLane::Live && self.queue.waits(*id, lane) >= MOST_IN_MEMORY {
+                    // A row that is in memory stays there: its job may be in flight, and ends the one written down.
+                    if lane == QueueLane::Live
+                        && self.queue.waits(*id, lane) >= MOST_IN_MEMORY
+                        && !self.queue.holds(&row)
+                    {
                         put_down.entry(*id).or_default().push(Job::new(row));
                     } else {
                         self.queue.add(row, lane, Some(ticket));

@@ -8,9 +8,13 @@ use std::time::{Duration, Instant};
 use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::queue::Job;
 use crate::dispatch::render::Renderer;
+use crate::embed::batch::take;
 use crate::embed::endpoint::Endpoint;
 use crate::embed::lane::Lane;
+use crate::embed::limits::Limits;
 use crate::embed::retry::Breaker;
+use crate::embed::tokens::estimate_tokens;
+use crate::embed::window::Window;
 use crate::store::Writer;
 
 /// A text that waits for a free thread.
@@ -81,12 +85,24 @@ impl Running {
         self.ready.len() + self.halves.iter().map(Vec::len).sum::<usize>()
     }
 
-    /// The inputs of the next request.
+    /// The inputs of the next request: the oldest that fit into one.
     pub fn next_batch(&mut self) -> Vec<Ready> {
-        self.halves.pop_front().unwrap_or_else(|| {
-            let count = self.ready.len().min(self.endpoint.max_batch_inputs);
-            self.ready.drain(..count).collect()
-        })
+        if let Some(half) = self.halves.pop_front() {
+            return half;
+        }
+        let room = self.endpoint.room();
+        let sizes = |tokens: fn(&str) -> u64| {
+            let texts = self.ready.iter().map(|ready| ready.text.as_str());
+            take(room, texts.map(|text| (tokens(text), text.len())))
+        };
+        // A token is a byte at the least: counting bytes is enough while they fit.
+        let count = sizes(|text| text.len() as u64);
+        let count = if count < room.inputs.min(self.ready.len()) && room.tokens.is_some() {
+            sizes(estimate_tokens)
+        } else {
+            count
+        };
+        self.ready.drain(..count).collect()
     }
 }
 
@@ -94,6 +110,9 @@ impl Running {
 pub struct ServerLane {
     pub lane: Lane,
     pub breaker: Breaker,
+    /// By the limits that the provider announces: a request before then would be refused.
+    paced_until: Option<Instant>,
+    pub window: Window,
     endpoint: Endpoint,
     owner: u32,
 }
@@ -101,9 +120,28 @@ pub struct ServerLane {
 impl ServerLane {
     /// Until when the server is left alone; `None` when it may be asked.
     pub fn rests_until(&self) -> Option<Instant> {
-        self.breaker
-            .open_until()
-            .filter(|until| *until > Instant::now())
+        let now = Instant::now();
+        let rests = [self.breaker.open_until(), self.paced_until];
+        rests
+            .into_iter()
+            .flatten()
+            .filter(|until| *until > now)
+            .max()
+    }
+
+    /// What an answer says of the account's limits: a request of as many tokens again waits for them.
+    pub fn pace(&mut self, limits: Limits, tokens: u64) {
+        let wait = limits.wait_for(tokens.max(1));
+        self.paced_until = (!wait.is_zero()).then(|| Instant::now() + wait);
+    }
+
+    /// Whether a request may be sent now; see [`Breaker::allows`].
+    pub fn allows(&mut self) -> bool {
+        let now = Instant::now();
+        self.lane.in_flight() < self.window.size()
+            && self.lane.free() > 0
+            && self.paced_until.is_none_or(|until| until <= now)
+            && self.breaker.allows(now)
     }
 }
 
@@ -132,6 +170,8 @@ impl Lanes {
         let lane = ServerLane {
             lane: start(self.last),
             breaker: Breaker::new(),
+            paced_until: None,
+            window: Window::new(endpoint.max_concurrency),
             endpoint: endpoint.clone(),
             owner,
         };

@@ -18,6 +18,9 @@ mod in_flight;
 /// 8 and 9: one bad row, a bad provider.
 mod failures;
 
+/// 9: a provider's limits.
+mod limits;
+
 /// 10 and 11: users' transactions and recsync's.
 mod bystanders;
 

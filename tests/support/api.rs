@@ -30,6 +30,7 @@ pub struct Request {
     pub at: Instant,
     pub inputs: Vec<String>,
     pub headers: Headers,
+    pub body: Value,
 }
 
 impl Request {
@@ -61,6 +62,8 @@ struct Script {
     /// How the next requests fail: status and Retry-After.
     failures: VecDeque<(u16, Option<u64>)>,
     echo: bool,
+    /// Header lines of every answer that is a success.
+    announced: String,
     requests: Vec<Request>,
     connections: Vec<TcpStream>,
     /// Counts every `up` and `down`: an acceptor of an earlier time ends.
@@ -117,6 +120,11 @@ impl Api {
         self.state.changed.notify_all();
     }
 
+    /// Requests that are being held.
+    pub fn held(&self) -> usize {
+        self.script().held
+    }
+
     /// Waits until `count` requests are being held.
     #[track_caller]
     pub fn wait_until_held(&self, count: usize) {
@@ -136,6 +144,14 @@ impl Api {
 
     pub fn refuse_nothing(&self) {
         self.script().refused.clear();
+    }
+
+    /// Every success from now on says so in its headers.
+    pub fn announce(&self, headers: &[(&str, &str)]) {
+        let lines = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"));
+        self.script().announced = lines.collect();
     }
 
     /// The next `count` requests are answered with `status`.
@@ -275,12 +291,14 @@ impl State {
         let mut reader = BufReader::new(connection);
         while let Some((headers, body)) = read_request(&mut reader) {
             let (status, retry_after, answer) = self.answer(headers, &body);
-            let retry_after = retry_after
-                .map(|seconds| format!("Retry-After: {seconds}\r\n"))
-                .unwrap_or_default();
+            let more = match (status, retry_after) {
+                (200, _) => self.lock().announced.clone(),
+                (_, Some(seconds)) => format!("Retry-After: {seconds}\r\n"),
+                _ => String::new(),
+            };
             let answer = answer.to_string();
             let head = format!(
-                "HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n{retry_after}Content-Length: {}\r\n\r\n",
+                "HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n{more}Content-Length: {}\r\n\r\n",
                 answer.len()
             );
             if writer.write_all((head + &answer).as_bytes()).is_err() {
@@ -299,6 +317,7 @@ impl State {
             at: Instant::now(),
             inputs: inputs.clone(),
             headers,
+            body: body.clone(),
         };
         let key = request
             .header("authorization")

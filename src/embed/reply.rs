@@ -1,10 +1,9 @@
-//! The bodies of the `/embeddings` protocol: what is asked, what is answered, what an error says.
+//! What came back for a batch, and whether to believe it.
 //!
-//! Every answer is checked before a number is believed: as many embeddings as inputs, each index
-//! once, the right length, finite and not all zero. It never keeps a vendor's words for more than
-//! an error's `message`, and never reserves more memory than the answer's own size warrants.
-//!
-//! Source: OpenAI API reference, "Create embeddings".
+//! The APIs differ in where their vectors stand in an answer; each of [`super::api`] finds them,
+//! and here they are all checked alike before a number is believed: as many embeddings as inputs,
+//! each index once, the right length, finite and not all zero. It never quotes an answer, and
+//! never reserves more memory than the answer's own size warrants.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,12 +12,12 @@ use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
-use serde::ser::SerializeSeq;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
-use super::endpoint::{Encoding, Endpoint, Purpose};
+use super::endpoint::Endpoint;
 use super::failure::Failure;
+use super::limits::Limits;
 use super::options::{MAX_BATCH_INPUTS, MAX_DIMENSIONS};
 
 /// Standard alphabet, with or without padding.
@@ -34,100 +33,58 @@ pub struct Embeddings {
     pub vectors: Vec<Vec<f32>>,
     /// Tokens that the provider counted; 0 if it does not say.
     pub tokens: u64,
+    /// What is left of the account's limits.
+    pub limits: Limits,
 }
 
-#[derive(Serialize)]
-struct Request<'a> {
-    model: &'a str,
-    input: Inputs<'a>,
-    encoding_format: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dimensions: Option<usize>,
-    #[serde(flatten)]
-    extra: &'a Map<String, Value>,
+/// An answer as an API found it, not checked yet.
+#[derive(Default)]
+pub(crate) struct Reply<'a> {
+    /// The vectors and the index of the input that each is said to belong to.
+    pub vectors: Vec<(Option<u64>, Numbers<'a>)>,
+    /// How many there were; those beyond the longest batch are counted, not kept.
+    pub count: usize,
+    /// Tokens; a float, because some gateways write `5.0`.
+    pub tokens: Option<f64>,
 }
 
-struct Inputs<'a> {
-    prefix: &'a str,
-    inputs: &'a [String],
-}
-
-impl Serialize for Inputs<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(self.inputs.len()))?;
-        for input in self.inputs {
-            if self.prefix.is_empty() {
-                list.serialize_element(input)?;
-            } else {
-                list.serialize_element(&format!("{}{input}", self.prefix))?;
-            }
+impl<'a> Reply<'a> {
+    /// Vectors that stand in the order of the inputs.
+    pub(crate) fn in_order(vectors: List<Numbers<'a>>, tokens: Option<f64>) -> Reply<'a> {
+        Reply {
+            count: vectors.count,
+            vectors: (0..).map(Some).zip(vectors.items).collect(),
+            tokens,
         }
-        list.end()
     }
 }
 
-/// The body of a request for the embeddings of `inputs`.
-pub fn request_body(endpoint: &Endpoint, inputs: &[String], purpose: Purpose) -> Vec<u8> {
-    request_body_as(endpoint, inputs, purpose, endpoint.encoding)
-}
-
-/// The same with another encoding than the endpoint's.
-pub(crate) fn request_body_as(
-    endpoint: &Endpoint,
-    inputs: &[String],
-    purpose: Purpose,
-    encoding: Encoding,
-) -> Vec<u8> {
-    let request = Request {
-        model: &endpoint.model,
-        input: Inputs {
-            prefix: endpoint.prefix(purpose),
-            inputs,
-        },
-        encoding_format: match encoding {
-            Encoding::Base64 => "base64",
-            Encoding::Float => "float",
-        },
-        dimensions: endpoint.send_dimensions.then_some(endpoint.dimensions),
-        extra: &endpoint.extra_body,
-    };
-    // Strings, numbers and maps with string keys always serialize.
-    serde_json::to_vec(&request).unwrap_or_default()
-}
-
-#[derive(Deserialize)]
-struct Reply<'a> {
-    #[serde(borrow)]
-    data: Items<'a>,
-    #[serde(default)]
-    usage: Option<Usage>,
-}
-
-#[derive(Deserialize)]
-struct Item<'a> {
-    index: Option<u64>,
-    #[serde(borrow)]
-    embedding: Numbers<'a>,
-}
-
-/// Floats, because some gateways write `5.0`.
-#[derive(Deserialize)]
-struct Usage {
-    total_tokens: Option<f64>,
-    prompt_tokens: Option<f64>,
-}
-
-/// The list of embeddings, and how many there were.
-struct Items<'a> {
-    items: Vec<Item<'a>>,
-    count: usize,
+/// The number at the first of these JSON pointers that leads to one.
+pub(crate) fn number(usage: &Value, pointers: &[&str]) -> Option<f64> {
+    let mut values = pointers.iter().filter_map(|pointer| usage.pointer(pointer));
+    values.find_map(Value::as_f64)
 }
 
 /// One embedding as it stands in the answer.
-enum Numbers<'a> {
+pub(crate) enum Numbers<'a> {
     Base64(Cow<'a, str>),
     /// The numbers, and how many there were.
     List(Vec<f32>, usize),
+}
+
+/// The items of a list up to the longest batch, and how many there were.
+pub(crate) struct List<T> {
+    pub items: Vec<T>,
+    pub count: usize,
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        List {
+            items: Vec::new(),
+            count: 0,
+        }
+    }
 }
 
 /// Collects what a list holds, up to `most`, and counts the rest.
@@ -155,22 +112,22 @@ fn collect<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     Ok((items, count))
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = Items<'de>;
+        struct Items<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Items<T> {
+            type Value = List<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list of embeddings")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Items<'de>, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<List<T>, A::Error> {
                 let (items, count) = collect(list, MAX_BATCH_INPUTS)?;
-                Ok(Items { items, count })
+                Ok(List { items, count })
             }
         }
-        deserializer.deserialize_seq(List)
+        deserializer.deserialize_seq(Items(std::marker::PhantomData))
     }
 }
 
@@ -201,26 +158,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Numbers<'a> {
     }
 }
 
-/// Reads the answer to a request with `count` inputs.
+/// The vectors of the reply to a request with `count` inputs.
 ///
 /// # Errors
 /// Temporary if it is malformed in any way, configuration if the vectors have another length than
 /// the server's option `dimensions` says.
-pub fn parse_reply(endpoint: &Endpoint, count: usize, body: &[u8]) -> Result<Embeddings, Failure> {
-    let reply: Reply = serde_json::from_slice(body).map_err(|error| {
-        // The error's own text may quote the answer.
-        let what = match error.classify() {
-            serde_json::error::Category::Eof => "is cut short",
-            serde_json::error::Category::Syntax => "is not JSON",
-            serde_json::error::Category::Data | serde_json::error::Category::Io => {
-                "is not a list of embeddings"
-            }
-        };
-        let place = format!("line {} column {}", error.line(), error.column());
-        malformed(format!("{what} ({place})"))
-    })?;
-    if reply.data.count != count {
-        let got = reply.data.count;
+pub(crate) fn check(
+    endpoint: &Endpoint,
+    count: usize,
+    reply: Reply<'_>,
+) -> Result<Embeddings, Failure> {
+    if reply.count != count {
+        let got = reply.count;
         return Err(malformed(format!(
             "has {got} embeddings for {count} inputs"
         )));
@@ -229,14 +178,13 @@ pub fn parse_reply(endpoint: &Endpoint, count: usize, body: &[u8]) -> Result<Emb
     reserve(&mut vectors, count)?;
     vectors.resize_with(count, Vec::new);
     let mut bytes = Vec::new();
-    for item in reply.data.items {
-        let place = item
-            .index
+    for (index, numbers) in reply.vectors {
+        let place = index
             .and_then(|index| usize::try_from(index).ok())
             .and_then(|index| vectors.get_mut(index))
             .filter(|place| place.is_empty())
             .ok_or_else(|| malformed("has an index that is missing, twice there or too large"))?;
-        let mut vector = match item.embedding {
+        let mut vector = match numbers {
             Numbers::Base64(text) => decode(&text, endpoint, &mut bytes)?,
             Numbers::List(_, length) if length != endpoint.dimensions => {
                 return Err(wrong_length(endpoint, length));
@@ -251,11 +199,25 @@ pub fn parse_reply(endpoint: &Endpoint, count: usize, body: &[u8]) -> Result<Emb
         }
         *place = vector;
     }
-    let tokens = reply
-        .usage
-        .and_then(|usage| usage.total_tokens.or(usage.prompt_tokens))
-        .map_or(0, |tokens| tokens as u64);
-    Ok(Embeddings { vectors, tokens })
+    Ok(Embeddings {
+        vectors,
+        tokens: reply.tokens.map_or(0, |tokens| tokens as u64),
+        limits: Limits::default(),
+    })
+}
+
+/// The failure of a reply in which an API found no list of embeddings.
+pub(crate) fn unreadable(error: &serde_json::Error) -> Failure {
+    // The error's own text may quote the answer.
+    let what = match error.classify() {
+        serde_json::error::Category::Eof => "is cut short",
+        serde_json::error::Category::Syntax => "is not JSON",
+        serde_json::error::Category::Data | serde_json::error::Category::Io => {
+            "is not a list of embeddings"
+        }
+    };
+    let place = format!("line {} column {}", error.line(), error.column());
+    malformed(format!("{what} ({place})"))
 }
 
 fn malformed(what: impl fmt::Display) -> Failure {
@@ -320,28 +282,6 @@ fn norm(vector: &[f32]) -> Result<f64, Failure> {
     Ok(squares.sqrt())
 }
 
-/// The message of an error's body: `error.message`, or `error` or `message` where that is a text.
-pub(crate) fn error_message(body: &[u8]) -> Option<String> {
-    let body: Value = serde_json::from_slice(body).ok()?;
-    let error = body.get("error");
-    let candidates = [
-        error.and_then(|error| error.get("message")),
-        error,
-        body.get("message"),
-    ];
-    candidates
-        .into_iter()
-        .flatten()
-        .find_map(Value::as_str)
-        .map(str::to_owned)
-}
-
-/// Whether an error's body says that `encoding_format` is what is wrong.
-pub(crate) fn refuses_encoding(status: u16, body: &[u8]) -> bool {
-    const NAME: &[u8] = b"encoding_format";
-    matches!(status, 400 | 422) && body.windows(NAME.len()).any(|window| window == NAME)
-}
-
 #[cfg(test)]
-#[path = "openai_tests.rs"]
+#[path = "reply_tests.rs"]
 mod tests;
