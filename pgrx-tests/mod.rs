@@ -147,9 +147,9 @@ mod tests {
             ),
             (
                 "api 'telepathy'",
-                &["HV024", "telepathy", "openai, builtin"],
+                &["HV024", "telepathy", "openai, azure_openai"],
             ),
-            ("model 'm'", &["HV00J", "api", "openai, builtin"]),
+            ("model 'm'", &["HV00J", "api", "cohere, builtin"]),
             (
                 "api 'openai', url 'http://h/v1', model 'm', dimensions '0'",
                 &["HV024", "dimensions", "from 1 to 16000"],

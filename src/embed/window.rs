@@ -12,7 +12,7 @@ const DECREASE: f64 = 0.5;
 /// An answer that takes this many times the usual one says that requests queue at the server.
 const SLOW: u32 = 3;
 /// The share of the newest answer in what is usual.
-const SHARE: f64 = 0.1;
+const SHARE: f64 = 0.02;
 
 #[derive(Clone, Debug)]
 pub struct Window {
