@@ -340,6 +340,12 @@ fn changes_that_the_worker_has_not_read_or_not_ended_are_kept_beyond_the_size() 
         nudge(&mut db);
         seen.extend(used(&mut db));
         db.pause(Duration::from_millis(100));
+        // Until they stand in the job table, the log alone knows of them.
+        let logged: i64 = db.one(
+            "SELECT count(*) FROM recsync.change_log WHERE record ->> 'title' LIKE 'in the air%' AND old_record ->> 'title' NOT LIKE 'in the air%'",
+        );
+        let written: i64 = db.one("SELECT count(*) FROM recsync.job");
+        assert!(logged == 100 || written > 0, "{logged} of 100 are left");
     }
     db.kill9_worker();
     api.release();
