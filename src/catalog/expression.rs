@@ -172,37 +172,53 @@ unsafe fn single_expression(argument: &'static str, text: &CStr) -> Result<*mut 
     }
 }
 
-/// The names of the columns that `expression` reads. A virtual generated column counts as all columns of its
-/// table: its value is not in the trigger's row.
+/// The names of the columns that `expression` reads. A virtual generated column, whose value is not in the
+/// trigger's row, counts as the columns that its own expression reads.
 unsafe fn used_columns(relation: pg_sys::Relation, expression: *mut pg_sys::Node) -> Vec<String> {
-    // SAFETY: walks an analysed expression over range table entry 1 and reads the open relation's descriptor.
+    // SAFETY: walks analysed expressions over range table entry 1 and reads the open relation's descriptor.
+    unsafe {
+        let descriptor = pgrx::PgTupleDesc::from_pg_copy((*relation).rd_att);
+        let stored = |attribute: &pg_sys::FormData_pg_attribute| {
+            !attribute.attisdropped && attribute.attgenerated != b'v' as std::ffi::c_char
+        };
+        let mut used = Vec::new();
+        let mut numbers = attribute_numbers(expression);
+        while let Some(number) = numbers.pop() {
+            match descriptor.iter().nth((number - 1).max(0) as usize) {
+                Some(attribute) if number > 0 && stored(attribute) => {
+                    used.push(attribute.name().to_owned());
+                }
+                #[cfg(feature = "pg18")]
+                Some(_) if number > 0 => {
+                    numbers.extend(attribute_numbers(pg_sys::build_generation_expression(
+                        relation, number,
+                    )));
+                }
+                // The whole row.
+                _ => {
+                    let all = descriptor.iter().filter(|attribute| stored(attribute));
+                    used.extend(all.map(|attribute| attribute.name().to_owned()));
+                }
+            }
+        }
+        used.sort();
+        used.dedup();
+        used
+    }
+}
+
+/// The attributes that `expression` reads; 0 or less: the whole row.
+unsafe fn attribute_numbers(expression: *mut pg_sys::Node) -> Vec<i32> {
+    let mut numbers = Vec::new();
+    // SAFETY: walks an analysed expression over range table entry 1.
     unsafe {
         let mut set: *mut pg_sys::Bitmapset = std::ptr::null_mut();
         pg_sys::pull_varattnos(expression, 1, &mut set);
-        let descriptor = pgrx::PgTupleDesc::from_pg_copy((*relation).rd_att);
-        let mut used = Vec::new();
-        let mut all = false;
         let mut member = pg_sys::bms_next_member(set, -1);
         while member >= 0 {
-            let number = member + pg_sys::FirstLowInvalidHeapAttributeNumber;
-            match descriptor.iter().nth((number - 1).max(0) as usize) {
-                Some(attribute) if number > 0 => {
-                    all |= attribute.attgenerated == b'v' as std::ffi::c_char;
-                    used.push(attribute.name().to_owned());
-                }
-                _ => all = true, // the whole row
-            }
+            numbers.push(member + pg_sys::FirstLowInvalidHeapAttributeNumber);
             member = pg_sys::bms_next_member(set, member);
         }
-        if all {
-            used = descriptor
-                .iter()
-                .filter(|attribute| {
-                    !attribute.attisdropped && attribute.attgenerated != b'v' as std::ffi::c_char
-                })
-                .map(|attribute| attribute.name().to_owned())
-                .collect();
-        }
-        used
     }
+    numbers
 }
