@@ -10,7 +10,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::io::Write;
 
 use super::sources::Column;
-use crate::settings::set;
+use crate::catalog::rights::with_settings;
 
 unsafe extern "C-unwind" {
     // Not in pgrx's bindings: the setting of the same name.
@@ -50,6 +50,8 @@ pub enum Kind {
     Moment,
     Array,
     Composite,
+    /// A range or multirange.
+    Range,
     /// A vector of pgvector: too large for a log, whatever its width.
     Vector,
     /// The text of its output function.
@@ -71,6 +73,13 @@ impl Kind {
             _ if unsafe { pg_sys::get_element_type(type_oid) } != pg_sys::InvalidOid => Kind::Array,
             // SAFETY: as above.
             _ if unsafe { pg_sys::type_is_rowtype(type_oid) } => Kind::Composite,
+            // SAFETY: as above.
+            _ if unsafe {
+                pg_sys::type_is_range(type_oid) || pg_sys::type_is_multirange(type_oid)
+            } =>
+            {
+                Kind::Range
+            }
             _ if is_vector(type_oid) => Kind::Vector,
             _ => Kind::Other,
         }
@@ -299,28 +308,17 @@ unsafe fn output<'a>(function: pg_sys::Oid, datum: pg_sys::Datum) -> &'a [u8] {
 /// The output function's text under fixed settings; they are set only where the session's differ, or where the
 /// type may hold timestamps.
 unsafe fn fixed_output<'a>(column: &Column, datum: pg_sys::Datum) -> &'a [u8] {
-    let may_hold_timestamps = matches!(column.kind, Kind::Array | Kind::Composite)
-        // SAFETY: a catalog look-up by OID.
-        || unsafe { pg_sys::type_is_range(column.type_oid) || pg_sys::type_is_multirange(column.type_oid) };
-    // SAFETY: plain globals of this process; the settings changed here are put back by AtEOXact_GUC, and by
-    // the transaction's abort if the output function raises.
+    // SAFETY: plain globals of this process; the datum is of the column's type.
     unsafe {
-        let level = (may_hold_timestamps
+        let differ = matches!(column.kind, Kind::Array | Kind::Composite | Kind::Range)
             || pg_sys::DateStyle != pg_sys::USE_ISO_DATES as c_int
             || pg_sys::IntervalStyle != pg_sys::INTSTYLE_POSTGRES as c_int
             || bytea_output != BYTEA_OUTPUT_HEX
-            || pg_sys::extra_float_digits < 1)
-            .then(|| {
-                let level = pg_sys::NewGUCNestLevel();
-                for (name, value) in KEY_SETTINGS {
-                    set(name, value);
-                }
-                level
-            });
-        let text = output(column.output, datum);
-        if let Some(level) = level {
-            pg_sys::AtEOXact_GUC(true, level);
+            || pg_sys::extra_float_digits < 1;
+        if differ {
+            with_settings(KEY_SETTINGS, || output(column.output, datum))
+        } else {
+            output(column.output, datum)
         }
-        text
     }
 }

@@ -12,7 +12,7 @@ use std::ffi::{CStr, c_char};
 use std::rc::Rc;
 
 use super::json::{Kind, label};
-use crate::catalog::names::qualified;
+use crate::catalog::names::{own_relation, qualified};
 use crate::shared::LOG_TABLES;
 
 /// A column as the comparison by stored image and the JSON of its values need it. `index` counts from 0.
@@ -127,13 +127,13 @@ pub fn own() -> Option<Own> {
         index: pg_sys::InvalidOid,
     };
     let mut own = Own {
-        sequence: relation_oid(c"change_log_sequence")?,
+        sequence: own_relation(c"change_log_sequence")?,
         log: [none; LOG_TABLES as usize],
     };
     for (log, (table, index)) in own.log.iter_mut().zip(LOG_NAMES) {
         *log = LogTable {
-            table: relation_oid(table)?,
-            index: relation_oid(index)?,
+            table: own_relation(table)?,
+            index: own_relation(index)?,
         };
     }
     OWN.set(Some(own));
@@ -280,8 +280,8 @@ struct Row {
 }
 
 fn read_row(id: i32) -> Option<Row> {
-    let table = relation_oid(c"source")?;
-    let index = relation_oid(c"source_pkey")?;
+    let table = own_relation(c"source")?;
+    let index = own_relation(c"source_pkey")?;
     // SAFETY: the table and its index are opened and closed here, with the locks that a catalog scan takes;
     // the values are copied out of the tuple before the scan ends. Attributes are those of the install script.
     unsafe {
@@ -331,15 +331,5 @@ unsafe fn attribute<T: FromDatum>(
     unsafe {
         let datum = pg_sys::heap_getattr(tuple, number, descriptor, &mut null);
         T::from_datum(datum, null)
-    }
-}
-
-/// The OID of one of recsync's own relations; `None` where the extension is not there.
-pub fn relation_oid(name: &CStr) -> Option<pg_sys::Oid> {
-    // SAFETY: syscache look-ups by NUL-terminated names.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"recsync".as_ptr(), true);
-        let relation = pg_sys::get_relname_relid(name.as_ptr(), schema);
-        (relation != pg_sys::InvalidOid).then_some(relation)
     }
 }

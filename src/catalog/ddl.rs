@@ -13,7 +13,7 @@ use serde::Deserialize;
 use std::cell::Cell;
 
 use super::expression::{Analysed, Wanted};
-use super::names::{Canonical, select_one};
+use super::names::{Canonical, own_relation, select_one};
 use super::rights::{As, in_subtransaction};
 use super::utility::list;
 use crate::capture::wake;
@@ -197,12 +197,7 @@ pub fn after(before: Before) {
 }
 
 fn is_installed() -> bool {
-    // SAFETY: syscache look-ups by name.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"recsync".as_ptr(), true);
-        schema != pg_sys::InvalidOid
-            && pg_sys::get_relname_relid(c"source".as_ptr(), schema) != pg_sys::InvalidOid
-    }
+    own_relation(c"source").is_some()
 }
 
 /// Runs `body` so that its failure does not fail the user's command.

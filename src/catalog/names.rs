@@ -86,6 +86,16 @@ pub fn parts(name: &str) -> Option<Vec<String>> {
     }
 }
 
+/// The OID of one of recsync's own relations; `None` where the extension is not there.
+pub fn own_relation(name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: syscache look-ups by NUL-terminated names.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"recsync".as_ptr(), true);
+        let relation = pg_sys::get_relname_relid(name.as_ptr(), schema);
+        (relation != pg_sys::InvalidOid).then_some(relation)
+    }
+}
+
 /// What `to_regclass` finds: search_path applies.
 pub fn resolve(name: &str) -> Result<Option<pg_sys::Oid>> {
     select_one::<pg_sys::Oid>("SELECT pg_catalog.to_regclass($1)::oid", &[name.into()])

@@ -108,8 +108,7 @@ pub fn with_settings<T>(
 fn extension_owner() -> pg_sys::Oid {
     // SAFETY: syscache look-ups; the OID is valid whatever they find.
     unsafe {
-        let schema = pg_sys::get_namespace_oid(c"recsync".as_ptr(), true);
-        let table = pg_sys::get_relname_relid(c"pipeline".as_ptr(), schema);
+        let table = names::own_relation(c"pipeline").unwrap_or(pg_sys::InvalidOid);
         let tuple = pg_sys::SearchSysCache1(
             pg_sys::SysCacheIdentifier::RELOID as _,
             pg_sys::Datum::from(table),

@@ -297,15 +297,21 @@ pub fn release(source: pg_sys::Oid, name: &str, id: i32, owner: pg_sys::Oid) -> 
     }
     if exists {
         lock_in_tries(source, name, pg_sys::AccessExclusiveLock)?;
-        let triggers =
-            select_one::<Vec<String>>(TRIGGERS, &[source.into(), id.into(), None::<&str>.into()])?;
-        let _as = As::maker(owner);
-        for trigger in triggers.unwrap_or_default() {
-            Spi::run(&format!("DROP TRIGGER IF EXISTS {trigger}"))?;
-        }
+        drop_triggers(source, id, owner)?;
     }
     let _as = As::extension();
     Spi::run_with_args("DELETE FROM recsync.source WHERE id = $1", &[id.into()])?;
+    Ok(())
+}
+
+/// The triggers of source `id` on a table and its partitions go.
+pub fn drop_triggers(table: pg_sys::Oid, id: i32, owner: pg_sys::Oid) -> Result<()> {
+    let triggers =
+        select_one::<Vec<String>>(TRIGGERS, &[table.into(), id.into(), None::<&str>.into()])?;
+    let _as = As::maker(owner);
+    for trigger in triggers.unwrap_or_default() {
+        Spi::run(&format!("DROP TRIGGER IF EXISTS {trigger}"))?;
+    }
     Ok(())
 }
 

@@ -12,11 +12,6 @@ use crate::error::Result;
 /// How long a claim is good for; a worker that starts anew takes all leases back anyway.
 const LEASE: &str = "5 minutes";
 
-/// What is in flight stays there: a lease, as a claim would have taken it.
-const HOLD: &str = "\
-UPDATE recsync.job j SET leased_until = pg_catalog.clock_timestamp() + interval '5 minutes' FROM (SELECT ARRAY(SELECT pg_catalog.jsonb_array_elements_text(g.key::jsonb)) AS key FROM pg_catalog.unnest($2::text[]) AS g (key) OFFSET 0) k
- WHERE j.pipeline_id = $1 AND j.record_key = k.key";
-
 /// Write down: keys as JSON arrays in $2.
 const PUT: &str = "\
 INSERT INTO recsync.job AS j (pipeline_id, record_key, attempt, available_at, last_attempt_at)
@@ -38,10 +33,8 @@ UPDATE recsync.job j SET leased_until = pg_catalog.clock_timestamp() + $3::inter
   FROM due WHERE j.pipeline_id = due.pipeline_id AND j.record_key = due.record_key
 RETURNING j.pipeline_id, j.record_key, j.attempt, (extract(epoch FROM j.last_attempt_at) * 1000000)::bigint";
 
-/// Done, with effect or without. The keys are made into arrays first (OFFSET 0), so that the primary key finds the rows.
-const COMPLETE: &str = "\
-DELETE FROM recsync.job j USING (SELECT ARRAY(SELECT pg_catalog.jsonb_array_elements_text(g.key::jsonb)) AS key FROM pg_catalog.unnest($2::text[]) AS g (key) OFFSET 0) k
- WHERE j.pipeline_id = $1 AND j.record_key = k.key";
+/// Done, with effect or without.
+const COMPLETE: &str = "DELETE FROM recsync.job r USING";
 
 /// Give up: what is known of the failure stays for the owner.
 const BURY: &str = "\
@@ -51,9 +44,13 @@ ON CONFLICT (pipeline_id, record_key) DO UPDATE
    SET attempt = excluded.attempt, class = excluded.class, status = excluded.status, message = excluded.message, failed_at = excluded.failed_at";
 
 /// A row that was given up has been embedded after all, or is gone.
-const UNBURY: &str = "\
-DELETE FROM recsync.dead_letter_log d USING (SELECT ARRAY(SELECT pg_catalog.jsonb_array_elements_text(g.key::jsonb)) AS key FROM pg_catalog.unnest($2::text[]) AS g (key) OFFSET 0) k
- WHERE d.pipeline_id = $1 AND d.record_key = k.key";
+const UNBURY: &str = "DELETE FROM recsync.dead_letter_log r USING";
+
+/// The end of a statement about the rows `r` of a pipeline by their keys, JSON arrays in $2. They are made into
+/// arrays first (OFFSET 0), so that the primary key finds the rows.
+const BY_KEY: &str = "\
+(SELECT ARRAY(SELECT pg_catalog.jsonb_array_elements_text(g.key::jsonb)) AS key FROM pg_catalog.unnest($2::text[]) AS g (key) OFFSET 0) k
+ WHERE r.pipeline_id = $1 AND r.record_key = k.key";
 
 /// Milliseconds until the next job of these pipelines is due.
 const NEXT: &str = "\
@@ -131,9 +128,12 @@ pub fn complete<'a>(pipeline: i32, rows: impl Iterator<Item = &'a RowKey>) -> Re
     by_key(COMPLETE, pipeline, rows)
 }
 
-/// Takes a lease on jobs that were written down while they are in flight.
+/// Takes a lease on jobs that were written down while they are in flight, as a claim would have.
 pub fn lease<'a>(pipeline: i32, rows: impl Iterator<Item = &'a RowKey>) -> Result<()> {
-    by_key(HOLD, pipeline, rows)
+    let hold = format!(
+        "UPDATE recsync.job r SET leased_until = pg_catalog.clock_timestamp() + interval '{LEASE}' FROM"
+    );
+    by_key(&hold, pipeline, rows)
 }
 
 /// Removes the dead letters of rows that are right after all.
@@ -141,10 +141,10 @@ pub fn unbury<'a>(pipeline: i32, rows: impl Iterator<Item = &'a RowKey>) -> Resu
     by_key(UNBURY, pipeline, rows)
 }
 
-fn by_key<'a>(sql: &str, pipeline: i32, rows: impl Iterator<Item = &'a RowKey>) -> Result<()> {
+fn by_key<'a>(what: &str, pipeline: i32, rows: impl Iterator<Item = &'a RowKey>) -> Result<()> {
     let keys: Vec<String> = rows.map(key_json).collect();
     if !keys.is_empty() {
-        Spi::run_with_args(sql, &[pipeline.into(), keys.into()])?;
+        Spi::run_with_args(&format!("{what} {BY_KEY}"), &[pipeline.into(), keys.into()])?;
     }
     Ok(())
 }

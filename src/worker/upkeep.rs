@@ -217,22 +217,23 @@ pub fn rotate(database: &Database, checkpoint: &Checkpoint) -> bool {
     let most = settings::log_max_size();
     let retention = settings::log_retention();
     let current = database.log_table.load(SeqCst);
-    let Ok(sizes) = transaction(sizes) else {
+    let Ok(mut sizes) = transaction(sizes) else {
         return true;
     };
-    let mut total: i64 = sizes.iter().sum();
     for table in transaction(|| oldest_first(&sizes)).unwrap_or_default() {
         if table == current {
             continue;
         }
-        let kept = if total > most {
+        let kept = if sizes.iter().sum::<i64>() > most {
             Duration::ZERO
         } else {
             retention
         };
         // A failure is a lock that somebody holds: another time.
-        if let Ok(true) = transaction(|| empty(table, checkpoint, kept)) {
-            total -= sizes.get(table as usize).copied().unwrap_or_default();
+        if let Ok(true) = transaction(|| empty(table, checkpoint, kept))
+            && let Some(size) = sizes.get_mut(table as usize)
+        {
+            *size = 0;
         }
     }
     let old = transaction(|| {
@@ -241,16 +242,14 @@ pub fn rotate(database: &Database, checkpoint: &Checkpoint) -> bool {
     let full = sizes
         .get(current as usize)
         .is_some_and(|size| *size > most / i64::from(LOG_TABLES));
-    if full || old.unwrap_or(false) {
-        let free = transaction(free).unwrap_or_default();
-        let next = (1..LOG_TABLES)
+    if (full || old.unwrap_or(false))
+        && let Some(next) = (1..LOG_TABLES)
             .map(|step| (current + step) % LOG_TABLES)
-            .find(|table| free.contains(table));
-        if let Some(next) = next {
-            database.log_table.store(next, SeqCst);
-        }
+            .find(|table| sizes.get(*table as usize) == Some(&0))
+    {
+        database.log_table.store(next, SeqCst);
     }
-    total > most
+    sizes.iter().sum::<i64>() > most
 }
 
 /// Bytes of each log table's rows, large values included.
@@ -261,16 +260,6 @@ fn sizes() -> Result<Vec<i64>> {
         &[],
     )?
     .unwrap_or_default())
-}
-
-/// Log tables without a row.
-fn free() -> Result<Vec<u32>> {
-    let sizes = sizes()?;
-    let numbered = (0..LOG_TABLES).zip(sizes);
-    Ok(numbered
-        .filter(|(_, size)| *size == 0)
-        .map(|(table, _)| table)
-        .collect())
 }
 
 /// Log tables that are not empty, by their first transaction; first those whose rows were all rolled back.

@@ -9,9 +9,9 @@ use crate::capture::buffer::{self, Change, Kind, Op};
 use crate::capture::wake;
 use crate::catalog::change::pause_for;
 use crate::catalog::expression::Analysed;
-use crate::catalog::names::{quote, select_one};
+use crate::catalog::names::quote;
 use crate::catalog::rights::{As, in_subtransaction};
-use crate::catalog::watch::{forget_cached, lock_in_tries, watch_truncate};
+use crate::catalog::watch::{drop_triggers, forget_cached, lock_in_tries, watch_truncate};
 use crate::dispatch::backfill;
 use crate::error::Result;
 
@@ -284,31 +284,13 @@ fn follow_partitions(
         };
         buffer::add(kind, &Change::default());
         wake::after_changes();
-        unwatch_partition(is, *table)?;
+        drop_triggers(kind.relation, is.id, is.owner())?; // a detached partition keeps none of its root's
     }
     if (came && before.attaches || before.rewrites || was.disabled != is.disabled)
         && !pipelines.is_empty()
     {
         let _as = As::extension();
         backfill::restart(&pipelines)?;
-    }
-    Ok(())
-}
-
-/// A detached partition keeps no trigger of its root's.
-fn unwatch_partition(source: &Source, table: i64) -> Result<()> {
-    let id = source.id;
-    let triggers = select_one::<Vec<String>>(
-        "SELECT pg_catalog.array_agg(pg_catalog.format('%I ON %I.%I', g.tgname, n.nspname, c.relname))
-           FROM pg_catalog.pg_class r CROSS JOIN LATERAL (SELECT r.oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree(r.oid::regclass) t) t
-           JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-           JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid
-          WHERE r.oid = $1::bigint::oid AND g.tgname = '00_recsync_truncate_' || $2::text",
-        &[table.into(), id.into()],
-    )?;
-    let _as = As::maker(source.owner());
-    for trigger in triggers.unwrap_or_default() {
-        Spi::run(&format!("DROP TRIGGER {trigger}"))?;
     }
     Ok(())
 }
