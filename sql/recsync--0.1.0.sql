@@ -68,9 +68,13 @@ CREATE TABLE pipeline (
     row_filter    text,
     used_columns  text[] NOT NULL,
     server        text NOT NULL,
-    schedule      text NOT NULL CHECK (schedule IN ('realtime')),
+    schedule      text NOT NULL,          -- realtime, near_realtime, hourly, daily, an interval (then also in every), or cron
+    every         interval CHECK (every > interval '0'),
+    debounce      interval,
+    max_delay     interval,
     storage       text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
-    index         text NOT NULL CHECK (index IN ('hnsw', 'none')),
+    index         text NOT NULL CHECK (index IN ('hnsw', 'hnsw_bit', 'none')),
+    into_column   text,                   -- of the source, where the vectors are there
     dimensions    integer NOT NULL CHECK (dimensions > 0),
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
@@ -110,7 +114,9 @@ CREATE TABLE job (
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (pipeline_id, record_key)
 );
-CREATE INDEX job_due ON job (available_at, pipeline_id, record_key);
+-- Claims walk along the first, from where the last one ended; the second finds what a worker that is no more has held.
+CREATE INDEX job_due ON job (pipeline_id, available_at, record_key) WHERE leased_until IS NULL;
+CREATE INDEX job_leased ON job (pipeline_id) WHERE leased_until IS NOT NULL;
 
 CREATE TABLE dead_letter_log (
     pipeline_id integer NOT NULL REFERENCES pipeline ON DELETE CASCADE,
@@ -232,11 +238,11 @@ AS 'MODULE_PATHNAME', 'counters_wrapper';
 -- recsync::catalog::declare::create_pipeline
 
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
-    schedule text DEFAULT 'realtime', row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT 'hnsw', capture text DEFAULT 'keys', on_replica boolean DEFAULT false,
-    backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
+    index text DEFAULT 'hnsw', capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_pipeline_wrapper';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, text, text, text, text, boolean, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw or none; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, boolean, boolean, boolean) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw or none; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -3,6 +3,9 @@
 //! It never sends anything and never writes a vector; removing the vector of a row that is gone is its only
 //! write to a pipeline's relation.
 
+// When a change is due.
+pub mod schedule;
+
 // What a snapshot saw: the checkpoint's arithmetic.
 pub mod snapshot;
 

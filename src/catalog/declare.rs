@@ -2,18 +2,23 @@
 //!
 //! It never writes anything before everything has been checked.
 
+use pgrx::datum::Interval;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+// Its arguments, one by one.
+mod checks;
+
 use super::expression::{self, Wanted};
 use super::names::{qualified, quote, select_one};
-use super::pipeline::{self, Pipeline};
+use super::pipeline::{self, Pipeline, When};
 use super::relations::make_relations;
 use super::rights::As;
 use super::server;
 use super::watch::{CAPTURES, describe_source, lock_in_tries, notice_of_source, refresh, watch};
 use crate::capture::wake;
 use crate::error::{Error, OrReport, Result};
+use checks::{content_of_columns, relation_name, storage, when};
 
 /// What create_pipeline was asked for.
 struct Declaration {
@@ -22,6 +27,7 @@ struct Declaration {
     columns: Option<Vec<String>>,
     content: Option<String>,
     server: String,
+    when: When,
     row_filter: Option<String>,
     storage: Option<String>,
     index: String,
@@ -32,11 +38,11 @@ struct Declaration {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
-    schedule text DEFAULT 'realtime', row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT 'hnsw', capture text DEFAULT 'keys', on_replica boolean DEFAULT false,
-    backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
+    index text DEFAULT 'hnsw', capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, text, text, text, text, boolean, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw or none; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, boolean, boolean, boolean) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw or none; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_pipeline(
@@ -46,6 +52,8 @@ fn create_pipeline(
     content: Option<&str>,
     server: Option<&str>,
     schedule: Option<&str>,
+    debounce: Option<Interval>,
+    max_delay: Option<Interval>,
     row_filter: Option<&str>,
     storage: Option<&str>,
     index: Option<&str>,
@@ -55,16 +63,6 @@ fn create_pipeline(
     if_not_exists: Option<bool>,
 ) -> pg_sys::Oid {
     (|| {
-        if schedule.unwrap_or("realtime") != "realtime" {
-            return Err(Error::argument(
-                "schedule",
-                format!(
-                    "\"{}\" is not a schedule that this version knows",
-                    schedule.unwrap_or_default()
-                ),
-                "The valid one is realtime.",
-            ));
-        }
         let required = |argument: &'static str, value: Option<&str>| {
             value.map(str::to_owned).ok_or_else(|| {
                 Error::argument(
@@ -82,6 +80,7 @@ fn create_pipeline(
             columns: columns.map(|columns| columns.into_iter().flatten().collect()),
             content: content.map(str::to_owned),
             server: required("server", server)?,
+            when: when(schedule, debounce, max_delay)?,
             row_filter: row_filter.map(str::to_owned),
             storage: storage.map(str::to_owned),
             index: index.unwrap_or("hnsw").to_owned(),
@@ -213,8 +212,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     {
         let _as = As::extension();
         Spi::run_with_args(
-            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, storage, index, dimensions, capture, on_replica)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'realtime', $9, $10, $11, $13, $14) RETURNING id)
+            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, dimensions, capture, on_replica)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $11, $13, $14) RETURNING id)
              INSERT INTO recsync.backfill (pipeline_id, finished_at) SELECT id, CASE WHEN $12 THEN NULL ELSE pg_catalog.now() END FROM p",
             &[
                 relation.as_str().into(),
@@ -231,6 +230,10 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
                 wanted.backfill.into(),
                 wanted.capture.as_str().into(),
                 wanted.on_replica.into(),
+                wanted.when.schedule.as_str().into(),
+                wanted.when.every_s.into(),
+                wanted.when.debounce_s.into(),
+                wanted.when.max_delay_s.into(),
             ],
         )?;
     }
@@ -241,95 +244,6 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
         select_one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[relation.into()])?
             .unwrap_or(pg_sys::InvalidOid),
     )
-}
-
-/// The relation's own name in `name`, which is read like any relation's: `product_embedding`, `"Mixed"`,
-/// `shop.product_embedding`. It lives in the source's schema.
-fn relation_name(name: &str, schema: &str) -> Result<String> {
-    let parts = super::names::parts(name);
-    let refused = |reason: String, hint: &str| Err(Error::argument("name", reason, hint));
-    let relation = match parts.as_deref() {
-        Some([]) => String::new(),
-        Some([relation]) => relation.clone(),
-        Some([of, relation]) if of == schema => relation.clone(),
-        Some([_, _]) => {
-            return refused(
-                format!("\"{name}\" is not in the source's schema {schema}"),
-                "A pipeline's relation lives beside its source: leave the schema out.",
-            );
-        }
-        _ => {
-            return refused(
-                format!("\"{name}\" is not a relation's name"),
-                "Give name or schema.name; a name with capitals, blanks or signs in double quotes: name => '\"My Name\"'.",
-            );
-        }
-    };
-    if relation.is_empty() || relation.len() > 59 {
-        return refused(
-            format!("\"{relation}\" leaves no room for a generation's suffix"),
-            "Give 1 to 59 bytes.",
-        );
-    }
-    Ok(relation)
-}
-
-/// `concat_ws(newline, a, b)`: NULLs left out.
-fn content_of_columns(source: pg_sys::Oid, name: &str, columns: &[String]) -> Result<String> {
-    let known = select_one::<Vec<String>>(
-        "SELECT pg_catalog.array_agg(attname::text ORDER BY attnum) FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped",
-        &[source.into()],
-    )?
-    .unwrap_or_default();
-    for column in columns {
-        if !known.contains(column) {
-            return Err(Error::NoSuchColumn {
-                relation: name.to_owned(),
-                column: column.clone(),
-                columns: known.join(", "),
-            });
-        }
-    }
-    let columns: Vec<String> = columns
-        .iter()
-        .map(|column| format!("{}::text", quote(column)))
-        .collect();
-    Ok(format!(
-        "pg_catalog.concat_ws(E'\\n', {})",
-        columns.join(", ")
-    ))
-}
-
-fn storage(wanted: Option<&str>, dimensions: usize) -> Result<&'static str> {
-    let widest = match wanted {
-        None if dimensions <= 2_000 => return Ok("vector"),
-        None if dimensions <= 4_000 => {
-            notice!(
-                "{dimensions} dimensions are too wide for an index on vector: storage is halfvec"
-            );
-            return Ok("halfvec");
-        }
-        None | Some("vector") => ("vector", 2_000),
-        Some("halfvec") => ("halfvec", 4_000),
-        Some(other) => {
-            return Err(Error::argument(
-                "storage",
-                format!("\"{other}\" is not a storage"),
-                "The valid ones are vector (up to 2,000 dimensions) and halfvec (up to 4,000).",
-            ));
-        }
-    };
-    if dimensions > widest.1 {
-        return Err(Error::argument(
-            "storage",
-            format!(
-                "{dimensions} dimensions are more than {} can index ({})",
-                widest.0, widest.1
-            ),
-            "Choose a model with fewer dimensions, or ask it for fewer with the server's option dimensions.",
-        ));
-    }
-    Ok(widest.0)
 }
 
 fn existing(relation: &str) -> Result<Option<Pipeline>> {
@@ -348,6 +262,7 @@ fn difference(
     wanted: &Declaration,
 ) -> Option<String> {
     let yes_no = |flag| if flag { "true" } else { "false" };
+    let schedules = (is.when.text(), wanted.when.text());
     let pairs = [
         ("source", is.source.as_str(), source),
         ("content", is.content.as_str(), content),
@@ -357,7 +272,9 @@ fn difference(
             filter.unwrap_or("none"),
         ),
         ("server", is.server.as_str(), wanted.server.as_str()),
+        ("schedule", schedules.0.as_str(), schedules.1.as_str()),
         ("storage", is.storage.as_str(), storage),
+        ("index", is.index.as_str(), wanted.index.as_str()),
         ("capture", is.capture.as_str(), wanted.capture.as_str()),
         (
             "on_replica",

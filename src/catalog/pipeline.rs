@@ -5,9 +5,11 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
+use std::time::Duration;
 
 use super::names;
 use super::rights::As;
+use crate::dispatch::schedule::Schedule;
 use crate::embed::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
@@ -32,7 +34,12 @@ pub struct Pipeline {
     pub content: String,
     pub row_filter: Option<String>,
     pub server: String,
+    #[serde(flatten)]
+    pub when: When,
+    /// The source's column that holds the vectors, where the pipeline has no table for them.
+    pub into_column: Option<String>,
     pub storage: String,
+    pub index: String,
     pub dimensions: i64,
     pub capture: String,
     pub on_replica: bool,
@@ -51,6 +58,16 @@ pub struct Pipeline {
     server_options: Option<Vec<(String, String)>>,
     mapping_options: Option<Vec<(String, String)>>,
     server_usable: Option<bool>,
+}
+
+/// When its changes are due, as it was declared.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub struct When {
+    pub schedule: String,
+    /// The schedule, where it is an interval; this and the others in seconds.
+    pub every_s: Option<f64>,
+    pub debounce_s: Option<f64>,
+    pub max_delay_s: Option<f64>,
 }
 
 /// One column of the primary key.
@@ -76,6 +93,36 @@ pub enum Trouble {
     /// A restore is under way, or the triggers were dropped: it is left alone.
     Restoring,
     Broken(String),
+}
+
+impl When {
+    /// # Errors
+    /// What is wrong with it; it was checked at the declaration.
+    pub fn schedule(&self) -> std::result::Result<Schedule, String> {
+        let duration = |seconds: Option<f64>| {
+            seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+        };
+        Schedule::new(
+            &self.schedule,
+            duration(self.every_s),
+            duration(self.debounce_s),
+            duration(self.max_delay_s),
+        )
+    }
+
+    /// For a person.
+    pub fn text(&self) -> String {
+        let mut text = self.schedule.clone();
+        for (name, seconds) in [
+            ("debounce", self.debounce_s),
+            ("max_delay", self.max_delay_s),
+        ] {
+            if let Some(seconds) = seconds {
+                text += &format!(" with {name} {seconds} s");
+            }
+        }
+        text
+    }
 }
 
 impl Pipeline {

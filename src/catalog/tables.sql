@@ -57,9 +57,13 @@ CREATE TABLE pipeline (
     row_filter    text,
     used_columns  text[] NOT NULL,
     server        text NOT NULL,
-    schedule      text NOT NULL CHECK (schedule IN ('realtime')),
+    schedule      text NOT NULL,          -- realtime, near_realtime, hourly, daily, an interval (then also in every), or cron
+    every         interval CHECK (every > interval '0'),
+    debounce      interval,
+    max_delay     interval,
     storage       text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
-    index         text NOT NULL CHECK (index IN ('hnsw', 'none')),
+    index         text NOT NULL CHECK (index IN ('hnsw', 'hnsw_bit', 'none')),
+    into_column   text,                   -- of the source, where the vectors are there
     dimensions    integer NOT NULL CHECK (dimensions > 0),
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
@@ -99,7 +103,9 @@ CREATE TABLE job (
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (pipeline_id, record_key)
 );
-CREATE INDEX job_due ON job (available_at, pipeline_id, record_key);
+-- Claims walk along the first, from where the last one ended; the second finds what a worker that is no more has held.
+CREATE INDEX job_due ON job (pipeline_id, available_at, record_key) WHERE leased_until IS NULL;
+CREATE INDEX job_leased ON job (pipeline_id) WHERE leased_until IS NOT NULL;
 
 CREATE TABLE dead_letter_log (
     pipeline_id integer NOT NULL REFERENCES pipeline ON DELETE CASCADE,

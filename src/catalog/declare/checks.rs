@@ -1,0 +1,153 @@
+//! What create_pipeline was given, argument by argument: each is turned into what is stored, or refused with a hint.
+//!
+//! It never writes anything.
+
+use pgrx::datum::Interval;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::catalog::names::{self, quote, select_one};
+use crate::catalog::pipeline::When;
+use crate::catalog::rights::in_subtransaction;
+use crate::error::{Error, Result};
+
+/// Reads what says when a change is due.
+pub fn when(
+    schedule: Option<&str>,
+    debounce: Option<Interval>,
+    max_delay: Option<Interval>,
+) -> Result<When> {
+    let schedule = schedule.unwrap_or("realtime").trim().to_owned();
+    let word = ["realtime", "near_realtime", "hourly", "daily"].contains(&schedule.as_str());
+    let seconds = |argument, interval: Option<Interval>| {
+        let seconds = interval.map(|interval| interval.as_micros() as f64 / 1e6);
+        seconds
+            .map(|seconds| positive(argument, seconds))
+            .transpose()
+    };
+    let when = When {
+        every_s: (!word).then(|| interval(&schedule)).flatten(),
+        debounce_s: seconds("debounce", debounce)?,
+        max_delay_s: seconds("max_delay", max_delay)?,
+        schedule,
+    };
+    match when.schedule() {
+        Ok(_) => Ok(when),
+        Err(reason) => Err(Error::argument(
+            "schedule",
+            format!("\"{}\": {reason}", when.schedule),
+            "The valid ones are realtime, near_realtime, hourly, daily, an interval such as 15 minutes, and a cron expression such as 30 3 * * *, in the database's time zone.",
+        )),
+    }
+}
+
+/// The seconds of what PostgreSQL can read as an interval.
+fn interval(text: &str) -> Option<f64> {
+    let read = || {
+        select_one::<f64>(
+            "SELECT extract(epoch FROM $1::interval)::float8",
+            &[text.into()],
+        )
+    };
+    in_subtransaction(read).ok().flatten()
+}
+
+fn positive(argument: &'static str, seconds: f64) -> Result<f64> {
+    if seconds >= 0.0 {
+        return Ok(seconds);
+    }
+    Err(Error::argument(
+        argument,
+        format!("{seconds} s is no time to wait for"),
+        "Give a positive interval.",
+    ))
+}
+
+/// The relation's own name in `name`, which is read like any relation's: `product_embedding`, `"Mixed"`,
+/// `shop.product_embedding`. It lives in the source's schema.
+pub fn relation_name(name: &str, schema: &str) -> Result<String> {
+    let parts = names::parts(name);
+    let refused = |reason: String, hint: &str| Err(Error::argument("name", reason, hint));
+    let relation = match parts.as_deref() {
+        Some([]) => String::new(),
+        Some([relation]) => relation.clone(),
+        Some([of, relation]) if of == schema => relation.clone(),
+        Some([_, _]) => {
+            return refused(
+                format!("\"{name}\" is not in the source's schema {schema}"),
+                "A pipeline's relation lives beside its source: leave the schema out.",
+            );
+        }
+        _ => {
+            return refused(
+                format!("\"{name}\" is not a relation's name"),
+                "Give name or schema.name; a name with capitals, blanks or signs in double quotes: name => '\"My Name\"'.",
+            );
+        }
+    };
+    if relation.is_empty() || relation.len() > 59 {
+        return refused(
+            format!("\"{relation}\" leaves no room for a generation's suffix"),
+            "Give 1 to 59 bytes.",
+        );
+    }
+    Ok(relation)
+}
+
+/// `concat_ws(newline, a, b)`: NULLs left out.
+pub fn content_of_columns(source: pg_sys::Oid, name: &str, columns: &[String]) -> Result<String> {
+    let known = select_one::<Vec<String>>(
+        "SELECT pg_catalog.array_agg(attname::text ORDER BY attnum) FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped",
+        &[source.into()],
+    )?
+    .unwrap_or_default();
+    for column in columns {
+        if !known.contains(column) {
+            return Err(Error::NoSuchColumn {
+                relation: name.to_owned(),
+                column: column.clone(),
+                columns: known.join(", "),
+            });
+        }
+    }
+    let columns: Vec<String> = columns
+        .iter()
+        .map(|column| format!("{}::text", quote(column)))
+        .collect();
+    Ok(format!(
+        "pg_catalog.concat_ws(E'\\n', {})",
+        columns.join(", ")
+    ))
+}
+
+pub fn storage(wanted: Option<&str>, dimensions: usize) -> Result<&'static str> {
+    let widest = match wanted {
+        None if dimensions <= 2_000 => return Ok("vector"),
+        None if dimensions <= 4_000 => {
+            notice!(
+                "{dimensions} dimensions are too wide for an index on vector: storage is halfvec"
+            );
+            return Ok("halfvec");
+        }
+        None | Some("vector") => ("vector", 2_000),
+        Some("halfvec") => ("halfvec", 4_000),
+        Some(other) => {
+            return Err(Error::argument(
+                "storage",
+                format!("\"{other}\" is not a storage"),
+                "The valid ones are vector (up to 2,000 dimensions) and halfvec (up to 4,000).",
+            ));
+        }
+    };
+    if dimensions > widest.1 {
+        return Err(Error::argument(
+            "storage",
+            format!(
+                "{dimensions} dimensions are more than {} can index ({})",
+                widest.0, widest.1
+            ),
+            "Choose a model with fewer dimensions, or ask it for fewer with the server's option dimensions.",
+        ));
+    }
+    Ok(widest.0)
+}
