@@ -9,6 +9,9 @@ pub mod schedule;
 // What a snapshot saw: the checkpoint's arithmetic.
 pub mod snapshot;
 
+// Whether a changed row waits.
+pub mod pace;
+
 // Jobs in memory: coalesced by row, one flight a row, tied to the checkpoint that may pass them.
 pub mod queue;
 

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::pace::{Lately, Pace, Waiting};
+
 /// A row of a pipeline: its key's values as text, in the order of the key's columns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RowKey {
@@ -40,12 +42,13 @@ impl Job {
     }
 }
 
-/// Removals first, then what changed, then what was there before.
+/// Removals first, then what changed, then what was there before; what is not due yet comes when it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
     Removal,
     Live,
     Backfill,
+    Quiet,
 }
 
 #[derive(Debug)]
@@ -55,8 +58,18 @@ struct Entry {
     lane: Lane,
     since: Instant,
     taken: bool,
-    /// Changed again while taken: the ticket of that change.
-    again: Option<Option<u64>>,
+    /// In lane Quiet: when it is due.
+    due: Option<Instant>,
+    /// Changed again while taken.
+    again: Option<Again>,
+}
+
+/// A change of a row that is taken.
+#[derive(Clone, Copy, Debug)]
+struct Again {
+    ticket: Option<u64>,
+    /// `None`: due as soon as it has landed.
+    pace: Option<Pace>,
 }
 
 /// What a ticket stands for; handed back when it is done.
@@ -77,6 +90,9 @@ pub enum Ticket {
 pub struct Queue {
     entries: HashMap<RowKey, Entry>,
     waiting: BTreeMap<(i32, Lane), VecDeque<RowKey>>,
+    /// The rows of lane Quiet, by time.
+    quiet: Waiting,
+    lately: Lately,
     /// Rows that were deleted while they are taken: their vector must not wait for the flight to land.
     passing: BTreeMap<i32, Vec<RowKey>>,
     tickets: BTreeMap<u64, (Ticket, usize)>,
@@ -97,54 +113,126 @@ impl Queue {
     }
 
     pub fn add_job(&mut self, job: Job, lane: Lane, ticket: Option<u64>) {
-        match self.entries.get_mut(&job.row) {
-            Some(entry) => {
-                entry.job.stored |= job.stored;
-                entry.job.attempt = entry.job.attempt.max(job.attempt);
-                let row = job.row;
-                if entry.taken {
-                    if lane == Lane::Removal {
-                        self.passing.entry(row.pipeline).or_default().push(row);
-                    }
-                    if entry.again.is_none() && lane != Lane::Backfill {
-                        entry.again = Some(ticket);
-                        self.hold(ticket);
-                    }
-                    return;
-                }
-                // It waits already: once is enough, in the more urgent place of the two.
-                if lane < entry.lane {
-                    entry.lane = lane;
-                    self.waiting
-                        .entry((row.pipeline, lane))
-                        .or_default()
-                        .push_back(row);
-                }
-                if entry.ticket.is_none() && !entry.job.stored {
-                    entry.ticket = ticket;
+        self.place(job, lane, ticket, None, None);
+    }
+
+    /// A row has changed; `pace` says when it is due.
+    pub fn add_change(&mut self, row: RowKey, ticket: Option<u64>, pace: Pace, now: Instant) {
+        let due = match pace {
+            Pace::AtOnce => self.lately.spaced(&row, now),
+            Pace::Quiet { debounce, .. } => Some(now + debounce),
+        };
+        let lane = due.map_or(Lane::Live, |_| Lane::Quiet);
+        self.place(Job::new(row), lane, ticket, Some(pace), due);
+    }
+
+    fn place(
+        &mut self,
+        job: Job,
+        lane: Lane,
+        ticket: Option<u64>,
+        pace: Option<Pace>,
+        due: Option<Instant>,
+    ) {
+        let row = job.row.clone();
+        let Some(entry) = self.entries.get_mut(&row) else {
+            self.entries.insert(
+                row.clone(),
+                Entry {
+                    job,
+                    ticket,
+                    lane,
+                    since: Instant::now(),
+                    taken: false,
+                    due,
+                    again: None,
+                },
+            );
+            self.hold(ticket);
+            return self.wait(row, lane, due);
+        };
+        entry.job.stored |= job.stored;
+        entry.job.attempt = entry.job.attempt.max(job.attempt);
+        if entry.taken {
+            if lane == Lane::Removal {
+                self.passing
+                    .entry(row.pipeline)
+                    .or_default()
+                    .push(row.clone());
+            }
+            match &mut entry.again {
+                Some(_) if lane == Lane::Backfill => {}
+                Some(again) => again.pace = again.pace.and(pace),
+                None if lane == Lane::Backfill => {}
+                None => {
+                    entry.again = Some(Again { ticket, pace });
                     self.hold(ticket);
                 }
             }
-            None => {
-                let row = job.row.clone();
-                self.entries.insert(
-                    row.clone(),
-                    Entry {
-                        job,
-                        ticket,
-                        lane,
-                        since: Instant::now(),
-                        taken: false,
-                        again: None,
-                    },
-                );
-                self.hold(ticket);
-                self.waiting
-                    .entry((row.pipeline, lane))
-                    .or_default()
-                    .push_back(row);
+            return;
+        }
+        // It waits already: once is enough, in the more urgent place of the two; a quiet one is put off.
+        if let (Some(Pace::Quiet { max_delay, .. }), Some(_), Some(due)) = (pace, entry.due, due) {
+            entry.due = Some(due.min(entry.since + max_delay));
+        }
+        let moves = lane < entry.lane;
+        if moves {
+            (entry.lane, entry.due) = (lane, None);
+        }
+        if entry.ticket.is_none() && !entry.job.stored {
+            entry.ticket = ticket;
+            self.hold(ticket);
+        }
+        if moves {
+            self.wait(row, lane, None);
+        }
+    }
+
+    fn wait(&mut self, row: RowKey, lane: Lane, due: Option<Instant>) {
+        match due {
+            Some(due) => self.quiet.push(row, due),
+            None => self
+                .waiting
+                .entry((row.pipeline, lane))
+                .or_default()
+                .push_back(row),
+        }
+    }
+
+    /// Quiet rows whose time has come are live.
+    pub fn release_due(&mut self, now: Instant) {
+        for row in self.quiet.take_due(now) {
+            match self.entries.get_mut(&row) {
+                Some(entry) if entry.taken || entry.lane != Lane::Quiet => {}
+                Some(Entry { due: Some(due), .. }) if *due > now => {
+                    let due = *due;
+                    self.quiet.push(row, due);
+                }
+                Some(entry) => {
+                    (entry.lane, entry.due) = (Lane::Live, None);
+                    self.wait(row, Lane::Live, None);
+                }
+                None => {}
             }
         }
+    }
+
+    /// All of a pipeline's quiet rows are live.
+    pub fn release_all(&mut self, pipeline: i32) {
+        for row in self.quiet.take_all(pipeline) {
+            if let Some(entry) = self.entries.get_mut(&row)
+                && !entry.taken
+                && entry.lane == Lane::Quiet
+            {
+                (entry.lane, entry.due) = (Lane::Live, None);
+                self.wait(row, Lane::Live, None);
+            }
+        }
+    }
+
+    /// When a quiet row may be due.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.quiet.next()
     }
 
     /// Takes up to `most` waiting jobs of a lane, oldest first.
@@ -152,15 +240,19 @@ impl Queue {
         let Some(waiting) = self.waiting.get_mut(&(pipeline, lane)) else {
             return Vec::new();
         };
-        let mut taken = Vec::new();
+        let (mut taken, now) = (Vec::new(), Instant::now());
         while taken.len() < most {
             let Some(row) = waiting.pop_front() else {
                 break;
             };
             if let Some(entry) = self.entries.get_mut(&row)
                 && !entry.taken
+                && entry.lane == lane
             {
                 entry.taken = true;
+                if lane == Lane::Live {
+                    self.lately.took(&row, now);
+                }
                 taken.push(entry.job.clone());
             }
         }
@@ -172,7 +264,7 @@ impl Queue {
         let mut touched = 0;
         for entry in self.entries.values_mut() {
             if entry.job.row.pipeline == pipeline && entry.taken && entry.again.is_none() {
-                entry.again = Some(ticket);
+                entry.again = Some(Again { ticket, pace: None });
                 touched += 1;
             }
         }
@@ -200,22 +292,12 @@ impl Queue {
             return;
         };
         self.release(entry.ticket);
-        if let Some(ticket) = entry.again {
-            self.entries.insert(
-                row.clone(),
-                Entry {
-                    job: Job::new(row.clone()),
-                    ticket,
-                    lane: Lane::Live,
-                    since: Instant::now(),
-                    taken: false,
-                    again: None,
-                },
-            );
-            self.waiting
-                .entry((row.pipeline, Lane::Live))
-                .or_default()
-                .push_back(row.clone());
+        if let Some(again) = entry.again {
+            match again.pace {
+                Some(pace) => self.add_change(row.clone(), again.ticket, pace, Instant::now()),
+                None => self.add(row.clone(), Lane::Live, again.ticket),
+            }
+            self.release(again.ticket); // it is held by the row that waits now
         }
     }
 
@@ -236,8 +318,8 @@ impl Queue {
         };
         entry.taken = false;
         entry.lane = lane;
-        if let Some(ticket) = entry.again.take() {
-            self.release(ticket);
+        if let Some(again) = entry.again.take() {
+            self.release(again.ticket);
         }
         self.waiting
             .entry((row.pipeline, lane))
@@ -264,17 +346,36 @@ impl Queue {
         for row in rows {
             if let Some(entry) = self.entries.remove(&row) {
                 self.release(entry.ticket);
-                if let Some(ticket) = entry.again {
-                    self.release(ticket);
+                if let Some(again) = entry.again {
+                    self.release(again.ticket);
                 }
             }
         }
         self.waiting.retain(|(of, _), _| *of != pipeline);
+        self.quiet.take_all(pipeline);
         self.passing.remove(&pipeline);
         self.tickets.retain(|_, (ticket, _)| !matches!(ticket, Ticket::Backfill { pipeline: of, .. } if *of == pipeline));
     }
 
+    /// Rows that have changed and are not due yet, taken at once: to be written down with the time that is left.
+    pub fn take_quiet(&mut self, pipeline: i32, now: Instant) -> Vec<(Job, Duration)> {
+        let mut taken = Vec::new();
+        for row in self.quiet.take_all(pipeline) {
+            if let Some(entry) = self.entries.get_mut(&row)
+                && !entry.taken
+                && let Some(due) = entry.due
+            {
+                entry.taken = true;
+                taken.push((entry.job.clone(), due.saturating_duration_since(now)));
+            }
+        }
+        taken
+    }
+
     pub fn waits(&self, pipeline: i32, lane: Lane) -> usize {
+        if lane == Lane::Quiet {
+            return self.quiet.count(pipeline);
+        }
         self.waiting.get(&(pipeline, lane)).map_or(0, VecDeque::len)
     }
 

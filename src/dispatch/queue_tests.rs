@@ -164,3 +164,89 @@ fn a_forgotten_pipeline_holds_no_ticket() {
     queue.forget(1);
     assert_eq!(queue.finished_tickets(), [log("a")]);
 }
+
+#[test]
+fn a_row_that_changes_in_flight_is_left_alone_for_a_while_when_it_lands() {
+    let mut queue = Queue::default();
+    let (first, second) = (queue.open(log("a")), queue.open(log("b")));
+    let now = Instant::now();
+    queue.add_change(row("1"), Some(first), Pace::AtOnce, now);
+    assert_eq!(queue.take(1, Lane::Live, 10).len(), 1);
+    queue.add_change(row("1"), Some(second), Pace::AtOnce, now);
+    queue.finish(&row("1"));
+    assert_eq!(queue.finished_tickets(), [log("a")]);
+    assert!(queue.take(1, Lane::Live, 10).is_empty(), "a hot row waits");
+    let due = queue.next_due().unwrap();
+    assert!(due > now && due <= Instant::now() + Duration::from_millis(400));
+    queue.release_due(due);
+    assert_eq!(queue.take(1, Lane::Live, 10).len(), 1);
+    queue.finish(&row("1"));
+    assert_eq!(queue.finished_tickets(), [log("b")]);
+    assert!(queue.is_empty());
+}
+
+#[test]
+fn a_hot_row_that_is_deleted_does_not_wait() {
+    let mut queue = Queue::default();
+    let ticket = queue.open(log("a"));
+    let now = Instant::now();
+    queue.add_change(row("1"), Some(ticket), Pace::AtOnce, now);
+    queue.take(1, Lane::Live, 10);
+    queue.finish(&row("1"));
+    queue.add_change(row("1"), Some(ticket), Pace::AtOnce, now);
+    assert!(queue.take(1, Lane::Live, 10).is_empty());
+    queue.add(row("1"), Lane::Removal, Some(ticket));
+    assert_eq!(queue.take(1, Lane::Removal, 10).len(), 1);
+    queue.add_change(row("1"), Some(ticket), Pace::AtOnce, now);
+    queue.add(row("1"), Lane::Removal, Some(ticket));
+    queue.finish(&row("1"));
+    assert_eq!(queue.take(1, Lane::Live, 10).len(), 1, "nor in flight");
+}
+
+#[test]
+fn a_quiet_row_waits_for_its_last_change_and_never_longer_than_it_may() {
+    let ms = Duration::from_millis;
+    let pace = Pace::Quiet {
+        debounce: ms(100),
+        max_delay: ms(250),
+    };
+    let mut queue = Queue::default();
+    let ticket = queue.open(log("a"));
+    let start = Instant::now();
+    for at in [0, 50, 100] {
+        queue.add_change(row("1"), Some(ticket), pace, start + ms(at));
+    }
+    queue.release_due(start + ms(150));
+    assert!(queue.take(1, Lane::Live, 10).is_empty(), "put off to 200");
+    assert_eq!(queue.waits(1, Lane::Quiet), 1);
+    for at in [150, 200, 240] {
+        queue.add_change(row("1"), Some(ticket), pace, start + ms(at));
+    }
+    queue.release_due(start + ms(270));
+    assert_eq!(queue.take(1, Lane::Live, 10).len(), 1, "the longest delay");
+    queue.finish(&row("1"));
+    assert_eq!(queue.finished_tickets(), [log("a")]);
+}
+
+#[test]
+fn quiet_rows_can_be_asked_for_now_and_written_down_with_the_time_that_is_left() {
+    let pace = Pace::Quiet {
+        debounce: Duration::from_secs(60),
+        max_delay: Duration::from_secs(600),
+    };
+    let mut queue = Queue::default();
+    let ticket = queue.open(log("a"));
+    let now = Instant::now();
+    for key in ["1", "2"] {
+        queue.add_change(row(key), Some(ticket), pace, now);
+    }
+    queue.add(row("2"), Lane::Backfill, None);
+    let quiet = queue.take_quiet(1, now + Duration::from_secs(10));
+    assert_eq!(quiet.len(), 1, "the other is on its way");
+    assert_eq!(quiet[0].1, Duration::from_secs(50));
+    queue.finish(&row("1"));
+    queue.add_change(row("1"), Some(ticket), pace, now);
+    queue.release_all(1);
+    assert_eq!(queue.take(1, Lane::Live, 10).len(), 1);
+    assert_eq!(queue.take(1, Lane::Backfill, 10).len(), 1);
+}
