@@ -82,6 +82,17 @@ pub struct Counters {
     pub failure: AtomicI64,
     pub last_embedded_us: AtomicI64,
     pub last_change_us: AtomicI64,
+    /// Rows that were looked at, those whose vector was that of their text, and vectors that were removed, new,
+    /// replaced; of these two, those that were known and cost no call.
+    pub processed: AtomicI64,
+    pub unchanged: AtomicI64,
+    pub removed: AtomicI64,
+    pub inserted: AtomicI64,
+    pub updated: AtomicI64,
+    pub known: AtomicI64,
+    /// How often somebody has asked for a run, and up to which of these the worker has begun.
+    pub runs_wanted: AtomicI64,
+    pub runs_started: AtomicI64,
 }
 
 // PostgreSQL's SetLatch, called without pgrx's guard: it neither raises nor allocates, and the commit
@@ -259,6 +270,14 @@ impl Shared {
                         &counters.failure,
                         &counters.last_embedded_us,
                         &counters.last_change_us,
+                        &counters.processed,
+                        &counters.unchanged,
+                        &counters.removed,
+                        &counters.inserted,
+                        &counters.updated,
+                        &counters.known,
+                        &counters.runs_wanted,
+                        &counters.runs_started,
                     ] {
                         number.store(0, SeqCst);
                     }

@@ -17,6 +17,12 @@ mod load;
 // Changes, jobs, slices; the checkpoint.
 mod intake;
 
+// When changes are due.
+mod calendar;
+
+// Jobs that are due.
+mod claims;
+
 // Rows to texts, texts to requests.
 mod rendering;
 

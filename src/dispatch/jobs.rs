@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::queue::{Job, RowKey};
+use crate::catalog::names;
 use crate::error::Result;
+use crate::statement::Statement;
 
-/// How long a claim is good for; a worker that starts anew takes all leases back anyway.
+/// Until when a claim is good, for people who look: a worker that starts anew takes all leases back.
 const LEASE: &str = "5 minutes";
 
-/// Write down: keys as JSON arrays in $2.
+/// Write down: keys as JSON arrays in $2. A job that is there already: see [`Again`], $6.
 const PUT: &str = "\
 INSERT INTO recsync.job AS j (pipeline_id, record_key, attempt, available_at, last_attempt_at)
 SELECT $1, ARRAY(SELECT pg_catalog.jsonb_array_elements_text(k.key::jsonb)), k.attempt,
@@ -20,18 +22,24 @@ SELECT $1, ARRAY(SELECT pg_catalog.jsonb_array_elements_text(k.key::jsonb)), k.a
   FROM ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::int[]), pg_catalog.unnest($4::bigint[]), pg_catalog.unnest($5::bigint[]))
        AS k (key, attempt, delay, last)
 ON CONFLICT (pipeline_id, record_key) DO UPDATE
-   SET attempt = GREATEST(j.attempt, excluded.attempt), available_at = excluded.available_at, leased_until = NULL,
+   SET attempt = GREATEST(j.attempt, excluded.attempt), leased_until = NULL,
+       available_at = CASE WHEN $6 IS NULL THEN excluded.available_at WHEN $6 = 0 THEN LEAST(j.available_at, excluded.available_at)
+                           ELSE LEAST(excluded.available_at, j.created_at + $6 * interval '1 ms') END,
        last_attempt_at = COALESCE(excluded.last_attempt_at, j.last_attempt_at)";
 
-/// Take due jobs under a lease.
+/// Take due jobs of a pipeline under a lease, along the index from where the last claim ended ($2, $3): what was
+/// claimed before leaves dead entries behind there, which a held snapshot keeps. Due is what was to be by $4; jobs
+/// that were there at $7 are due whatever their time, but for those that have failed since.
 const CLAIM: &str = "\
-WITH due AS (SELECT j.pipeline_id, j.record_key FROM recsync.job j
-              WHERE j.available_at <= pg_catalog.clock_timestamp() AND j.pipeline_id = ANY ($1)
-                AND (j.leased_until IS NULL OR j.leased_until < pg_catalog.clock_timestamp())
-              ORDER BY j.available_at LIMIT $2 FOR UPDATE SKIP LOCKED)
-UPDATE recsync.job j SET leased_until = pg_catalog.clock_timestamp() + $3::interval
-  FROM due WHERE j.pipeline_id = due.pipeline_id AND j.record_key = due.record_key
-RETURNING j.pipeline_id, j.record_key, j.attempt, (extract(epoch FROM j.last_attempt_at) * 1000000)::bigint";
+UPDATE recsync.job j SET leased_until = pg_catalog.clock_timestamp() + $5::interval
+ WHERE j.ctid = ANY (ARRAY(
+       SELECT d.ctid FROM recsync.job d
+        WHERE d.pipeline_id = $1 AND d.leased_until IS NULL AND (d.available_at, d.record_key) > ($2::timestamptz, $3)
+          AND d.available_at <= $4::timestamptz
+          AND ($7::timestamptz IS NULL OR d.created_at <= $7::timestamptz AND (d.last_attempt_at IS NULL OR d.last_attempt_at < $7::timestamptz))
+        ORDER BY d.available_at, d.record_key LIMIT $6 FOR UPDATE SKIP LOCKED))
+RETURNING (extract(epoch FROM j.available_at) * 1000000)::bigint, j.record_key, j.attempt,
+          (extract(epoch FROM j.last_attempt_at) * 1000000)::bigint, j.available_at::text";
 
 /// Done, with effect or without.
 const COMPLETE: &str = "DELETE FROM recsync.job r USING";
@@ -52,10 +60,39 @@ const BY_KEY: &str = "\
 (SELECT ARRAY(SELECT pg_catalog.jsonb_array_elements_text(g.key::jsonb)) AS key FROM pg_catalog.unnest($2::text[]) AS g (key) OFFSET 0) k
  WHERE r.pipeline_id = $1 AND r.record_key = k.key";
 
-/// Milliseconds until the next job of these pipelines is due.
+/// Milliseconds until the next job of a pipeline after that place is due.
 const NEXT: &str = "\
-SELECT (extract(epoch FROM pg_catalog.min(GREATEST(j.available_at, j.leased_until)) - pg_catalog.clock_timestamp()) * 1000)::bigint
-  FROM recsync.job j WHERE j.pipeline_id = ANY ($1)";
+SELECT (extract(epoch FROM d.available_at - pg_catalog.clock_timestamp()) * 1000)::bigint
+  FROM recsync.job d WHERE d.pipeline_id = $1 AND d.leased_until IS NULL AND (d.available_at, d.record_key) > ($2::timestamptz, $3)
+ ORDER BY d.available_at, d.record_key LIMIT 1";
+
+/// What a job that is written down again is due by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Again {
+    /// The new time.
+    Then,
+    /// The earlier of the two.
+    Earlier,
+    /// The new time, but not so much later than its first change.
+    Within(Duration),
+}
+
+/// A place in the order of a pipeline's jobs: when one is due, and its key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    available_at: String,
+    key: Vec<String>,
+}
+
+impl Place {
+    /// Before all of them.
+    pub fn first() -> Place {
+        Place {
+            available_at: "-infinity".into(),
+            key: Vec::new(),
+        }
+    }
+}
 
 /// A job as it is written down.
 pub struct Put<'a> {
@@ -64,7 +101,7 @@ pub struct Put<'a> {
 }
 
 /// Writes jobs of one pipeline down.
-pub fn put(pipeline: i32, jobs: &[Put]) -> Result<()> {
+pub fn put(pipeline: i32, jobs: &[Put], again: Again) -> Result<()> {
     if jobs.is_empty() {
         return Ok(());
     }
@@ -75,6 +112,11 @@ pub fn put(pipeline: i32, jobs: &[Put]) -> Result<()> {
         .map(|put| put.delay.as_millis() as i64)
         .collect();
     let last: Vec<Option<i64>> = jobs.iter().map(|put| put.job.last_attempt_us).collect();
+    let within = match again {
+        Again::Then => None,
+        Again::Earlier => Some(0),
+        Again::Within(time) => Some(time.as_millis().max(1) as i64),
+    };
     Spi::run_with_args(
         PUT,
         &[
@@ -83,44 +125,80 @@ pub fn put(pipeline: i32, jobs: &[Put]) -> Result<()> {
             attempts.into(),
             delays.into(),
             last.into(),
+            within.into(),
         ],
     )?;
     Ok(())
 }
 
 /// Writes all of these jobs down, with the same delay.
-pub fn put_all(pipeline: i32, jobs: &[Job], delay: Duration) -> Result<()> {
+pub fn put_all(pipeline: i32, jobs: &[Job], delay: Duration, again: Again) -> Result<()> {
     let puts: Vec<Put> = jobs.iter().map(|job| Put { job, delay }).collect();
-    put(pipeline, &puts)
+    put(pipeline, &puts, again)
 }
 
-/// Takes up to `most` due jobs of these pipelines.
-pub fn claim(pipelines: &[i32], most: usize) -> Result<Vec<Job>> {
+/// Takes up to `most` jobs of a pipeline that are due after a place, in their order, and says where it stopped: at the
+/// last of them. `run`: what was there by then is due now.
+pub fn claim(
+    pipeline: i32,
+    after: &Place,
+    run: Option<&str>,
+    most: usize,
+) -> Result<(Vec<Job>, Place)> {
+    thread_local! {
+        static STATEMENT: Statement = Statement::new(CLAIM);
+    }
+    let due = match run {
+        Some(_) => "infinity".to_owned(),
+        None => now()?,
+    };
     Spi::connect_mut(|client| {
-        let rows = client.update(
-            CLAIM,
-            None,
-            &[
-                pipelines.to_vec().into(),
-                (most as i64).into(),
-                LEASE.into(),
-            ],
-        )?;
+        let arguments = [
+            pipeline.into(),
+            after.available_at.as_str().into(),
+            after.key.clone().into(),
+            due.into(),
+            LEASE.into(),
+            (most as i64).into(),
+            run.into(),
+        ];
         let mut jobs = Vec::new();
-        for row in rows {
+        for row in STATEMENT.with(|statement| statement.update(client, &arguments))? {
             let key = row.get::<Vec<String>>(2)?.unwrap_or_default();
-            jobs.push(Job {
+            let job = Job {
                 row: RowKey {
-                    pipeline: row.get::<i32>(1)?.unwrap_or(0),
+                    pipeline,
                     key: Arc::from(key),
                 },
                 attempt: row.get::<i32>(3)?.unwrap_or(0).unsigned_abs(),
                 stored: true,
                 last_attempt_us: row.get::<i64>(4)?,
-            });
+            };
+            let place = (
+                row.get::<i64>(1)?.unwrap_or(0),
+                row.get::<String>(5)?.unwrap_or_default(),
+            );
+            jobs.push((place, job));
         }
-        Ok(jobs)
+        // They come in the order in which they stand on disk.
+        jobs.sort_by(|((one_at, _), one), ((other_at, _), other)| {
+            one_at
+                .cmp(other_at)
+                .then_with(|| one.row.key.cmp(&other.row.key))
+        });
+        let last = jobs.last().map(|((_, available_at), job)| Place {
+            available_at: available_at.clone(),
+            key: job.row.key.to_vec(),
+        });
+        let jobs = jobs.into_iter().map(|(_, job)| job).collect();
+        Ok((jobs, last.unwrap_or_else(|| after.clone())))
     })
+}
+
+/// The clock, as text.
+pub fn now() -> Result<String> {
+    let now = names::select_one::<String>("SELECT pg_catalog.clock_timestamp()::text", &[])?;
+    Ok(now.unwrap_or_default())
 }
 
 /// Removes the rows of jobs that are done.
@@ -165,16 +243,25 @@ pub fn bury(job: &Job, class: &str, status: Option<i32>, message: &str) -> Resul
     complete(job.row.pipeline, std::iter::once(&job.row))
 }
 
-/// Time until the next job of these pipelines is due; `None` where there is none.
-pub fn next_due(pipelines: &[i32]) -> Result<Option<Duration>> {
-    let milliseconds =
-        crate::catalog::names::select_one::<i64>(NEXT, &[pipelines.to_vec().into()])?;
+/// Time until the next job of a pipeline after a place is due; `None` where there is none.
+pub fn next_due(pipeline: i32, after: &Place) -> Result<Option<Duration>> {
+    let milliseconds = names::select_one::<i64>(
+        NEXT,
+        &[
+            pipeline.into(),
+            after.available_at.as_str().into(),
+            after.key.clone().into(),
+        ],
+    )?;
     Ok(milliseconds.map(|milliseconds| Duration::from_millis(milliseconds.max(0) as u64)))
 }
 
-/// The leases of a worker that is no more.
-pub fn take_back_leases() -> Result<()> {
-    Spi::run("UPDATE recsync.job SET leased_until = NULL WHERE leased_until IS NOT NULL")?;
+/// The leases of a worker that is no more, or of a pipeline that was paused.
+pub fn take_back_leases(pipeline: Option<i32>) -> Result<()> {
+    Spi::run_with_args(
+        "UPDATE recsync.job SET leased_until = NULL WHERE leased_until IS NOT NULL AND ($1 IS NULL OR pipeline_id = $1)",
+        &[pipeline.into()],
+    )?;
     Ok(())
 }
 

@@ -29,6 +29,16 @@ pub enum Pace {
     },
 }
 
+impl Pace {
+    /// How long a change waits that is not kept in memory.
+    pub fn delay(self) -> Duration {
+        match self {
+            Pace::AtOnce => Duration::ZERO,
+            Pace::Quiet { debounce, .. } => debounce,
+        }
+    }
+}
+
 /// Rows that were taken up lately, and for how long each is to be left alone.
 #[derive(Default)]
 pub struct Lately {

@@ -37,6 +37,8 @@ pub const BY_INDEX: &[(&CStr, &CStr)] = &[
 pub struct Block {
     pub source_id: i32,
     pub op: char,
+    /// As PostgreSQL's timestamps: when the statement began that made them.
+    pub changed_at: i64,
     /// Empty for a TRUNCATE.
     pub keys: Vec<Key>,
     /// The keys before, where updates changed them.
@@ -143,6 +145,10 @@ impl Reader {
                     let op = row.get::<String>(5)?;
                     blocks.push(Block {
                         source_id: row.get::<i32>(4)?.unwrap_or(0),
+                        changed_at: row
+                            .get::<TimestampWithTimeZone>(8)?
+                            .and_then(IntoDatum::into_datum)
+                            .map_or(0, |changed_at| changed_at.value() as i64),
                         op: op.and_then(|op| op.chars().next()).unwrap_or(' '),
                         keys: keys(row.get::<&str>(6)?)?,
                         old_keys: keys(row.get::<&str>(7)?)?,

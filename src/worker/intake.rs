@@ -3,23 +3,25 @@
 //! It never renders a row: a job is a key.
 
 use pgrx::pg_sys;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use super::leader::{CHUNK, Leader, PATIENCE, report};
+use super::calendar::Due;
+use super::leader::{Leader, PATIENCE, report};
 use super::process::{Failed, guard_user_code, transaction};
 use super::running::State;
 use super::upkeep;
 use crate::dispatch::backfill;
-use crate::dispatch::jobs;
+use crate::dispatch::jobs::{self, Again, Put};
+use crate::dispatch::pace::Pace;
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey, Ticket};
 use crate::dispatch::read::Block;
 use crate::settings;
 
 /// Changes of one pipeline kept in memory; the rest is written down as jobs.
-const MOST_IN_MEMORY: usize = 20_000;
+pub(super) const MOST_IN_MEMORY: usize = 20_000;
 
 /// The same, where the server is left alone for now: what cannot be sent must not hold up the checkpoint, for
 /// which others may wait.
@@ -47,15 +49,18 @@ impl Leader {
             Some(snapshot) => Ticket::Log(snapshot.to_string()),
             None => Ticket::Log(String::new()),
         });
-        let mut put_down: HashMap<i32, Vec<Job>> = HashMap::new();
+        for running in self.pipelines.values_mut().filter_map(State::running) {
+            running.calendar.look()?;
+        }
+        let mut put_down = PutDown::new();
         for block in &page.blocks {
             self.busy_at = Instant::now();
             self.dispatch_block(block, ticket, &mut put_down);
         }
         self.note_changes();
-        for (id, jobs) in put_down {
-            self.next_job = Some(Instant::now());
-            write_down(id, &jobs, Duration::ZERO)?;
+        for ((id, delay), (again, jobs)) in put_down {
+            write_down(id, &jobs, delay, again)?;
+            self.job_due_at(id, Instant::now() + delay);
         }
         if !page.blocks.is_empty() {
             self.has_read();
@@ -78,12 +83,8 @@ impl Leader {
         }
     }
 
-    fn dispatch_block(
-        &mut self,
-        block: &Block,
-        ticket: u64,
-        put_down: &mut HashMap<i32, Vec<Job>>,
-    ) {
+    fn dispatch_block(&mut self, block: &Block, ticket: u64, put_down: &mut PutDown) {
+        let now = Instant::now();
         for (id, state) in &mut self.pipelines {
             let Some(running) = state
                 .running()
@@ -98,68 +99,40 @@ impl Leader {
                 continue;
             }
             let width = running.pipeline.key_columns.len();
-            let lane = if block.op == 'D' {
-                QueueLane::Removal
-            } else {
-                QueueLane::Live
+            let full = self.queue.waits(*id, QueueLane::Live) >= MOST_IN_MEMORY;
+            // What is not kept in memory: when it is due, and by when if it is written down already.
+            let (pace, later) = match running.calendar.due(block.changed_at) {
+                Due::Soon(pace) => (pace, full.then(|| pace.delay())),
+                Due::In(delay) => (Pace::AtOnce, Some(delay)),
             };
-            for (keys, lane) in [(&block.old_keys, QueueLane::Removal), (&block.keys, lane)] {
-                // Keys of another width were logged before the primary key was another.
-                for key in keys.iter().filter(|key| key.len() == width) {
-                    let row = RowKey {
-                        pipeline: *id,
-                        key: Arc::clone(key),
-                    };
+            let again = running.calendar.again();
+            let removed = match block.op {
+                'D' => &block.keys,
+                _ => &block.old_keys,
+            };
+            // Keys of another width were logged before the primary key was another.
+            let row = |key: &Arc<[String]>| RowKey {
+                pipeline: *id,
+                key: Arc::clone(key),
+            };
+            for key in removed.iter().filter(|key| key.len() == width) {
+                self.queue.add(row(key), QueueLane::Removal, Some(ticket));
+            }
+            if block.op == 'D' {
+                continue;
+            }
+            for key in block.keys.iter().filter(|key| key.len() == width) {
+                match later {
                     // A row that is in memory stays there: its job may be in flight, and ends the one written down.
-                    if lane == QueueLane::Live
-                        && self.queue.waits(*id, lane) >= MOST_IN_MEMORY
-                        && !self.queue.holds(&row)
-                    {
-                        put_down.entry(*id).or_default().push(Job::new(row));
-                    } else {
-                        self.queue.add(row, lane, Some(ticket));
-                    }
+                    Some(delay) if !self.queue.holds(&row(key)) => put_down
+                        .entry((*id, delay))
+                        .or_insert_with(|| (again, Vec::new()))
+                        .1
+                        .push(Job::new(row(key))),
+                    _ => self.queue.add_change(row(key), Some(ticket), pace, now),
                 }
             }
         }
-    }
-
-    /// Jobs that are due and are rows.
-    pub(super) fn claim(&mut self) -> std::result::Result<(), Failed> {
-        if self.next_job.is_none_or(|at| at > Instant::now()) {
-            return Ok(());
-        }
-        let mut open = Vec::new();
-        let mut closed = false;
-        for (id, state) in &mut self.pipelines {
-            let Some(running) = state.running() else {
-                continue;
-            };
-            if self.queue.waits(*id, QueueLane::Live) < MOST_IN_MEMORY / 2
-                && self
-                    .lanes
-                    .get(running.lane)
-                    .is_some_and(|lane| lane.rests_until().is_none())
-            {
-                open.push(*id);
-            } else {
-                closed = true;
-            }
-        }
-        let (claimed, next) =
-            transaction(|| Ok((jobs::claim(&open, CHUNK * 4)?, jobs::next_due(&open)?)))?;
-        self.next_job = next.map(|next| Instant::now() + next);
-        if claimed.len() == CHUNK * 4 {
-            self.next_job = Some(Instant::now());
-        } else if closed {
-            // A provider that rests, or a full queue: looked at again before long.
-            let soon = Instant::now() + Duration::from_secs(1);
-            self.next_job = Some(self.next_job.map_or(soon, |next| next.min(soon)));
-        }
-        for job in claimed {
-            self.queue.add_job(job, QueueLane::Live, None);
-        }
-        Ok(())
     }
 
     /// The next slices of backfills, where nothing live waits.
@@ -228,11 +201,20 @@ impl Leader {
                 .is_some_and(|lane| lane.rests_until().is_some());
             if old.contains(id) {
                 let jobs = self.queue.take_changes(*id);
-                write_down(*id, &jobs, Duration::ZERO)?;
-                for job in jobs {
+                write_down(*id, &jobs, Duration::ZERO, Again::Then)?;
+                let quiet = self.queue.take_quiet(*id, Instant::now());
+                let again = running.calendar.again();
+                transaction(|| {
+                    let puts = quiet.iter();
+                    let puts: Vec<Put> = puts
+                        .map(|(job, delay)| Put { job, delay: *delay })
+                        .collect();
+                    jobs::put(*id, &puts, again)
+                })?;
+                for job in jobs.iter().chain(quiet.iter().map(|(job, _)| job)) {
                     self.queue.finish(&job.row);
                 }
-                self.next_job = Some(Instant::now());
+                running.claims.due_at(Instant::now());
             }
             if rests && running.ready_for() >= REST_PATIENCE {
                 leased.push((*id, running.store_ready()));
@@ -240,7 +222,7 @@ impl Leader {
         }
         for (id, jobs) in leased.iter().filter(|(_, jobs)| !jobs.is_empty()) {
             transaction(|| {
-                jobs::put_all(*id, jobs, Duration::ZERO)?;
+                jobs::put_all(*id, jobs, Duration::ZERO, Again::Then)?;
                 jobs::lease(*id, jobs.iter().map(|job| &job.row))
             })?;
             for job in jobs {
@@ -285,6 +267,10 @@ pub(super) fn write_down(
     pipeline: i32,
     jobs: &[Job],
     delay: Duration,
+    again: Again,
 ) -> std::result::Result<(), Failed> {
-    transaction(|| jobs::put_all(pipeline, jobs, delay))
+    transaction(|| jobs::put_all(pipeline, jobs, delay, again))
 }
+
+/// What is not kept in memory, by pipeline and delay.
+type PutDown = BTreeMap<(i32, Duration), (Again, Vec<Job>)>;

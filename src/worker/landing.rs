@@ -12,7 +12,7 @@ use super::intake::write_down;
 use super::leader::{Leader, is_definition, is_passing, report};
 use super::process::{Failed, guard_user_code, release_user_code, transaction};
 use super::running::{Running, State};
-use crate::dispatch::jobs::{self, Put};
+use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::Job;
 use crate::embed::failure::describe;
 use crate::embed::retry::backoff;
@@ -111,14 +111,14 @@ impl Leader {
             }))
             .collect();
         if definition || is_passing(failed.code) {
-            write_down(id, &jobs, Duration::from_secs(1))?;
+            write_down(id, &jobs, Duration::from_secs(1), Again::Then)?;
         } else {
             self.charge(id, &jobs, &failed)?;
         }
         for job in jobs {
             self.queue.finish(&job.row);
         }
-        self.next_job = Some(Instant::now());
+        self.job_due_at(id, Instant::now());
         Ok(())
     }
 
@@ -133,7 +133,7 @@ impl Leader {
             self.queue.finish(&job.row);
         }
         if !landed.verdicts.is_empty() || !all_written {
-            self.next_job = Some(Instant::now());
+            self.job_due_at(id, Instant::now());
         }
         if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id)
             && !landed.embedded.is_empty()
@@ -180,7 +180,7 @@ impl Leader {
                     });
                 }
             }
-            jobs::put(id, &puts)
+            jobs::put(id, &puts, Again::Then)
         })
     }
 }
@@ -228,7 +228,7 @@ fn store(running: &mut Running, landed: &mut Landed) -> std::result::Result<bool
                 }
             }
         }
-        jobs::put(id, &puts)?;
+        jobs::put(id, &puts, Again::Then)?;
         Ok(all_written)
     })
 }

@@ -37,6 +37,8 @@ const SHIFT: Duration = Duration::from_secs(10);
 /// has nobody to wake meanwhile.
 const STREAM: Duration = Duration::from_millis(2);
 const LINGER: Duration = Duration::from_millis(1);
+/// What is waited for beyond a time, since waits are in whole milliseconds.
+const TICK: Duration = Duration::from_millis(1);
 /// Rounds in a row that make a stream.
 const STREAM_ROUNDS: u32 = 4;
 /// How often an idle worker looks without being woken: only against a wake-up that was lost.
@@ -60,7 +62,6 @@ pub(super) struct Leader {
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
-    pub(super) next_job: Option<Instant>,
     /// Jobs have ended in this round: somebody may wait for that.
     pub(super) jobs_ended: bool,
     pub(super) replies: Receiver<Reply>,
@@ -146,7 +147,7 @@ impl Leader {
     ) -> Result<Leader> {
         let (reply_to, replies) = unbounded();
         let ((checkpoint, from), prepared) = transaction(|| {
-            jobs::take_back_leases()?;
+            jobs::take_back_leases(None)?;
             Ok((upkeep::resume_checkpoint()?, upkeep::has_prepared()?))
         })
         .map_err(|failed| Error::Internal(failed.message))?;
@@ -167,7 +168,6 @@ impl Leader {
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
-            next_job: None,
             jobs_ended: false,
             replies,
             reply_to,
@@ -224,7 +224,9 @@ impl Leader {
         }
         self.land()?;
         self.dispatch()?;
+        self.queue.release_due(Instant::now());
         if settings::enabled() {
+            self.start_runs()?;
             self.claim()?;
             self.backfill()?;
             if !self.is_relieved() {
@@ -251,10 +253,15 @@ impl Leader {
             let Some(counters) = self.shared.counters_or_new(self.database_oid(), *id) else {
                 continue;
             };
-            let waiting: usize = [QueueLane::Removal, QueueLane::Live, QueueLane::Backfill]
-                .into_iter()
-                .map(|lane| self.queue.waits(*id, lane))
-                .sum();
+            let waiting: usize = [
+                QueueLane::Removal,
+                QueueLane::Live,
+                QueueLane::Backfill,
+                QueueLane::Quiet,
+            ]
+            .into_iter()
+            .map(|lane| self.queue.waits(*id, lane))
+            .sum();
             counters
                 .pending
                 .store((waiting + running.ready_count()) as i64, SeqCst);
@@ -277,8 +284,8 @@ impl Leader {
             return Duration::ZERO;
         }
         if settings::enabled() {
-            for at in self.next_job.iter() {
-                wait = wait.min(at.saturating_duration_since(now));
+            for at in self.queue.next_due().iter() {
+                wait = wait.min(at.saturating_duration_since(now) + TICK);
             }
             for (id, state) in &mut self.pipelines {
                 let Some(running) = state.running() else {
@@ -289,7 +296,7 @@ impl Leader {
                         && [QueueLane::Live, QueueLane::Backfill]
                             .iter()
                             .any(|lane| self.queue.waits(*id, *lane) > 0);
-                if let Some(at) = running.sweep {
+                for at in running.sweep.iter().chain(&running.claims.next()) {
                     wait = wait.min(at.saturating_duration_since(now));
                 }
                 if relieved {
@@ -304,7 +311,7 @@ impl Leader {
                     .and_then(|lane| lane.rests_until());
                 if let (Some(until), true) = (open, running.ready_count() > 0) {
                     wait = wait
-                        .min(until.saturating_duration_since(now) + Duration::from_millis(1))
+                        .min(until.saturating_duration_since(now) + TICK)
                         .min(REST_PATIENCE);
                 }
             }
@@ -336,7 +343,7 @@ impl Leader {
         let idle = self.busy_at.elapsed() >= IDLE
             && self.started.elapsed() >= IDLE
             && self.queue.is_empty()
-            && self.next_job.is_none();
+            && !self.has_jobs();
         if idle {
             // Whoever commits from here on wakes the launcher; what was committed before has to be looked at once more.
             self.database.wake.follow(&self.shared.launcher);
@@ -370,6 +377,20 @@ impl Leader {
         self.read_at = Instant::now();
         self.checkpoint.has_changes = true;
         self.checkpoint.log_has_grown = true;
+    }
+
+    /// A job of the pipeline is due then.
+    pub(super) fn job_due_at(&mut self, id: i32, at: Instant) {
+        if let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) {
+            running.claims.due_at(at);
+        }
+    }
+
+    fn has_jobs(&mut self) -> bool {
+        self.pipelines
+            .values_mut()
+            .filter_map(State::running)
+            .any(|running| running.claims.next().is_some())
     }
 
     pub(super) fn database_oid(&self) -> pg_sys::Oid {

@@ -2,15 +2,17 @@
 //!
 //! It never runs a pipeline whose declaration does not fit its tables: that one is paused, with the reason.
 
+use super::calendar::Calendar;
+use super::claims::Claims;
 use super::leader::Leader;
 use super::process::{Failed, transaction};
 use super::running::{Lanes, Running, State};
 use super::upkeep;
 use crate::catalog::pipeline::Trouble;
 use crate::catalog::{change, names, pipeline};
-use crate::dispatch::backfill;
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::render::Renderer;
+use crate::dispatch::{backfill, jobs};
 use crate::embed::lane::Lane;
 use crate::settings;
 use crate::shared::Presence;
@@ -90,7 +92,10 @@ impl Leader {
             .filter_map(|state| state.running().map(|r| r.lane))
             .collect();
         self.lanes.keep(|lane| used.contains(&lane));
-        self.next_job = Some(Instant::now());
+        // Somebody may have put jobs where claims have been already.
+        for running in self.pipelines.values_mut().filter_map(State::running) {
+            running.claims.start_over();
+        }
         Ok(true)
     }
 
@@ -129,6 +134,14 @@ impl Leader {
                 return Ok(State::Off);
             }
         };
+        let schedule = match pipeline.when.schedule() {
+            Ok(schedule) => schedule,
+            Err(reason) => {
+                self.pause(pipeline.id, &pipeline.relation, &reason)?;
+                return Ok(State::Off);
+            }
+        };
+        let has_paused = model.is_none();
         let mut pipeline = pipeline.clone();
         if model.is_some_and(|model| model != endpoint.model) {
             // Two models in one relation cannot be compared: every row is embedded anew.
@@ -149,6 +162,9 @@ impl Leader {
                     ringer,
                 )
             });
+        if has_paused {
+            transaction(|| jobs::take_back_leases(Some(pipeline.id)))?;
+        }
         let unlogged = pipeline.unlogged;
         Ok(State::Runs(Box::new(Running {
             renderer: Renderer::new(&pipeline),
@@ -157,6 +173,8 @@ impl Leader {
             pipeline,
             endpoint,
             lane,
+            calendar: Calendar::new(schedule),
+            claims: Claims::new(),
             ready: Default::default(),
             halves: Default::default(),
             // After a crash an unlogged table is empty, and nobody says so.
@@ -177,6 +195,9 @@ impl Leader {
                     let_go_of_ready(&mut self.queue, &mut running);
                 }
             }
+        }
+        for running in self.pipelines.values_mut().filter_map(State::running) {
+            running.calendar.forget();
         }
         self.database.catalog_changed.store(true, SeqCst);
     }

@@ -9,7 +9,7 @@ use super::intake::write_down;
 use super::leader::{CHUNK, Leader, is_definition, is_passing, report};
 use super::process::{Failed, guard_user_code, release_user_code, transaction};
 use super::running::{Ready, Running, State};
-use crate::dispatch::jobs;
+use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::dispatch::render::Rendered;
 
@@ -100,11 +100,11 @@ impl Leader {
                 {
                     return Ok(());
                 }
-                write_down(id, &jobs, Duration::from_secs(1))?;
+                write_down(id, &jobs, Duration::from_secs(1), Again::Then)?;
                 for job in &jobs {
                     self.queue.finish(&job.row);
                 }
-                self.next_job = Some(Instant::now());
+                self.job_due_at(id, Instant::now() + Duration::from_secs(1));
                 Ok(())
             }
             Err(failed) if jobs.len() == 1 => {

@@ -5,6 +5,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::calendar::Calendar;
+use super::claims::Claims;
 use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::queue::Job;
 use crate::dispatch::render::Renderer;
@@ -34,6 +36,9 @@ pub struct Running {
     pub writer: Writer,
     /// The lane's number in [`Lanes`].
     pub lane: u64,
+    /// When its changes are due.
+    pub calendar: Calendar,
+    pub claims: Claims,
     pub ready: VecDeque<Ready>,
     /// Halves of a batch that failed: sent as they are, before what is ready.
     pub halves: VecDeque<Vec<Ready>>,
