@@ -118,6 +118,12 @@ CREATE TABLE job (
 CREATE INDEX job_due ON job (pipeline_id, available_at, record_key) WHERE leased_until IS NULL;
 CREATE INDEX job_leased ON job (pipeline_id) WHERE leased_until IS NOT NULL;
 
+-- Vectors that rows have had, by a digest of text and model, so that the same text is not paid for twice: a ring of two,
+-- each emptied as a whole when the other is full. Unlogged: a crash costs calls.
+CREATE UNLOGGED TABLE known_text_0 (key bytea PRIMARY KEY, embedding vector NOT NULL);
+CREATE UNLOGGED TABLE known_text_1 (LIKE known_text_0 INCLUDING ALL);
+CREATE VIEW known_text AS SELECT * FROM known_text_0 UNION ALL SELECT * FROM known_text_1;
+
 CREATE TABLE dead_letter_log (
     pipeline_id integer NOT NULL REFERENCES pipeline ON DELETE CASCADE,
     record_key  text[] NOT NULL,
@@ -323,6 +329,33 @@ COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline run again. All its r
 CREATE FUNCTION retry_dead_letters(name text, class text DEFAULT NULL, before timestamptz DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'retry_dead_letters_wrapper';
 COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz) IS
 'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, or all. Returns how many.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::run::run
+CREATE  FUNCTION "run"(
+	"name" TEXT /* & str */
+) RETURNS TABLE (
+	"processed" bigint,  /* i64 */
+	"inserts" bigint,  /* i64 */
+	"updates" bigint,  /* i64 */
+	"deletes" bigint,  /* i64 */
+	"embedded" bigint,  /* i64 */
+	"unchanged" bigint,  /* i64 */
+	"latency" interval  /* Interval */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'run_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   run
+
+
+COMMENT ON FUNCTION run(text) IS
+'Does now what a pipeline would do at its time: every change committed before the call, and what waits to be tried again. Returns what that came to: rows that were looked at (processed), vectors that were new (inserts), replaced (updates) and removed (deletes), rows whose text was sent (embedded) or was that of their vector (unchanged), and how long it took. Rows that fail are left for later, see recsync.dead_letter. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 25006 on a standby, 55000 where the pipeline is paused, 38000 where its provider rests after failures.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -61,6 +61,8 @@ pub enum Error {
     Recovery,
     #[error("pipeline \"{0}\" is paused")]
     Paused(String),
+    #[error("pipeline \"{0}\" has no counters")]
+    NoCounters(String),
     #[error("embedding failed: {message}")]
     Embedding {
         class: &'static str,
@@ -197,6 +199,10 @@ impl Error {
             Error::Paused(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("recsync.status says why; recsync.resume lets it run again.".into()),
+            ),
+            Error::NoCounters(_) => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("Its worker has not begun yet (see recsync.status), or the cluster has more pipelines than are counted: try again.".into()),
             ),
             Error::Embedding { class, .. } => (
                 C::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,

@@ -5,6 +5,9 @@
 // wait_for: read-your-writes.
 mod wait;
 
+// run: what waits for its time, now.
+mod run;
+
 // status and the numbers that the worker keeps.
 mod status;
 

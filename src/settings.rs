@@ -20,6 +20,7 @@ static EXPRESSION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static LOG_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
+static KNOWN_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
 static ADOPT_ROLE: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines every setting and reserves the prefix, so that a misspelt one is refused.
@@ -106,6 +107,16 @@ pub fn register() {
         GucContext::Sighup,
         GucFlags::UNIT_MB,
     );
+    GucRegistry::define_int_guc(
+        c"recsync.known_text_size",
+        c"How much room vectors of replaced and deleted texts take, in each database.",
+        c"64 MB by default: some 40,000 vectors of 384 dimensions or 10,000 of 1,536, so that an edit that is undone, or a row that comes back, costs no call. 0 keeps none.",
+        &KNOWN_TEXT_SIZE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
     GucRegistry::define_bool_guc(
         c"recsync.adopt_role",
         c"Whether CREATE EXTENSION may use a role recsync_admin that was there before it and has members.",
@@ -141,6 +152,11 @@ pub fn log_retention() -> Duration {
 /// In bytes.
 pub fn log_max_size() -> i64 {
     i64::from(LOG_MAX_SIZE.get()) * 1024 * 1024
+}
+
+/// In bytes.
+pub fn known_text_size() -> i64 {
+    i64::from(KNOWN_TEXT_SIZE.get()) * 1024 * 1024
 }
 
 /// Where keys may come from and requests may go: a copy that threads can own.

@@ -57,6 +57,9 @@ pub struct Database {
     pub log_table: AtomicU32,
     /// The next number of a block of the change log; 0 until the first one is drawn.
     pub log_sequence: AtomicI64,
+    /// Which of the two tables takes known texts, and about how many bytes it holds.
+    pub known_table: AtomicU32,
+    pub known_bytes: AtomicI64,
     /// Signalled when the checkpoint has moved and when the worker ends.
     progress: UnsafeCell<MaybeUninit<pg_sys::ConditionVariable>>,
 }
@@ -93,6 +96,8 @@ pub struct Counters {
     /// How often somebody has asked for a run, and up to which of these the worker has begun.
     pub runs_wanted: AtomicI64,
     pub runs_started: AtomicI64,
+    /// Since when its server is left alone because it fails; 0: it is not.
+    pub rests_since_us: AtomicI64,
 }
 
 // PostgreSQL's SetLatch, called without pgrx's guard: it neither raises nor allocates, and the commit
@@ -226,6 +231,8 @@ impl Shared {
             free.gave_way.store(false, SeqCst);
             free.log_table.store(0, SeqCst);
             free.log_sequence.store(0, SeqCst);
+            free.known_table.store(0, SeqCst);
+            free.known_bytes.store(0, SeqCst);
             free.wake.follow(&self.launcher);
             free.oid.store(oid.to_u32(), SeqCst);
             Some(free)
@@ -278,6 +285,7 @@ impl Shared {
                         &counters.known,
                         &counters.runs_wanted,
                         &counters.runs_started,
+                        &counters.rests_since_us,
                     ] {
                         number.store(0, SeqCst);
                     }

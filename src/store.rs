@@ -6,8 +6,12 @@
 // pgvector's values, built in place.
 pub mod vector;
 
+// Vectors that no row has any more.
+pub mod known;
+
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
+use pgrx::spi::SpiTupleTable;
 
 use crate::catalog::names;
 use crate::catalog::pipeline::Pipeline;
@@ -16,6 +20,7 @@ use crate::dispatch::queue::Job;
 use crate::dispatch::render::{given, key_arguments, keyed};
 use crate::error::{Error, Result};
 use crate::statement::Statement;
+use known::{Known, Recipe};
 
 /// One vector to be written.
 pub struct Embedded {
@@ -29,12 +34,22 @@ pub struct Embedded {
 /// The statements of one pipeline; made anew when its declaration changes.
 pub struct Writer {
     pipeline: Pipeline,
+    recipe: Option<Recipe>,
     insert: Statement,
     update: Statement,
+    /// The vectors that an update replaces.
+    replaced: Statement,
+}
+
+/// What became of vectors that were to be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Written {
+    pub inserted: usize,
+    pub updated: usize,
 }
 
 impl Writer {
-    pub fn new(pipeline: &Pipeline, vector_schema: &str) -> Writer {
+    pub fn new(pipeline: &Pipeline, vector_schema: &str, recipe: Option<Recipe>) -> Writer {
         let keys = pipeline.keys();
         let count = keys.len();
         let vectors = &pipeline.vectors;
@@ -60,6 +75,13 @@ impl Writer {
             count + 3,
             given(count, &more),
         );
+        let replaced = format!(
+            "SELECT e.content_hash, e.embedding::pg_catalog.float4[]
+               FROM {} AS v ({names}, stored_hash) JOIN {vectors} e ON {} AND e.content_hash = v.stored_hash WHERE e.model = ${}::text",
+            given(count, &format!(", pg_catalog.unnest(${}::bytea[])", count + 1)),
+            keyed(pipeline, "e", |key| &key.stored, "v"),
+            count + 2,
+        );
         let more = format!("{more}, pg_catalog.unnest(${}::bytea[])", count + 4);
         let update = format!(
             "UPDATE {vectors} e SET embedding = {embedding}, content_hash = v.hash, model = ${}::text, embedded_at = pg_catalog.clock_timestamp()
@@ -70,36 +92,62 @@ impl Writer {
         );
         Writer {
             pipeline: pipeline.clone(),
+            recipe,
             insert: Statement::new(insert),
             update: Statement::new(update),
+            replaced: Statement::new(replaced),
         }
     }
 
-    /// Writes the vectors, in the order of their keys. False when some were not written because the row's
-    /// vector had changed meanwhile: those rows have to be looked at again.
-    pub fn write(&self, embedded: &mut [Embedded], model: &str) -> Result<bool> {
+    /// Writes the vectors, in the order of their keys. Fewer are written than given where a row's vector had changed
+    /// meanwhile: those rows have to be looked at again.
+    pub fn write(&self, embedded: &mut [Embedded], model: &str) -> Result<Written> {
         embedded.sort_by(|one, other| one.job.row.cmp(&other.job.row));
         let (old, new): (Vec<&Embedded>, Vec<&Embedded>) = embedded
             .iter()
             .partition(|embedded| embedded.stored_hash.is_some());
-        let _as = As::owner(self.pipeline.owner());
-        Spi::connect_mut(|client| {
-            let mut written = 0;
-            if !new.is_empty() {
-                written += self.insert.update(client, &arguments(&new, model)?)?.len();
-            }
-            if !old.is_empty() {
-                let mut arguments = arguments(&old, model)?;
-                let hashes: Vec<Option<Vec<u8>>> = old
-                    .iter()
-                    .map(|embedded| embedded.stored_hash.clone())
-                    .collect();
-                arguments.push(hashes.into());
-                written += self.update.update(client, &arguments)?.len();
-            }
-            Ok(written == embedded.len())
-        })
+        let stored: Vec<Option<Vec<u8>>> = old
+            .iter()
+            .map(|embedded| embedded.stored_hash.clone())
+            .collect();
+        let mut written = Written::default();
+        let mut replaced = Vec::new();
+        {
+            let _as = As::owner(self.pipeline.owner());
+            Spi::connect_mut(|client| -> Result<()> {
+                if !new.is_empty() {
+                    let arguments = arguments(&new, model)?;
+                    written.inserted = self.insert.update(client, &arguments)?.len();
+                }
+                if !old.is_empty() {
+                    if self.recipe.is_some() {
+                        let mut keys = key_arguments(old.iter().map(|embedded| &embedded.job));
+                        keys.extend([stored.clone().into(), model.to_owned().into()]);
+                        replaced = vectors_of(self.replaced.select(client, &keys)?)?;
+                    }
+                    let mut arguments = arguments(&old, model)?;
+                    arguments.push(stored.into());
+                    written.updated = self.update.update(client, &arguments)?.len();
+                }
+                Ok(())
+            })?;
+        }
+        if let Some(recipe) = &self.recipe {
+            known::keep(recipe, &replaced)?;
+        }
+        Ok(written)
     }
+}
+
+/// Rows of a content hash and a vector's numbers.
+pub fn vectors_of(rows: SpiTupleTable) -> Result<Vec<Known>> {
+    let mut vectors = Vec::new();
+    for row in rows {
+        if let (Some(hash), Some(vector)) = (row.get::<Vec<u8>>(1)?, row.get::<Vec<f32>>(2)?) {
+            vectors.push((hash, vector));
+        }
+    }
+    Ok(vectors)
 }
 
 fn arguments(embedded: &[&Embedded], model: &str) -> Result<Vec<DatumWithOid<'static>>> {

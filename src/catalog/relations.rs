@@ -32,6 +32,8 @@ pub fn make_relations(
         "ALTER TABLE {vectors} ADD PRIMARY KEY ({keys}), ALTER embedding SET NOT NULL, ALTER content_hash SET NOT NULL,
                ALTER model SET NOT NULL, ALTER embedded_at SET NOT NULL, ALTER embedding SET STORAGE PLAIN"
     ))?;
+    // By which a text is found that another row has.
+    Spi::run(&format!("CREATE INDEX ON {vectors} (content_hash)"))?;
     if index == "hnsw" {
         Spi::run(&format!(
             "CREATE INDEX ON {vectors} USING hnsw (embedding {schema}.{storage}_cosine_ops)"

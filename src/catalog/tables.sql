@@ -107,6 +107,12 @@ CREATE TABLE job (
 CREATE INDEX job_due ON job (pipeline_id, available_at, record_key) WHERE leased_until IS NULL;
 CREATE INDEX job_leased ON job (pipeline_id) WHERE leased_until IS NOT NULL;
 
+-- Vectors that rows have had, by a digest of text and model, so that the same text is not paid for twice: a ring of two,
+-- each emptied as a whole when the other is full. Unlogged: a crash costs calls.
+CREATE UNLOGGED TABLE known_text_0 (key bytea PRIMARY KEY, embedding vector NOT NULL);
+CREATE UNLOGGED TABLE known_text_1 (LIKE known_text_0 INCLUDING ALL);
+CREATE VIEW known_text AS SELECT * FROM known_text_0 UNION ALL SELECT * FROM known_text_1;
+
 CREATE TABLE dead_letter_log (
     pipeline_id integer NOT NULL REFERENCES pipeline ON DELETE CASCADE,
     record_key  text[] NOT NULL,

@@ -12,16 +12,24 @@ use crate::catalog::pipeline::{Key, Pipeline};
 use crate::catalog::rights::As;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
+use crate::store::known::{self, Recipe};
+use crate::store::vectors_of;
 
 /// What a row comes to.
 #[derive(Debug, PartialEq)]
 pub enum Rendered {
-    /// Deleted, not matching `row_filter`, or without text: its vector has been removed.
-    Gone,
+    /// Deleted, not matching `row_filter`, or without text: its vector, if it had one, has been removed.
+    Gone { removed: bool },
     /// Its vector is that of its text already.
     Unchanged,
     Text {
         text: String,
+        hash: Vec<u8>,
+        stored_hash: Option<Vec<u8>>,
+    },
+    /// A text whose vector is known.
+    Known {
+        vector: Vec<f32>,
         hash: Vec<u8>,
         stored_hash: Option<Vec<u8>>,
     },
@@ -35,11 +43,14 @@ pub struct Renderer {
     pipeline: Pipeline,
     look: Statement,
     remove: Statement,
+    /// The vectors that other rows of the pipeline have.
+    same_text: Statement,
+    recipe: Option<Recipe>,
     remove_orphans: Statement,
 }
 
 impl Renderer {
-    pub fn new(pipeline: &Pipeline) -> Renderer {
+    pub fn new(pipeline: &Pipeline, recipe: Option<Recipe>) -> Renderer {
         let keys = pipeline.keys();
         let source = &pipeline.rows_of;
         let vectors = &pipeline.vectors;
@@ -58,7 +69,9 @@ impl Renderer {
             on_source = keyed(pipeline, "s", |key| &key.column, "k"),
         );
         let remove = format!(
-            "DELETE FROM {vectors} e USING {given} AS k ({names}) WHERE {on_vectors}",
+            "DELETE FROM {vectors} e USING {given} AS k ({names}) WHERE {on_vectors}
+             RETURNING e.content_hash, CASE WHEN e.model = ${model}::text THEN e.embedding::pg_catalog.float4[] END",
+            model = keys.len() + 1,
             given = given(keys.len(), ""),
             names = names(keys.len()),
         );
@@ -75,6 +88,11 @@ impl Renderer {
             pipeline: pipeline.clone(),
             look: Statement::new(look),
             remove: Statement::new(remove),
+            same_text: Statement::new(format!(
+                "SELECT DISTINCT ON (e.content_hash) e.content_hash, e.embedding::pg_catalog.float4[] FROM {vectors} e
+                  WHERE e.content_hash = ANY ($1) AND e.model = $2::text"
+            )),
+            recipe,
             remove_orphans: Statement::new(remove_orphans),
         }
     }
@@ -89,7 +107,9 @@ impl Renderer {
                 let stored_hash = row.get::<Vec<u8>>(2)?;
                 let stored_model = row.get::<String>(3)?;
                 rendered.push(match text {
-                    None => Rendered::Gone,
+                    None => Rendered::Gone {
+                        removed: stored_hash.is_some(),
+                    },
                     Some(text) => {
                         let hash = content_hash(secret, &text)?;
                         if stored_hash.as_ref() == Some(&hash)
@@ -115,20 +135,63 @@ impl Renderer {
                 rendered.len()
             )));
         }
-        let gone: Vec<&Job> = jobs
-            .iter()
-            .zip(&rendered)
-            .filter(|(_, rendered)| **rendered == Rendered::Gone)
-            .map(|(job, _)| job)
-            .collect();
-        if !gone.is_empty() {
-            Spi::connect_mut(|client| {
-                self.remove
-                    .update(client, &key_arguments(gone.into_iter()))
-                    .map(|_| ())
-            })?;
-        }
         Ok(rendered)
+    }
+
+    /// Removes the vectors of rows that are gone, as the pipeline's owner; they are known from then on.
+    pub fn remove<'a>(&self, gone: impl Iterator<Item = &'a Job>, model: &str) -> Result<()> {
+        let mut arguments = key_arguments(gone);
+        if arguments.is_empty() {
+            return Ok(());
+        }
+        arguments.push(model.to_owned().into());
+        let removed = {
+            let _as = As::owner(self.pipeline.owner());
+            Spi::connect_mut(|client| vectors_of(self.remove.update(client, &arguments)?))?
+        };
+        match &self.recipe {
+            Some(recipe) => known::keep(recipe, &removed),
+            None => Ok(()),
+        }
+    }
+
+    /// Texts that other rows of the pipeline have, or that rows have had, need no call.
+    pub fn recognise(&self, rendered: &mut [Rendered], model: &str) -> Result<()> {
+        let Some(recipe) = &self.recipe else {
+            return Ok(());
+        };
+        let hashes: Vec<Vec<u8>> = rendered
+            .iter()
+            .filter_map(|rendered| match rendered {
+                Rendered::Text { hash, .. } => Some(hash.clone()),
+                _ => None,
+            })
+            .collect();
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let mut vectors = known::find(recipe, &hashes)?;
+        {
+            let _as = As::owner(self.pipeline.owner());
+            let arguments = [hashes.into(), model.to_owned().into()];
+            vectors.extend(Spi::connect(|client| {
+                vectors_of(self.same_text.select(client, &arguments)?)
+            })?);
+        }
+        for rendered in rendered {
+            if let Rendered::Text {
+                hash, stored_hash, ..
+            } = rendered
+                && let Some(vector) = vectors.get(hash)
+            {
+                *rendered = Rendered::Known {
+                    vector: vector.clone(),
+                    hash: std::mem::take(hash),
+                    stored_hash: stored_hash.take(),
+                };
+            }
+        }
+        Ok(())
     }
 
     /// Removes vectors whose row is gone, a slice at a time; true when there may be more.

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use sha2::Digest;
 
 use super::api::Api;
 use super::batch::Room;
@@ -242,6 +243,23 @@ impl Endpoint {
     pub fn request_url(&self) -> String {
         let wire = self.api.wire.as_ref();
         wire.map_or(String::new(), |wire| (wire.url)(self))
+    }
+
+    /// A digest of all that makes a document's vector, but the text.
+    pub fn recipe(&self) -> [u8; 32] {
+        let digest = sha2::Sha256::new()
+            .chain_update(self.api.name)
+            .chain_update([0])
+            .chain_update(self.request_url())
+            .chain_update([0])
+            .chain_update(&self.model)
+            .chain_update([0])
+            .chain_update(self.document_prefix.as_bytes())
+            .chain_update([0])
+            .chain_update(Value::Object(self.extra_body.clone()).to_string())
+            .chain_update(self.dimensions.to_le_bytes())
+            .chain_update([u8::from(self.normalize), u8::from(self.send_dimensions)]);
+        digest.finalize().into()
     }
 
     /// What one request may hold. Tokens are estimated ones ([`super::tokens`]).

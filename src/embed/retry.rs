@@ -132,6 +132,11 @@ impl Breaker {
         }
     }
 
+    /// Whether the last that was heard of the server is a failure.
+    pub fn is_open(&self) -> bool {
+        self.state != State::Closed
+    }
+
     /// When a request last succeeded.
     pub fn last_success(&self) -> Option<Instant> {
         self.last_success

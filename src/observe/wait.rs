@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::capture::wake;
 use crate::catalog::names::select_one;
-use crate::catalog::pipeline;
+use crate::catalog::pipeline::{self, Pipeline};
 use crate::catalog::rights::As;
 use crate::dispatch::read::current_snapshot;
 use crate::dispatch::snapshot::Snapshot;
@@ -21,9 +21,10 @@ use crate::shared::{self, Database};
 const BACKFILLED: &str = "\
 SELECT NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NULL)";
 
-/// Nothing of the pipeline that was put aside before `$2` is left to do.
+/// Nothing of the pipeline that was put aside before `$2` is left to do; what has failed since `$3` is left for later.
 const NOTHING_LEFT: &str = "\
-SELECT NOT EXISTS (SELECT FROM recsync.job WHERE pipeline_id = $1 AND created_at <= $2)";
+SELECT NOT EXISTS (SELECT FROM recsync.job WHERE pipeline_id = $1 AND created_at <= $2
+                      AND ($3::timestamptz IS NULL OR last_attempt_at IS NULL OR last_attempt_at < $3::timestamptz))";
 
 const PAUSED: &str = "SELECT relation FROM recsync.pipeline WHERE id = $1 AND paused";
 
@@ -39,6 +40,22 @@ fn wait_for(name: &str, timeout: Interval) -> bool {
 }
 
 fn wait(name: &str, timeout: Duration) -> Result<bool> {
+    let (pipeline, database) = waitable(name)?;
+    let mut goal = Goal::new(&pipeline)?;
+    let deadline = Instant::now() + timeout;
+    // An idle worker does not write its checkpoint: it has to be asked.
+    goal.wait(
+        database,
+        Some(deadline),
+        || {
+            database.checkpoint_wanted.store(true, SeqCst);
+        },
+        || Ok(()),
+    )
+}
+
+/// A pipeline whose work the caller may wait for, here and now.
+pub fn waitable(name: &str) -> Result<(Pipeline, &'static Database)> {
     // SAFETY: plain questions to the server.
     let (recovery, isolation) =
         unsafe { (pg_sys::RecoveryInProgress(), pg_sys::XactIsoLevel as u32) };
@@ -57,71 +74,110 @@ fn wait(name: &str, timeout: Duration) -> Result<bool> {
         .ok_or(Error::NotPreloaded)?
         .own_database()
         .ok_or(Error::NotPreloaded)?;
-    let target = current_snapshot()?;
-    let deadline = Instant::now() + timeout;
-    database.prepare_to_wait();
-    let reached = wait_until(database, pipeline.id, &target, deadline);
-    Database::stop_waiting();
-    reached
+    Ok((pipeline, database))
 }
 
-fn wait_until(
-    database: &Database,
+/// What is waited for: all that is visible now is done.
+pub struct Goal {
     pipeline: i32,
-    target: &Snapshot,
-    deadline: Instant,
-) -> Result<bool> {
-    // When checkpoint and backfill first covered the call: whatever it stands for is done by then, or is a job.
-    let mut covered_at = None;
-    loop {
-        if is_reached(pipeline, target, &mut covered_at)? {
-            return Ok(true);
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        if covered_at.is_none() {
-            // An idle worker does not write its checkpoint: it has to be asked.
-            database.checkpoint_wanted.store(true, SeqCst);
-            database.wake.set_latch();
-        }
-        database.wait_for_progress(left.as_millis().clamp(1, 1_000) as i64);
+    target: Snapshot,
+    /// When checkpoint and backfill first covered the target: whatever it stands for is done by then, or is a job.
+    covered_at: Option<TimestampWithTimeZone>,
+    /// Jobs that have failed since then count as done.
+    since: Option<TimestampWithTimeZone>,
+}
+
+impl Goal {
+    pub fn new(pipeline: &Pipeline) -> Result<Goal> {
+        Ok(Goal {
+            pipeline: pipeline.id,
+            target: current_snapshot()?,
+            covered_at: None,
+            since: None,
+        })
     }
-}
 
-fn is_reached(
-    pipeline: i32,
-    target: &Snapshot,
-    covered_at: &mut Option<TimestampWithTimeZone>,
-) -> Result<bool> {
-    // SAFETY: a snapshot of now, popped below; an ERROR's abort pops it, too.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
-    let reached = (|| {
+    /// The same, but that a job is done once it has been tried.
+    pub fn tried(pipeline: &Pipeline) -> Result<Goal> {
+        Ok(Goal {
+            since: select_one("SELECT pg_catalog.clock_timestamp()", &[])?,
+            ..Goal::new(pipeline)?
+        })
+    }
+
+    /// Waits until it is reached; false when the deadline passes first. `ask` asks the worker for it, after each look
+    /// until all is covered, and once more then; `check` may give it up.
+    pub fn wait(
+        &mut self,
+        database: &Database,
+        deadline: Option<Instant>,
+        ask: impl Fn(),
+        check: impl Fn() -> Result<()>,
+    ) -> Result<bool> {
+        database.prepare_to_wait();
+        let reached = self.wait_prepared(database, deadline, ask, check);
+        Database::stop_waiting();
+        reached
+    }
+
+    fn wait_prepared(
+        &mut self,
+        database: &Database,
+        deadline: Option<Instant>,
+        ask: impl Fn(),
+        check: impl Fn() -> Result<()>,
+    ) -> Result<bool> {
+        let mut told = false;
+        loop {
+            if self.is_reached()? {
+                return Ok(true);
+            }
+            check()?;
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(false);
+            }
+            let covered = self.covered_at.is_some();
+            if !told {
+                ask();
+                told = covered;
+                database.wake.set_latch();
+            }
+            let left = left.map_or(1_000, |left| left.as_millis().clamp(1, 1_000) as i64);
+            database.wait_for_progress(left);
+        }
+    }
+
+    fn is_reached(&mut self) -> Result<bool> {
+        // SAFETY: a snapshot of now, popped below; an ERROR's abort pops it, too.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+        let reached = self.is_reached_now();
+        // SAFETY: pops the snapshot pushed above.
+        unsafe { pg_sys::PopActiveSnapshot() };
+        reached
+    }
+
+    fn is_reached_now(&mut self) -> Result<bool> {
         let _as = As::extension();
+        let pipeline = self.pipeline;
         if let Some(relation) = select_one::<String>(PAUSED, &[pipeline.into()])? {
             return Err(Error::Paused(relation));
         }
-        if covered_at.is_none() {
+        if self.covered_at.is_none() {
             let checkpoint =
                 select_one::<String>("SELECT snapshot::text FROM recsync.checkpoint", &[])?;
             let checkpoint: Snapshot = checkpoint
                 .unwrap_or_default()
                 .parse()
                 .map_err(Error::Internal)?;
-            if !checkpoint.covers(target)
+            if !checkpoint.covers(&self.target)
                 || select_one::<bool>(BACKFILLED, &[pipeline.into()])? != Some(true)
             {
                 return Ok(false);
             }
-            *covered_at = select_one("SELECT pg_catalog.clock_timestamp()", &[])?;
+            self.covered_at = select_one("SELECT pg_catalog.clock_timestamp()", &[])?;
         }
-        Ok(
-            select_one::<bool>(NOTHING_LEFT, &[pipeline.into(), (*covered_at).into()])?
-                == Some(true),
-        )
-    })();
-    // SAFETY: pops the snapshot pushed above.
-    unsafe { pg_sys::PopActiveSnapshot() };
-    reached
+        let arguments = [pipeline.into(), self.covered_at.into(), self.since.into()];
+        Ok(select_one::<bool>(NOTHING_LEFT, &arguments)? == Some(true))
+    }
 }

@@ -28,8 +28,13 @@ struct Flight {
 #[derive(Default)]
 pub struct Flights {
     flights: HashMap<u64, Flight>,
+    /// Which flight asks for a text: by pipeline and hash.
+    texts: HashMap<(i32, Vec<u8>), u64>,
     last: u64,
 }
+
+/// Rows of one flight: a text that more rows have than this is asked for again.
+const MOST_ROWS: usize = 4_096;
 
 /// What has to be written for a row whose request failed.
 pub enum Verdict {
@@ -73,6 +78,10 @@ impl Flights {
             for ready in stale {
                 queue.put_back(&ready.job.row, QueueLane::Live);
             }
+            let rows: Vec<Ready> = rows
+                .into_iter()
+                .filter_map(|ready| self.ride(ready, running))
+                .collect();
             if rows.is_empty() {
                 server.breaker.probe_lost(Instant::now());
                 continue;
@@ -98,6 +107,10 @@ impl Flights {
                 return;
             }
             running.in_flight += rows.len();
+            for ready in &rows {
+                self.texts
+                    .insert((running.pipeline.id, ready.hash.clone()), self.last);
+            }
             self.flights.insert(
                 self.last,
                 Flight {
@@ -110,6 +123,31 @@ impl Flights {
                 },
             );
         }
+    }
+
+    /// A row whose text another flight asks for flies with it; any other comes back.
+    fn ride(&mut self, ready: Ready, running: &mut Running) -> Option<Ready> {
+        let text = (running.pipeline.id, ready.hash.clone());
+        let flight = self
+            .texts
+            .get(&text)
+            .and_then(|id| self.flights.get_mut(id))
+            .filter(|flight| flight.rows.len() < MOST_ROWS);
+        let Some(flight) = flight else {
+            return Some(ready);
+        };
+        let same = flight.rows.iter().zip(&flight.input);
+        let Some(input) = same
+            .filter(|(other, _)| other.hash == ready.hash)
+            .map(|(_, input)| *input)
+            .next()
+        else {
+            return Some(ready);
+        };
+        flight.rows.push(ready);
+        flight.input.push(input);
+        running.in_flight += 1;
+        None
     }
 
     /// Flights that have been in the air for `age` and are not written down yet: from now on their jobs are rows.
@@ -141,6 +179,12 @@ impl Flights {
         let Some(flight) = self.flights.remove(&reply.id) else {
             return;
         };
+        for ready in &flight.rows {
+            let text = (flight.pipeline, ready.hash.clone());
+            if self.texts.get(&text) == Some(&reply.id) {
+                self.texts.remove(&text);
+            }
+        }
         let now = Instant::now();
         let result = landed.entry(flight.pipeline).or_default();
         result.requests += 1;

@@ -16,6 +16,7 @@ use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::Job;
 use crate::embed::failure::describe;
 use crate::embed::retry::backoff;
+use crate::store::Written;
 
 /// Vectors stored before the log is looked at again: with HNSW, at some milliseconds each, a change that
 /// comes during a backfill waits no longer than for these.
@@ -71,7 +72,7 @@ impl Leader {
     }
 
     /// Stores; what cannot be stored together is stored by halves, until the row that is the cause is alone.
-    fn settle(
+    pub(super) fn settle(
         &mut self,
         id: i32,
         relation: &str,
@@ -81,8 +82,8 @@ impl Leader {
             return Ok(());
         };
         let failed = match store(running, &mut landed) {
-            Ok(all_written) => {
-                self.settled(id, &landed, all_written);
+            Ok(written) => {
+                self.settled(id, &landed, written);
                 return Ok(());
             }
             Err(failed) => failed,
@@ -123,7 +124,7 @@ impl Leader {
     }
 
     /// What was stored is done.
-    fn settled(&mut self, id: i32, landed: &Landed, all_written: bool) {
+    fn settled(&mut self, id: i32, landed: &Landed, written: Written) {
         self.jobs_ended = true;
         for embedded in &landed.embedded {
             self.queue.finish(&embedded.job.row);
@@ -132,15 +133,19 @@ impl Leader {
             let (Verdict::Retry { job, .. } | Verdict::Bury { job, .. }) = verdict;
             self.queue.finish(&job.row);
         }
-        if !landed.verdicts.is_empty() || !all_written {
+        if !landed.verdicts.is_empty() || !is_all(landed, written) {
             self.job_due_at(id, Instant::now());
         }
         if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id)
             && !landed.embedded.is_empty()
         {
-            counters
-                .embedded
-                .fetch_add(landed.embedded.len() as i64, SeqCst);
+            for (counter, count) in [
+                (&counters.embedded, landed.embedded.len()),
+                (&counters.inserted, written.inserted),
+                (&counters.updated, written.updated),
+            ] {
+                counter.fetch_add(count as i64, SeqCst);
+            }
             // SAFETY: the server's clock.
             let now = unsafe { pg_sys::GetCurrentTimestamp() };
             counters.last_embedded_us.store(now, SeqCst);
@@ -185,20 +190,25 @@ impl Leader {
     }
 }
 
+/// Whether nobody else has written to the relation meanwhile.
+fn is_all(landed: &Landed, written: Written) -> bool {
+    written.inserted + written.updated == landed.embedded.len()
+}
+
 /// Vectors, completions, retries and dead letters of one pipeline, in one transaction.
-fn store(running: &mut Running, landed: &mut Landed) -> std::result::Result<bool, Failed> {
+fn store(running: &mut Running, landed: &mut Landed) -> std::result::Result<Written, Failed> {
     let id = running.pipeline.id;
     transaction(|| {
-        let mut all_written = true;
+        let mut written = Written::default();
         let mut puts = Vec::new();
         if !landed.embedded.is_empty() {
             guard_user_code()?;
-            all_written = running
+            written = running
                 .writer
                 .write(&mut landed.embedded, &running.endpoint.model)?;
             release_user_code();
             let jobs = landed.embedded.iter().map(|embedded| &embedded.job);
-            if all_written {
+            if is_all(landed, written) {
                 jobs::complete(
                     id,
                     jobs.clone().filter(|job| job.stored).map(|job| &job.row),
@@ -229,6 +239,6 @@ fn store(running: &mut Running, landed: &mut Landed) -> std::result::Result<bool
             }
         }
         jobs::put(id, &puts, Again::Then)?;
-        Ok(all_written)
+        Ok(written)
     })
 }

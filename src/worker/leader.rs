@@ -24,6 +24,7 @@ use crate::embed::secret::SecretPolicy;
 use crate::error::{Error, Result};
 use crate::settings;
 use crate::shared::{self, Database, Presence, Shared};
+use crate::store::known;
 
 /// Rows rendered in one transaction.
 pub(super) const CHUNK: usize = 256;
@@ -148,6 +149,7 @@ impl Leader {
         let (reply_to, replies) = unbounded();
         let ((checkpoint, from), prepared) = transaction(|| {
             jobs::take_back_leases(None)?;
+            known::resume(database)?;
             Ok((upkeep::resume_checkpoint()?, upkeep::has_prepared()?))
         })
         .map_err(|failed| Error::Internal(failed.message))?;
@@ -237,22 +239,38 @@ impl Leader {
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
         self.move_checkpoint()?;
+        if known::is_full(self.database) {
+            let _ = transaction(|| known::rotate(self.database)); // a lock that somebody holds: another time
+        }
         self.publish();
         Ok(!self.gives_way()?)
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        let database = self.database_oid();
         for (id, state) in &self.pipelines {
             let State::Runs(running) = state else {
-                if let Some(counters) = self.shared.counters(self.database_oid(), *id) {
+                if let Some(counters) = self.shared.counters(database, *id) {
                     counters.pending.store(0, SeqCst);
                     counters.in_flight.store(0, SeqCst);
                 }
                 continue;
             };
-            let Some(counters) = self.shared.counters_or_new(self.database_oid(), *id) else {
+            let Some(counters) = self.shared.counters_or_new(database, *id) else {
                 continue;
             };
+            let since = counters.rests_since_us.load(SeqCst);
+            let rests = self
+                .lanes
+                .get(running.lane)
+                .is_some_and(|lane| lane.breaker.is_open());
+            if rests != (since != 0) {
+                // SAFETY: the server's clock.
+                let now = unsafe { pg_sys::GetCurrentTimestamp() };
+                counters
+                    .rests_since_us
+                    .store(if rests { now } else { 0 }, SeqCst);
+            }
             let waiting: usize = [
                 QueueLane::Removal,
                 QueueLane::Live,

@@ -17,6 +17,7 @@ use crate::embed::lane::Lane;
 use crate::settings;
 use crate::shared::Presence;
 use crate::store::Writer;
+use crate::store::known::Recipe;
 use pgrx::prelude::*;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -165,10 +166,11 @@ impl Leader {
         if has_paused {
             transaction(|| jobs::take_back_leases(Some(pipeline.id)))?;
         }
+        let recipe = Recipe::of(&endpoint, &pipeline.storage);
         let unlogged = pipeline.unlogged;
         Ok(State::Runs(Box::new(Running {
-            renderer: Renderer::new(&pipeline),
-            writer: Writer::new(&pipeline, vector_schema),
+            renderer: Renderer::new(&pipeline, recipe.clone()),
+            writer: Writer::new(&pipeline, vector_schema, recipe),
             dead_letters: pipeline.dead_letters,
             pipeline,
             endpoint,

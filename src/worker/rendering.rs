@@ -5,6 +5,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use super::flights::Landed;
 use super::intake::write_down;
 use super::leader::{CHUNK, Leader, is_definition, is_passing, report};
 use super::process::{Failed, guard_user_code, release_user_code, transaction};
@@ -12,6 +13,8 @@ use super::running::{Ready, Running, State};
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::dispatch::render::Rendered;
+use crate::shared::Counters;
+use crate::store::Embedded;
 
 impl Leader {
     /// Rows become texts, texts become requests: removals first, then live changes, then the backfill; a chunk of
@@ -72,9 +75,22 @@ impl Leader {
         self.jobs_ended = true;
         match render(running, &jobs, &self.secret) {
             Ok(rendered) => {
+                let mut known = Landed::default();
+                let mut seen = Seen::default();
                 for (job, rendered) in jobs.into_iter().zip(rendered) {
+                    seen.count(&rendered);
                     match rendered {
-                        Rendered::Gone | Rendered::Unchanged => self.queue.finish(&job.row),
+                        Rendered::Gone { .. } | Rendered::Unchanged => self.queue.finish(&job.row),
+                        Rendered::Known {
+                            vector,
+                            hash,
+                            stored_hash,
+                        } => known.embedded.push(Embedded {
+                            job,
+                            vector,
+                            hash,
+                            stored_hash,
+                        }),
                         Rendered::Text {
                             text,
                             hash,
@@ -90,7 +106,14 @@ impl Leader {
                         }
                     }
                 }
-                Ok(())
+                let relation = running.pipeline.relation.clone();
+                if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
+                    seen.add_to(counters);
+                }
+                if known.embedded.is_empty() {
+                    return Ok(());
+                }
+                self.settle(id, &relation, known)
             }
             Err(failed) if is_definition(failed.code) || is_passing(failed.code) => {
                 let relation = running.pipeline.relation.clone();
@@ -154,6 +177,38 @@ impl Leader {
     }
 }
 
+/// What rows came to.
+#[derive(Default)]
+struct Seen {
+    processed: i64,
+    unchanged: i64,
+    removed: i64,
+    known: i64,
+}
+
+impl Seen {
+    fn count(&mut self, rendered: &Rendered) {
+        self.processed += 1;
+        match rendered {
+            Rendered::Unchanged => self.unchanged += 1,
+            Rendered::Gone { removed } => self.removed += i64::from(*removed),
+            Rendered::Known { .. } => self.known += 1,
+            Rendered::Text { .. } => {}
+        }
+    }
+
+    fn add_to(&self, counters: &Counters) {
+        for (counter, count) in [
+            (&counters.processed, self.processed),
+            (&counters.unchanged, self.unchanged),
+            (&counters.removed, self.removed),
+            (&counters.known, self.known),
+        ] {
+            counter.fetch_add(count, SeqCst);
+        }
+    }
+}
+
 /// Renders in a transaction of its own; jobs of rows that are done end with it.
 fn render(
     running: &Running,
@@ -162,15 +217,23 @@ fn render(
 ) -> std::result::Result<Vec<Rendered>, Failed> {
     transaction(|| {
         guard_user_code()?;
-        let rendered = running
-            .renderer
-            .render(jobs, &running.endpoint.model, secret)?;
+        let (renderer, model) = (&running.renderer, &running.endpoint.model);
+        let mut rendered = renderer.render(jobs, model, secret)?;
+        let those = |wanted: fn(&Rendered) -> bool| {
+            let pairs = jobs.iter().zip(&rendered);
+            pairs
+                .filter(move |(_, rendered)| wanted(rendered))
+                .map(|(job, _)| job)
+        };
+        renderer.remove(
+            those(|rendered| matches!(rendered, Rendered::Gone { removed: true })),
+            model,
+        )?;
         release_user_code();
-        let done = jobs
-            .iter()
-            .zip(&rendered)
-            .filter(|(_, rendered)| !matches!(rendered, Rendered::Text { .. }));
-        let done: Vec<&Job> = done.map(|(job, _)| job).collect();
+        let done: Vec<&Job> =
+            those(|rendered| matches!(rendered, Rendered::Gone { .. } | Rendered::Unchanged))
+                .collect();
+        renderer.recognise(&mut rendered, model)?;
         let stored = done.iter().filter(|job| job.stored);
         jobs::complete(running.pipeline.id, stored.map(|job| &job.row))?;
         if running.dead_letters {

@@ -1,0 +1,108 @@
+//! run: what waits for its time is done now, and the caller is told what that came to.
+//!
+//! It never does the work itself: it asks the worker and waits.
+
+use pgrx::datum::Interval;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::wait::{Goal, waitable};
+use crate::catalog::pipeline;
+use crate::embed::failure::Class;
+use crate::error::{Error, OrReport, Result};
+use crate::shared::{self, Counters};
+
+/// How long a provider may rest before a run gives up on it.
+const REST: Duration = Duration::from_secs(2);
+
+/// The columns of `recsync.run`.
+type Outcome = (i64, i64, i64, i64, i64, i64, Interval);
+
+/// Runs a pipeline now.
+#[pg_extern(volatile, strict)]
+#[allow(clippy::type_complexity)] // the columns of an SQL function
+fn run(
+    name: &str,
+) -> TableIterator<
+    'static,
+    (
+        name!(processed, i64),
+        name!(inserts, i64),
+        name!(updates, i64),
+        name!(deletes, i64),
+        name!(embedded, i64),
+        name!(unchanged, i64),
+        name!(latency, Interval),
+    ),
+> {
+    TableIterator::once(run_now(name).or_report())
+}
+
+extension_sql!(
+    r#"
+COMMENT ON FUNCTION run(text) IS
+'Does now what a pipeline would do at its time: every change committed before the call, and what waits to be tried again. Returns what that came to: rows that were looked at (processed), vectors that were new (inserts), replaced (updates) and removed (deletes), rows whose text was sent (embedded) or was that of their vector (unchanged), and how long it took. Rows that fail are left for later, see recsync.dead_letter. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 25006 on a standby, 55000 where the pipeline is paused, 38000 where its provider rests after failures.';
+"#,
+    name = "run_comment",
+    requires = [run]
+);
+
+fn run_now(name: &str) -> Result<Outcome> {
+    let (pipeline, database) = waitable(name)?;
+    pipeline::require_owner(&pipeline)?;
+    // SAFETY: this process's database.
+    let oid = unsafe { pg_sys::MyDatabaseId };
+    let counters = shared::shared()
+        .and_then(|shared| shared.counters(oid, pipeline.id))
+        .ok_or_else(|| Error::NoCounters(pipeline.relation.clone()))?;
+    let started = Instant::now();
+    let before = totals(counters);
+    let mut goal = Goal::tried(&pipeline)?;
+    let ask = || {
+        database.checkpoint_wanted.store(true, SeqCst);
+        counters.runs_wanted.fetch_add(1, SeqCst);
+    };
+    goal.wait(database, None, ask, || provider_is_there(counters))?;
+    let now = totals(counters);
+    let [processed, inserts, updates, deletes, unchanged, known] =
+        std::array::from_fn(|n| now[n] - before[n]);
+    let latency = Interval::from_micros(started.elapsed().as_micros() as i64);
+    Ok((
+        processed,
+        inserts,
+        updates,
+        deletes,
+        inserts + updates - known,
+        unchanged,
+        latency,
+    ))
+}
+
+/// An error where the provider has been resting for a while.
+fn provider_is_there(counters: &Counters) -> Result<()> {
+    let since = counters.rests_since_us.load(SeqCst);
+    // SAFETY: the server's clock.
+    let now = unsafe { pg_sys::GetCurrentTimestamp() };
+    if since == 0 || now - since < REST.as_micros() as i64 {
+        return Ok(());
+    }
+    Err(Error::Embedding {
+        class: Class::Provider.as_str(),
+        message: "its provider fails and is left alone for now; what waits is done when it is back"
+            .into(),
+    })
+}
+
+fn totals(counters: &Counters) -> [i64; 6] {
+    [
+        &counters.processed,
+        &counters.inserted,
+        &counters.updated,
+        &counters.removed,
+        &counters.unchanged,
+        &counters.known,
+    ]
+    .map(|counter| counter.load(SeqCst))
+}
