@@ -98,6 +98,11 @@ fn quiet(debounce: Duration, max_delay: Option<Duration>) -> Result<Schedule, St
     })
 }
 
+/// Whether a schedule is meant as a cron expression: PostgreSQL reads an interval in nearly everything.
+pub fn is_cron(schedule: &str) -> bool {
+    schedule.contains(['*', '/', ',', '?']) || cron(schedule).is_ok()
+}
+
 /// Five fields as crontab has them, or six with seconds in front.
 fn cron(expression: &str) -> Result<Timetable, String> {
     let parser = CronParser::builder()

@@ -46,8 +46,14 @@ fn jittered(wait: Duration, jitter: f64) -> Duration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Closed,
-    Open { until: Instant },
-    HalfOpen { since: Instant },
+    /// `asked`: until when is what the provider itself has said.
+    Open {
+        until: Instant,
+        asked: bool,
+    },
+    HalfOpen {
+        since: Instant,
+    },
 }
 
 /// Whether a server may be asked: yes (closed), not before (open until), or once (half-open).
@@ -83,7 +89,7 @@ impl Breaker {
     pub fn allows(&mut self, now: Instant) -> bool {
         let probe = match self.state {
             State::Closed => return true,
-            State::Open { until } => now >= until,
+            State::Open { until, .. } => now >= until,
             State::HalfOpen { since } => now.saturating_duration_since(since) >= PROBE_PATIENCE,
         };
         if probe {
@@ -95,7 +101,22 @@ impl Breaker {
     /// The probe was not sent after all: the next caller may have it.
     pub fn probe_lost(&mut self, now: Instant) {
         if let State::HalfOpen { .. } = self.state {
-            self.state = State::Open { until: now };
+            self.state = State::Open {
+                until: now,
+                asked: false,
+            };
+        }
+    }
+
+    /// Somebody wants to know now whether the server is back: the next request is a probe, unless the server itself
+    /// has asked to be left alone.
+    pub fn probe_now(&mut self, now: Instant) {
+        if let State::Open {
+            asked: false,
+            until,
+        } = &mut self.state
+        {
+            *until = now.min(*until);
         }
     }
 
@@ -121,13 +142,16 @@ impl Breaker {
             None => jittered(doubled(BREAKER_FIRST, self.failures, BREAKER_MAX), jitter),
         };
         let until = open_until.map_or(now + rest, |until| until.max(now + rest));
-        self.state = State::Open { until };
+        self.state = State::Open {
+            until,
+            asked: retry_after.is_some(),
+        };
     }
 
     /// Until when the breaker is open; `None` when it is closed or probing.
     pub fn open_until(&self) -> Option<Instant> {
         match self.state {
-            State::Open { until } => Some(until),
+            State::Open { until, .. } => Some(until),
             State::Closed | State::HalfOpen { .. } => None,
         }
     }
@@ -175,6 +199,18 @@ mod tests {
         assert_eq!(backoff(3, 0.5), Duration::from_secs(3));
         assert_eq!(backoff(3, -7.0), Duration::from_secs(2));
         assert_eq!(backoff(3, f64::NAN), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn somebody_who_asks_gets_a_probe_unless_the_provider_has_asked_for_a_rest() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new();
+        breaker.failure(now, None, 1.0);
+        breaker.probe_now(now + ms(1));
+        assert!(breaker.allows(now + ms(1)));
+        breaker.failure(now + ms(2), Some(Duration::from_secs(9)), 1.0);
+        breaker.probe_now(now + ms(3));
+        assert!(!breaker.allows(now + ms(3)));
     }
 
     #[test]

@@ -64,7 +64,9 @@ fn run_now(name: &str) -> Result<Outcome> {
         database.checkpoint_wanted.store(true, SeqCst);
         counters.runs_wanted.fetch_add(1, SeqCst);
     };
-    goal.wait(database, None, ask, || provider_is_there(counters))?;
+    // SAFETY: the server's clock.
+    let began = unsafe { pg_sys::GetCurrentTimestamp() };
+    goal.wait(database, None, ask, || provider_is_there(counters, began))?;
     let now = totals(counters);
     let [processed, inserts, updates, deletes, unchanged, known] =
         std::array::from_fn(|n| now[n] - before[n]);
@@ -80,12 +82,12 @@ fn run_now(name: &str) -> Result<Outcome> {
     ))
 }
 
-/// An error where the provider has been resting for a while.
-fn provider_is_there(counters: &Counters) -> Result<()> {
+/// An error where the provider has been resting for a while, although it was asked once more for this run.
+fn provider_is_there(counters: &Counters, began: i64) -> Result<()> {
     let since = counters.rests_since_us.load(SeqCst);
     // SAFETY: the server's clock.
     let now = unsafe { pg_sys::GetCurrentTimestamp() };
-    if since == 0 || now - since < REST.as_micros() as i64 {
+    if since == 0 || now - since.max(began) < REST.as_micros() as i64 {
         return Ok(());
     }
     Err(Error::Embedding {

@@ -135,6 +135,9 @@ impl Leader {
                 after: Place::first(),
             });
             running.claims.due_at(Instant::now());
+            if let Some(lane) = self.lanes.get(running.lane) {
+                lane.breaker.probe_now(Instant::now());
+            }
             self.queue.release_all(*id);
             counters.runs_started.store(wanted, SeqCst);
         }

@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 use crate::catalog::names::{self, quote, select_one};
 use crate::catalog::pipeline::When;
 use crate::catalog::rights::in_subtransaction;
+use crate::dispatch::schedule::is_cron;
 use crate::error::{Error, Result};
 
 /// Reads what says when a change is due.
@@ -26,7 +27,9 @@ pub fn when(
             .transpose()
     };
     let when = When {
-        every_s: (!word).then(|| interval(&schedule)).flatten(),
+        every_s: (!word && !is_cron(&schedule))
+            .then(|| interval(&schedule))
+            .flatten(),
         debounce_s: seconds("debounce", debounce)?,
         max_delay_s: seconds("max_delay", max_delay)?,
         schedule,
