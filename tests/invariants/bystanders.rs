@@ -140,8 +140,12 @@ fn invariant_10_repeatable_read_deletes_a_row_whose_vector_was_stored_since_its_
     for level in &ISOLATION_LEVELS[1..] {
         // A change is in flight when the user's snapshot is taken, and stored before they write.
         api.hold_texts_with("as it was");
-        db.run("UPDATE item SET title = 'as it was' WHERE id BETWEEN 10 AND 12");
-        db.run("INSERT INTO item VALUES (5000, 'as it was, too')");
+        db.run(&format!(
+            "UPDATE item SET title = 'as it was, {level}' WHERE id BETWEEN 10 AND 12"
+        ));
+        db.run(&format!(
+            "INSERT INTO item VALUES (5000, 'as it was, {level}, too')"
+        ));
         api.wait_until_held(1);
         let mut user = db.connect();
         user.run(&format!(

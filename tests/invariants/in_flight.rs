@@ -125,15 +125,21 @@ fn invariant_5_delete_truncate_null_and_key_change_while_the_request_is_in_fligh
         ("TRUNCATE item", 0),
     ];
     // The reply comes at the same time as the change, or when the worker has long dealt with it.
-    for (pause, (change, left)) in changes.map(|change| [(0, change), (300, change)]).concat() {
+    let rounds = changes.map(|change| [(0, change), (300, change)]).concat();
+    for (round, (pause, (change, left))) in rounds.into_iter().enumerate() {
         db.run(
             "INSERT INTO item SELECT i, 'there again ' || i FROM generate_series(1, 3) i
                 ON CONFLICT (id) DO UPDATE SET title = excluded.title",
         );
         db.settle("item_embedding");
         api.hold();
-        db.run("UPDATE item SET title = title || ' held' WHERE id BETWEEN 2 AND 3");
-        db.run("INSERT INTO item SELECT i, 'new and held ' || i FROM generate_series(4, 5) i");
+        // A text that recsync knows would need no request.
+        db.run(&format!(
+            "UPDATE item SET title = title || ' held {round}' WHERE id BETWEEN 2 AND 3"
+        ));
+        db.run(&format!(
+            "INSERT INTO item SELECT i, 'new and held {round} ' || i FROM generate_series(4, 5) i"
+        ));
         api.wait_until_held(1);
         db.run(change);
         db.pause(Duration::from_millis(pause));
