@@ -86,6 +86,7 @@ impl Leader {
                                 hash,
                                 stored_hash,
                                 since: Instant::now(),
+                                tokens: None,
                             });
                         }
                     }
