@@ -134,6 +134,24 @@ fn threads_that_ask_at_once_get_no_more_than_one_would() {
 }
 
 #[test]
+fn no_charge_is_lost_among_threads() {
+    let entry = entry();
+    let limit = requests(1_000_000);
+    let ask = || {
+        for _ in 0..50_000 {
+            sent_at(entry, limit, 0, START);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(ask);
+        }
+    });
+    let charged = entry.requests.load(SeqCst) - START;
+    assert_eq!(charged, 200_000 * Pace::per_minute(1_000_000).interval);
+}
+
+#[test]
 fn a_tenth_goes_at_once_and_the_rest_evenly() {
     let entry = entry();
     let ten = requests(100);

@@ -62,23 +62,44 @@ fn two_databases_and_a_session_together_keep_requests_per_minute() {
 }
 
 #[test]
-fn two_databases_together_keep_tokens_per_minute() {
+fn two_databases_together_keep_tokens_per_minute_as_the_provider_counts_them() {
     let api = Api::start();
-    // 600 at once, and 88 a second.
-    let [mut one, mut other] = two_databases(&api, "tokens_per_minute '6000'");
+    let limits = "tokens_per_minute '6000', max_batch_inputs '1', max_concurrency '1'";
+    let [mut one, mut other] = two_databases(&api, limits);
+    // The estimate takes the spaces for one token, the scripted provider counts four bytes as one.
     for db in [&mut one, &mut other] {
-        db.run("INSERT INTO item SELECT i, repeat('word ', 20) || i FROM generate_series(1, 18) i");
+        db.run(
+            "INSERT INTO item SELECT i, 'a' || repeat(' ', 96) || i FROM generate_series(1, 18) i",
+        );
     }
     for db in [&mut one, &mut other] {
         db.settle("item_embedding");
         db.assert_items_in_step(&api);
     }
-    // The scripted provider counts four bytes as a token: what it says is charged instead of the estimate.
     let counted = |inputs: &[String]| inputs.iter().map(|i| i.len().div_ceil(4)).sum::<usize>();
     let total: usize = api.requests().iter().map(|r| counted(&r.inputs)).sum();
-    assert!(total > 900, "{total} tokens are more than go at once");
-    // One batch may be on its way when its estimate turns out to be too low.
-    assert_paced(&api, counted, 600 + 150, 5_401.0 / 61.0);
+    assert!(total > 880, "{total} tokens are more than go at once");
+    // One request of each database is on its way before its count is known.
+    assert_paced(&api, counted, 600 + 2 * 25, 5_401.0 / 61.0);
+}
+
+#[test]
+fn tokens_count_before_a_request_is_answered() {
+    let api = Api::start();
+    let mut db = shared().database();
+    // 45 at once by workers, and 9 a second.
+    db.items(&api, "tokens_per_minute '600', max_batch_inputs '1'");
+    api.hold();
+    db.run("INSERT INTO item SELECT i, repeat('word ', 38) || i FROM generate_series(1, 2) i");
+    api.wait_until_held(1);
+    db.pause(Duration::from_millis(300));
+    assert_eq!(api.held(), 1, "requests in flight");
+    api.release();
+    db.settle("item_embedding");
+    db.assert_items_in_step(&api);
+    let requests = api.requests();
+    let pause = requests[1].at - requests[0].at;
+    assert!(pause >= Duration::from_secs(3), "asked after {pause:?}");
 }
 
 #[test]
