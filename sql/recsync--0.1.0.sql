@@ -203,7 +203,7 @@ COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: append
 CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
 LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
 COMMENT ON FUNCTION embed(text, text, text) IS
-'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time.';
+'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -381,7 +381,7 @@ AS 'MODULE_PATHNAME', 'search_wrapper';
 
 
 COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
-'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (cosine similarity, 1 = same direction), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter.';
+'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (cosine similarity, 1 = same direction), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

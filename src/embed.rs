@@ -67,8 +67,20 @@ pub mod lane;
 // How many requests a server gets at a time.
 pub mod window;
 
+// How many inputs it answers in time.
+pub mod size;
+
+// Limits a minute: when the next request may go.
+pub mod rate;
+
+// Whose limits they are.
+pub mod account;
+
 // When to try again: backoff of a job, breaker of a server.
 pub mod retry;
+
+// Vectors that were asked for lately.
+pub mod recent;
 
 #[cfg(test)]
 mod testing;

@@ -70,6 +70,12 @@ pub enum Error {
     },
     #[error("no answer from server \"{server}\" within recsync.embed_timeout ({milliseconds} ms)")]
     EmbedTimeout { server: String, milliseconds: i32 },
+    #[error("server \"{server}\" takes no request for {seconds} s: {reason}")]
+    RateLimited {
+        server: String,
+        seconds: u64,
+        reason: &'static str,
+    },
     #[error("pipeline \"{name}\" is broken: {reason}")]
     BrokenPipeline { name: String, reason: String },
     #[error("server option: {message}")]
@@ -211,6 +217,10 @@ impl Error {
             Error::EmbedTimeout { .. } => (
                 C::ERRCODE_QUERY_CANCELED,
                 Some("Raise recsync.embed_timeout, or look at the provider's latency.".into()),
+            ),
+            Error::RateLimited { seconds, .. } => (
+                C::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                Some(format!("Try again in {seconds} s, wait for longer (recsync.embed_timeout), or raise the server's options requests_per_minute and tokens_per_minute if the account's limits are higher.")),
             ),
             Error::BrokenPipeline { .. } => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

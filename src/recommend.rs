@@ -5,6 +5,9 @@
 // embed: a text's vector, by the model that made the pipeline's.
 pub mod query;
 
+// When the account's limits let its request go.
+mod turn;
+
 // search: the rows nearest to a text.
 mod search;
 

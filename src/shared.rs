@@ -7,6 +7,9 @@ use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering::SeqCst};
 
+use crate::embed::rate::{self, Rates};
+use crate::embed::recent::Recent;
+
 /// Databases that can be served at once or in turn; one beyond it stays without worker, with a WARNING.
 pub const MAX_DATABASES: usize = 256;
 /// Pipelines whose counters are kept; one beyond it works without counters.
@@ -32,6 +35,8 @@ pub struct Shared {
     pub waiting_databases: AtomicU32,
     pub databases: [Database; MAX_DATABASES],
     pub counters: [Counters; MAX_COUNTERS],
+    pub rates: Rates,
+    pub recent: Recent,
 }
 
 /// One database's entry. `oid` 0: free.
@@ -302,6 +307,11 @@ static BLOCK: AtomicPtr<Shared> = AtomicPtr::new(std::ptr::null_mut());
 pub fn shared() -> Option<&'static Shared> {
     // SAFETY: either null or the block that PostgreSQL keeps mapped at this address until the process ends.
     unsafe { BLOCK.load(SeqCst).as_ref() }
+}
+
+/// The accounts' limits: those of the cluster, or where recsync is not preloaded those of this process.
+pub fn rates() -> &'static Rates {
+    shared().map_or(&rate::LOCAL, |shared| &shared.rates)
 }
 
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;

@@ -13,8 +13,6 @@ use crate::shared;
 
 /// Options that are checked and kept for a later version.
 const NOT_YET: &[&str] = &[
-    "requests_per_minute",
-    "tokens_per_minute",
     "max_input_tokens",
     "price_per_million_tokens",
     "monthly_budget",

@@ -28,6 +28,12 @@ impl Room {
             bytes: MAX_BATCH_BYTES,
         }
     }
+
+    /// The same with not more than `most` tokens, where there is such a limit.
+    pub fn with_tokens(self, most: Option<u64>) -> Room {
+        let tokens = self.tokens.into_iter().chain(most).min();
+        Room { tokens, ..self }
+    }
 }
 
 /// A batch that is being filled.
@@ -130,6 +136,15 @@ mod tests {
         let room = Room::new(3, None);
         assert_eq!(take(room, [(u64::MAX, 1); 9]), 3);
         assert_eq!(take(room, [(0, MAX_BATCH_BYTES / 2); 9]), 2);
+    }
+
+    #[test]
+    fn the_lower_limit_of_two_counts() {
+        let tokens = |room: Option<u64>, most| Room::new(1, room).with_tokens(most).tokens;
+        assert_eq!(tokens(None, None), None);
+        assert_eq!(tokens(Some(5), None), Some(5));
+        assert_eq!(tokens(None, Some(3)), Some(3));
+        assert_eq!(tokens(Some(5), Some(3)), Some(3));
     }
 
     /// The law: cut by `take` again and again, any queue is used up in order, every batch fits or

@@ -60,6 +60,8 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Whether the provider said "too many requests" (429).
     pub rate_limited: bool,
+    /// Whether the server took the request and did not answer it in time.
+    pub timed_out: bool,
     /// What is left of the account's limits, where the answer said it.
     pub limits: Limits,
 }
@@ -73,6 +75,7 @@ impl Failure {
             message: cut(message.into()),
             retry_after: None,
             rate_limited: false,
+            timed_out: false,
             limits: Limits::default(),
         }
     }
@@ -124,6 +127,11 @@ impl Failure {
             rate_limited: status == Some(429),
             ..Failure::new(class, message)
         }
+    }
+
+    /// How long the provider wants to be left alone by everybody, not only by the sender of this request.
+    pub fn asked_to_wait(&self) -> Option<Duration> {
+        self.retry_after.filter(|_| self.class == Class::Provider)
     }
 
     pub(crate) fn with_status(self, status: u16) -> Failure {

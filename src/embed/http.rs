@@ -11,7 +11,7 @@ use ureq::config::Config;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::transport::DefaultConnector;
-use ureq::{Agent, Proxy};
+use ureq::{Agent, Proxy, Timeout};
 
 use super::api::{KeyHeader, Wire};
 use super::endpoint::Endpoint;
@@ -260,9 +260,10 @@ fn body_failure(error: ureq::Error, secure: bool) -> Failure {
 fn failure_of(error: ureq::Error, secure: bool) -> Failure {
     use std::io::ErrorKind;
     match error {
-        ureq::Error::Timeout(which) => {
-            Failure::provider(format!("no answer in time (timeout: {which})"))
-        }
+        ureq::Error::Timeout(which) => Failure {
+            timed_out: !matches!(which, Timeout::Resolve | Timeout::Connect),
+            ..Failure::provider(format!("no answer in time (timeout: {which})"))
+        },
         ureq::Error::HostNotFound => Failure::provider("the server's host is not known"),
         ureq::Error::Io(error) if secure && error.kind() == ErrorKind::InvalidData => {
             Failure::configuration(format!("TLS failed: {error}"))
@@ -271,7 +272,10 @@ fn failure_of(error: ureq::Error, secure: bool) -> Failure {
             ErrorKind::UnexpectedEof => {
                 Failure::provider("the server closed the connection without an answer")
             }
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => Failure::provider("no answer in time"),
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Failure {
+                timed_out: true,
+                ..Failure::provider("no answer in time")
+            },
             kind => Failure::provider(format!("connection failed: {kind}")),
         },
         ureq::Error::ConnectionFailed => Failure::provider("connection failed"),

@@ -254,6 +254,7 @@ fn a_dripping_answer_ends_at_the_total_timeout() {
         failure.message.starts_with("no answer in time"),
         "{failure}"
     );
+    assert!(failure.timed_out);
     assert!(started.elapsed() < Duration::from_secs(3));
 }
 
@@ -263,6 +264,7 @@ fn a_silent_server_ends_at_the_read_timeout() {
     let started = Instant::now();
     let failure = failure(&server, &[("read_timeout", "200ms")]);
     assert_eq!(failure.class, Class::Provider);
+    assert!(failure.timed_out);
     assert!(started.elapsed() < Duration::from_secs(3));
 }
 
@@ -279,6 +281,7 @@ fn no_connection_no_name_and_no_answer_are_the_providers_failures() {
     let refused = ask(&url);
     assert_eq!(refused.class, Class::Provider);
     assert_eq!(refused.message, "connection failed: connection refused");
+    assert!(!refused.timed_out, "nothing was sent");
     assert_eq!(ask("http://no-such-host.invalid/v1").class, Class::Provider);
     let hangs_up = Server::raw(|_, stream| {
         let _ = stream.shutdown(std::net::Shutdown::Both);

@@ -14,7 +14,7 @@ const BREAKER_FIRST: Duration = Duration::from_millis(500);
 /// The longest rest: a provider that is back is noticed within a minute.
 const BREAKER_MAX: Duration = Duration::from_secs(60);
 /// What a provider may ask for at most by Retry-After: one day's quota must not stop probes.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
+pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 /// When a probe that never reported back is taken for lost.
 const PROBE_PATIENCE: Duration = Duration::from_secs(300);
 

@@ -1,7 +1,8 @@
 //! embed: a text's vector in the calling backend, by the model that made the pipeline's vectors.
 //!
 //! The request runs in a thread of its own, so that the backend stays cancellable. It never asks twice for the
-//! same text while the session remembers it, whatever plan calls it how often.
+//! same text while the session remembers it, whatever plan calls it how often, nor for one that another session has
+//! asked for a moment ago.
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -12,15 +13,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use super::turn;
 use crate::catalog::{pipeline, server};
+use crate::embed::account::Account;
 use crate::embed::endpoint::{Endpoint, Purpose};
 use crate::embed::failure::Failure;
 use crate::embed::lane::with_signals_blocked;
 use crate::embed::provider::Provider;
+use crate::embed::rate;
+use crate::embed::recent;
 use crate::embed::reply::Embeddings;
 use crate::embed::secret::SecretPolicy;
 use crate::error::{Error, OrReport, Result};
 use crate::settings;
+use crate::shared;
 use crate::store::vector;
 use crate::worker::process::Bell;
 
@@ -49,7 +55,7 @@ extension_sql!(
 CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
 LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
 COMMENT ON FUNCTION embed(text, text, text) IS
-'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time.';
+'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
 "#,
     name = "embed",
     requires = ["tables"]
@@ -110,8 +116,25 @@ pub fn vector_of(server: &str, input: &str, purpose: Purpose) -> Result<Arc<Vec<
     if let Some(vector) = VECTORS.with_borrow(|vectors| vectors.get(&key).cloned()) {
         return Ok(vector);
     }
-    let embeddings = ask(server, provider, input, purpose)?;
-    let vector = Arc::new(embeddings.vectors.into_iter().next().unwrap_or_default());
+    // What needs no request is not worth a place.
+    let others = shared::shared().filter(|_| endpoint.api.wire.is_some());
+    let others = others.map(|shared| {
+        let key = recent::Key::of(&endpoint, purpose, input);
+        (&shared.recent, key)
+    });
+    let known = others.and_then(|(recent, key)| recent.get(key, rate::now()));
+    let vector = match known {
+        Some(vector) => vector,
+        None => {
+            let embeddings = ask(server, provider, input, purpose)?;
+            let vector = embeddings.vectors.into_iter().next().unwrap_or_default();
+            if let Some((recent, key)) = others {
+                recent.put(key, &vector, rate::now());
+            }
+            vector
+        }
+    };
+    let vector = Arc::new(vector);
     VECTORS.with_borrow_mut(|vectors| {
         if vectors.len() >= REMEMBERED {
             vectors.clear();
@@ -143,10 +166,14 @@ fn provider(endpoint: &Endpoint) -> (usize, Arc<Provider>) {
 /// Threads of this backend that are still inside a request.
 static BUSY: AtomicUsize = AtomicUsize::new(0);
 
-/// One request, in a thread; this backend waits for it, at most recsync.embed_timeout, cancellable.
+/// One request, in a thread; this backend waits for its turn and for it, at most recsync.embed_timeout, cancellable.
 fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> Result<Embeddings> {
     leave_at_once_with_threads();
+    let timeout = settings::embed_timeout();
+    let started = Instant::now();
     let mut bell = Bell::new()?;
+    let account = Account::of(provider.endpoint(), shared::rates());
+    let spent = turn::wait(server, &account, input, started + timeout, &mut bell)?;
     let ring = bell.ringer()?;
     let (reply_to, reply) =
         crossbeam_channel::bounded::<std::result::Result<Embeddings, Failure>>(1);
@@ -168,12 +195,17 @@ fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> 
             })
     });
     spawned.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
-    let timeout = settings::embed_timeout();
-    let started = Instant::now();
     loop {
         match reply.try_recv() {
-            Ok(Ok(embeddings)) => return Ok(embeddings),
+            Ok(Ok(embeddings)) => {
+                account.heed(None, embeddings.limits, rate::now());
+                if embeddings.tokens > 0 {
+                    spent.correct(embeddings.tokens, rate::now());
+                }
+                return Ok(embeddings);
+            }
             Ok(Err(failure)) => {
+                account.heed(failure.asked_to_wait(), failure.limits, rate::now());
                 return Err(Error::Embedding {
                     class: failure.class.as_str(),
                     message: crate::embed::failure::describe(&failure),

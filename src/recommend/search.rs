@@ -31,7 +31,7 @@ fn search(
 extension_sql!(
     r#"
 COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
-'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (cosine similarity, 1 = same direction), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter.';
+'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (cosine similarity, 1 = same direction), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
 "#,
     name = "search_comment",
     requires = [search]

@@ -10,6 +10,7 @@ use crate::dispatch::queue::{Job, Lane as QueueLane, Queue};
 use crate::embed::endpoint::Purpose;
 use crate::embed::failure::{Class, Failure, describe};
 use crate::embed::lane::{Batch, Reply};
+use crate::embed::rate::{self, Grant, Spent};
 use crate::embed::retry::backoff;
 use crate::store::Embedded;
 
@@ -23,6 +24,8 @@ struct Flight {
     sent: Instant,
     /// Its rows have been written down as jobs.
     written: bool,
+    /// What it has cost of the account's limits, where there are some.
+    spent: Option<Spent>,
 }
 
 #[derive(Default)]
@@ -70,9 +73,13 @@ impl Flights {
         let Some(server) = lanes.get(running.lane) else {
             return;
         };
-        while running.ready_count() > 0 && server.allows() {
+        while running.ready_count() > 0 && running.limited_for().is_zero() && server.allows() {
+            let Some(count) = running.admitted(server) else {
+                server.breaker.probe_lost(Instant::now());
+                return;
+            };
             let (stale, rows): (Vec<Ready>, Vec<Ready>) = running
-                .next_batch()
+                .take_next(count)
                 .into_iter()
                 .partition(|ready| queue.changed_since(&ready.job.row));
             for ready in stale {
@@ -120,6 +127,7 @@ impl Flights {
                     input,
                     sent: Instant::now(),
                     written: false,
+                    spent: running.grant.take().map(Grant::spend),
                 },
             );
         }
@@ -194,14 +202,21 @@ impl Flights {
             match &reply.result {
                 Ok(embeddings) => {
                     server.window.success(reply.took);
-                    server.pace(embeddings.limits, embeddings.tokens);
+                    server.size.answered();
+                    server.pace(embeddings.limits, embeddings.tokens, None);
+                    if let (Some(spent), 1..) = (flight.spent, embeddings.tokens) {
+                        spent.correct(embeddings.tokens, rate::now());
+                    }
                 }
                 Err(failure) => {
                     // Requests that were in flight together fail together.
                     if failure.class == Class::Provider && server.breaker.open_until().is_none() {
                         server.window.overload();
                     }
-                    server.pace(failure.limits, 1);
+                    if failure.timed_out {
+                        server.size.timed_out(reply.inputs.len(), now);
+                    }
+                    server.pace(failure.limits, 1, failure.asked_to_wait());
                 }
             }
             &mut server.breaker
@@ -270,7 +285,8 @@ fn fail(
             false
         }
     };
-    if suspicious && texts > 1 {
+    // Fewer may be answered in time.
+    if (suspicious || failure.timed_out) && texts > 1 {
         let half = rows.split_off(rows.len() / 2);
         running.halves.push_back(rows);
         running.halves.push_back(half);

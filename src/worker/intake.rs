@@ -195,10 +195,11 @@ impl Leader {
             let Some(running) = state.running() else {
                 continue;
             };
-            let rests = self
-                .lanes
-                .get(running.lane)
-                .is_some_and(|lane| lane.rests_until().is_some());
+            let rests = !running.limited_for().is_zero()
+                || self
+                    .lanes
+                    .get(running.lane)
+                    .is_some_and(|lane| lane.rests_until().is_some());
             if old.contains(id) {
                 let jobs = self.queue.take_changes(*id);
                 write_down(*id, &jobs, Duration::ZERO, Again::Then)?;
@@ -216,7 +217,11 @@ impl Leader {
                 }
                 running.claims.due_at(Instant::now());
             }
-            if rests && running.ready_for() >= REST_PATIENCE {
+            if rests
+                && running
+                    .unstored_for()
+                    .is_some_and(|age| age >= REST_PATIENCE)
+            {
                 leased.push((*id, running.store_ready()));
             }
         }

@@ -323,14 +323,19 @@ impl Leader {
                 if waits || (!running.pipeline.backfilled && !self.queue.has_slice(*id)) {
                     return Duration::ZERO;
                 }
-                let open = self
-                    .lanes
-                    .get(running.lane)
-                    .and_then(|lane| lane.rests_until());
-                if let (Some(until), true) = (open, running.ready_count() > 0) {
-                    wait = wait
-                        .min(until.saturating_duration_since(now) + TICK)
-                        .min(REST_PATIENCE);
+                let Some(lane) = self.lanes.get(running.lane) else {
+                    continue;
+                };
+                let rest = lane.rests_until();
+                let rest =
+                    rest.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+                let rest = rest.max(running.limited_for());
+                // What is in flight rings the bell when it lands; nothing else does.
+                if running.ready_count() > 0 && (!rest.is_zero() || lane.lane.in_flight() == 0) {
+                    let put_aside = running.unstored_for();
+                    let put_aside = put_aside.map(|age| REST_PATIENCE.saturating_sub(age));
+                    let rest = rest.min(put_aside.unwrap_or(rest));
+                    wait = wait.min(rest + TICK);
                 }
             }
         }

@@ -183,6 +183,7 @@ impl Leader {
             sweep: unlogged.then(Instant::now),
             changed: false,
             in_flight: 0,
+            grant: None,
         })))
     }
 

@@ -102,6 +102,7 @@ impl Leader {
                                 hash,
                                 stored_hash,
                                 since: Instant::now(),
+                                tokens: None,
                             });
                         }
                     }

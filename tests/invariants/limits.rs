@@ -73,6 +73,48 @@ fn provider_that_fails_gets_half_as_many_requests_at_a_time() {
 }
 
 #[test]
+fn batch_that_times_out_is_halved_and_its_size_remembered() {
+    let api = Api::start();
+    let mut db = shared().database();
+    db.items(
+        &api,
+        "max_batch_inputs '16', max_concurrency '1', max_attempts '1', read_timeout '300ms'",
+    );
+    api.slow_above(4, Duration::from_secs(1));
+    db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 16) i");
+    db.settle("item_embedding");
+    db.assert_items_in_step(&api);
+    let sizes = |from: usize| -> Vec<usize> {
+        let requests = api.requests();
+        let sizes = requests.iter().skip(from);
+        sizes.map(|request| request.inputs.len()).collect()
+    };
+    assert_eq!(sizes(0), [16, 8, 4, 4, 4, 4], "halved until it is in time");
+    db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(17, 32) i");
+    db.settle("item_embedding");
+    db.assert_items_in_step(&api);
+    assert_eq!(sizes(6), [4; 4], "and not tried again with the next ones");
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM recsync.dead_letter"),
+        0,
+        "no row is charged"
+    );
+}
+
+#[test]
+fn provider_that_fails_otherwise_gets_batches_as_large_as_before() {
+    let api = Api::start();
+    let mut db = shared().database();
+    db.items(&api, "max_batch_inputs '16', max_concurrency '1'");
+    api.fail_next(1, 429, None);
+    db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 16) i");
+    db.settle("item_embedding");
+    let requests = api.requests();
+    let sizes: Vec<usize> = requests.iter().map(|r| r.inputs.len()).collect();
+    assert_eq!(sizes, [16, 16]);
+}
+
+#[test]
 fn another_api_is_spoken_by_its_name_and_a_known_model_brings_the_rest() {
     let api = Api::with_dimensions(1_024);
     let mut db = shared().database();

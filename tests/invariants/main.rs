@@ -21,6 +21,9 @@ mod failures;
 /// 9: a provider's limits.
 mod limits;
 
+/// 9: the limits of an account that several databases and sessions use.
+mod shared_limits;
+
 /// 10 and 11: users' transactions and recsync's.
 mod bystanders;
 

@@ -57,6 +57,8 @@ struct Script {
     /// Once the failures are used up, everything that follows is kept waiting.
     hold_after_failures: bool,
     delay: Duration,
+    /// Requests with more inputs take longer.
+    slow_above: Option<(usize, Duration)>,
     /// Requests with an input that holds the marker are refused.
     refused: Vec<(String, u16)>,
     /// How the next requests fail: status and Retry-After.
@@ -135,6 +137,11 @@ impl Api {
 
     pub fn set_delay(&self, delay: Duration) {
         self.script().delay = delay;
+    }
+
+    /// A request with more inputs than `inputs` takes this long.
+    pub fn slow_above(&self, inputs: usize, delay: Duration) {
+        self.script().slow_above = Some((inputs, delay));
     }
 
     /// A request with an input that holds `marker` is answered with `status`.
@@ -342,7 +349,11 @@ impl State {
             .iter()
             .find(|(marker, _)| has(marker))
             .map(|(_, status)| (*status, None));
-        let (delay, echo) = (script.delay, script.echo);
+        let slow = script
+            .slow_above
+            .filter(|(most, _)| inputs.len() > *most)
+            .map_or(Duration::ZERO, |(_, delay)| delay);
+        let (delay, echo) = (script.delay.max(slow), script.echo);
         drop(script);
         if !delay.is_zero() {
             thread::sleep(delay);
