@@ -172,6 +172,15 @@ pub fn next_due(pipelines: &[i32]) -> Result<Option<Duration>> {
     Ok(milliseconds.map(|milliseconds| Duration::from_millis(milliseconds.max(0) as u64)))
 }
 
+/// The leases on a pipeline's jobs: whoever runs it next takes them at once.
+pub fn release(pipeline: i32) -> Result<()> {
+    Spi::run_with_args(
+        "UPDATE recsync.job SET leased_until = NULL WHERE pipeline_id = $1 AND leased_until IS NOT NULL",
+        &[pipeline.into()],
+    )?;
+    Ok(())
+}
+
 /// The leases of a worker that is no more.
 pub fn take_back_leases() -> Result<()> {
     Spi::run("UPDATE recsync.job SET leased_until = NULL WHERE leased_until IS NOT NULL")?;
