@@ -5,6 +5,9 @@
 // embed: a text's vector, by the model that made the pipeline's.
 pub mod query;
 
+// The planner's guesses are no queries.
+pub mod planning;
+
 // search: the rows nearest to a text.
 mod search;
 
