@@ -78,6 +78,7 @@ pub extern "C-unwind" fn _PG_init() {
     if preloading && !upgrading {
         shared::register();
         catalog::utility::register();
+        recommend::planning::register();
         worker::register();
     }
 }

@@ -8,6 +8,9 @@ pub mod query;
 // When the account's limits let its request go.
 mod turn;
 
+// The planner's guesses are no queries.
+pub mod planning;
+
 // search: the rows nearest to a text.
 mod search;
 

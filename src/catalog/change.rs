@@ -76,7 +76,7 @@ fn set_paused(name: &str, paused: bool) -> Result<()> {
     pipeline::require_owner(&pipeline)?;
     let _as = As::extension();
     Spi::run_with_args(
-        "UPDATE recsync.pipeline SET paused = $2, paused_reason = NULL WHERE id = $1",
+        "UPDATE recsync.pipeline SET paused = $2, paused_reason = NULL, paused_by_server = false WHERE id = $1",
         &[pipeline.id.into(), paused.into()],
     )?;
     if !paused && pipeline.paused {
@@ -86,11 +86,38 @@ fn set_paused(name: &str, paused: bool) -> Result<()> {
     Ok(())
 }
 
+/// What a pause of recsync's is due to, which says what ends it beside resume().
+#[derive(Clone, Copy, PartialEq)]
+pub enum Cause {
+    Declaration,
+    /// Its server's options, key or rights: a change of them ends it.
+    Server,
+}
+
 /// Pauses a pipeline that cannot go on; the reason stands in recsync.status. As recsync's owner.
-pub fn pause_for(pipeline: i32, reason: &str) -> Result<()> {
+pub fn pause_for(pipeline: i32, reason: &str, cause: Cause) -> Result<()> {
     Spi::run_with_args(
-        "UPDATE recsync.pipeline SET paused = true, paused_reason = $2 WHERE id = $1 AND NOT paused",
-        &[pipeline.into(), reason.into()],
+        "UPDATE recsync.pipeline SET paused = true, paused_reason = $2, paused_by_server = $3 WHERE id = $1 AND NOT paused",
+        &[
+            pipeline.into(),
+            reason.into(),
+            (cause == Cause::Server).into(),
+        ],
     )?;
+    Ok(())
+}
+
+/// These servers were changed: the pipelines that are paused because of them go on.
+pub fn resume_for_servers(servers: &[String]) -> Result<()> {
+    const RESUME: &str = "\
+WITH resumed AS (UPDATE recsync.pipeline SET paused = false, paused_reason = NULL, paused_by_server = false
+                  WHERE server = ANY ($1) AND paused_by_server RETURNING id)
+SELECT pg_catalog.array_agg(id) FROM resumed";
+    let _as = As::extension();
+    let resumed = Spi::get_one_with_args::<Vec<i32>>(RESUME, &[servers.to_vec().into()])?;
+    if let Some(pipelines) = resumed {
+        backfill::restart(&pipelines)?;
+        wake::after_catalog_change();
+    }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! DDL of others on what is declared: renames are followed in the same transaction, what is dropped is cleaned up,
-//! and what does not fit any more is paused, with the reason.
+//! what does not fit any more is paused, with the reason, and what waited for a change of its server goes on.
 //!
 //! It never stands in the way of the command: what goes wrong here is a WARNING, and the worker finds out by
 //! itself.
@@ -12,6 +12,7 @@ use pgrx::prelude::*;
 use serde::Deserialize;
 use std::cell::Cell;
 
+use super::change::resume_for_servers;
 use super::expression::{Analysed, Wanted};
 use super::names::{Canonical, own_relation, select_one};
 use super::rights::{As, in_subtransaction};
@@ -180,18 +181,33 @@ unsafe fn has_triggers(name: *mut pg_sys::RangeVar) -> bool {
 
 /// After the command: names, triggers and pauses follow what it did.
 pub fn after(before: Before) {
+    seeing_its_effects(|| {
+        FOLLOWING.set(true);
+        if is_installed() {
+            quietly(|| follow::follow(&before));
+        }
+        wake::after_catalog_change();
+        FOLLOWING.set(false);
+    });
+}
+
+/// After a command that has made or changed these servers, or who may use them and how: what waited for that goes on.
+pub fn after_server_change(servers: &[String]) {
+    seeing_its_effects(|| {
+        if is_installed() {
+            quietly(|| resume_for_servers(servers));
+        }
+    });
+}
+
+fn seeing_its_effects(body: impl FnOnce()) {
     // SAFETY: a snapshot that sees what the command did, popped below. Some commands end the transaction that they
     // began in, and with it its snapshot.
     unsafe {
         pg_sys::CommandCounterIncrement();
         pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
     }
-    FOLLOWING.set(true);
-    if is_installed() {
-        quietly(|| follow::follow(&before));
-    }
-    wake::after_catalog_change();
-    FOLLOWING.set(false);
+    body();
     // SAFETY: pops the snapshot pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
 }

@@ -70,8 +70,9 @@ CREATE TABLE pipeline (
     generation    integer NOT NULL DEFAULT 1,
     paused        boolean NOT NULL DEFAULT false,
     paused_reason text,
+    paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
     created_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    CHECK (paused OR paused_reason IS NULL)
+    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
 );
 
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the

@@ -50,6 +50,7 @@ unsafe extern "C-unwind" fn process_utility(
         let hold = before(node).or_report();
         let follow_up = follow_up(node);
         let declared = ddl::before(node);
+        let servers = configured_servers(node);
         let run = || match PREVIOUS {
             Some(previous) => previous(
                 statement,
@@ -76,6 +77,9 @@ unsafe extern "C-unwind" fn process_utility(
         drop(hold);
         if let Some(declared) = declared {
             ddl::after(declared);
+        }
+        if !servers.is_empty() {
+            ddl::after_server_change(&servers);
         }
         if let Some(follow_up) = follow_up {
             follow_up();
@@ -220,6 +224,40 @@ unsafe fn follow_up(node: *mut pg_sys::Node) -> Option<fn()> {
             T::T_AlterExtensionStmt => Some(wake::after_extension_change),
             _ => None,
         }
+    }
+}
+
+/// The servers that a command makes or changes, or says who may use and how. Read before: afterwards its node may be
+/// gone.
+unsafe fn configured_servers(node: *mut pg_sys::Node) -> Vec<String> {
+    use pg_sys::NodeTag as T;
+    // SAFETY: each cast follows the node's tag; names are the parser's.
+    unsafe {
+        let name = match (*node).type_ {
+            T::T_CreateForeignServerStmt => {
+                (*node.cast::<pg_sys::CreateForeignServerStmt>()).servername
+            }
+            T::T_AlterForeignServerStmt => {
+                (*node.cast::<pg_sys::AlterForeignServerStmt>()).servername
+            }
+            T::T_CreateUserMappingStmt => {
+                (*node.cast::<pg_sys::CreateUserMappingStmt>()).servername
+            }
+            T::T_AlterUserMappingStmt => (*node.cast::<pg_sys::AlterUserMappingStmt>()).servername,
+            T::T_DropUserMappingStmt => (*node.cast::<pg_sys::DropUserMappingStmt>()).servername,
+            T::T_GrantStmt => {
+                let grant = &*node.cast::<pg_sys::GrantStmt>();
+                let of_servers = grant.objtype == pg_sys::ObjectType::OBJECT_FOREIGN_SERVER;
+                let objects = if grant.is_grant && of_servers {
+                    grant.objects
+                } else {
+                    std::ptr::null_mut()
+                };
+                return list(objects).map(|name| string_node(name.cast())).collect();
+            }
+            _ => return Vec::new(),
+        };
+        vec![text(name)]
     }
 }
 

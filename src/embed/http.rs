@@ -107,6 +107,12 @@ impl Client {
         let status = response.status().as_u16();
         let retry_after = retry_after(response.headers(), SystemTime::now());
         let limits = Limits::of(response.headers());
+        if status == 200
+            && let Some(kind) = foreign_kind(response.headers())
+        {
+            let what = format!("the server's answer is {kind}, not JSON");
+            return Err(Failure::provider(what).with_status(200));
+        }
         let length = response.body().content_length();
         let mut reader = response.body_mut().as_reader();
         let body = if status == 200 {
@@ -205,6 +211,16 @@ fn authorize(headers: &mut HeaderMap, key_header: KeyHeader, credentials: &Crede
     }
 }
 
+/// What a body is said to be, where that is no JSON: a gateway's page, or that of another address. A
+/// server that says nothing in particular is believed.
+fn foreign_kind(headers: &HeaderMap) -> Option<&str> {
+    let kind = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let json = kind.to_ascii_lowercase().contains("json");
+    let particular = !["", "text/plain", "application/octet-stream"].contains(&kind);
+    (particular && !json).then_some(kind)
+}
+
 fn read_bounded(
     reader: &mut impl Read,
     limit: usize,
@@ -243,17 +259,25 @@ fn read_bounded(
     }
 }
 
-/// What went wrong while the body of a 200 was read: cut short or garbled is temporary.
+/// What went wrong while the body of a 200 was read. A connection that ends before it is the
+/// provider's failure; what came over it may be garbled for a reason of the inputs'.
 fn body_failure(error: ureq::Error, secure: bool) -> Failure {
-    let cut = match &error {
+    let ended = match &error {
         ureq::Error::Io(error) => error.kind() == std::io::ErrorKind::UnexpectedEof,
-        ureq::Error::Protocol(_) | ureq::Error::Decompress(..) | ureq::Error::BodyStalled => true,
+        ureq::Error::BodyStalled => true,
         _ => false,
     };
-    if cut {
-        return Failure::temporary("the server's answer is cut short").with_status(200);
+    let garbled = matches!(
+        error,
+        ureq::Error::Protocol(_) | ureq::Error::Decompress(..)
+    );
+    if ended {
+        Failure::provider("the connection ended before the server's answer").with_status(200)
+    } else if garbled {
+        Failure::temporary("the server's answer is garbled").with_status(200)
+    } else {
+        failure_of(error, secure)
     }
-    failure_of(error, secure)
 }
 
 /// A failure without an answer. None of ureq's own texts is shown that could quote the request.

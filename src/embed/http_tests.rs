@@ -194,25 +194,51 @@ fn a_redirect_is_not_followed() {
 }
 
 #[test]
-fn a_body_that_is_cut_short_is_temporary() {
+fn a_body_that_is_cut_short_is_the_providers_failure() {
     let server = Server::raw(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{\"data\":[");
         let _ = stream.shutdown(std::net::Shutdown::Both);
     });
     let failure = failure(&server, &[]);
-    assert_eq!(failure.class, Class::Temporary);
-    assert_eq!(failure.message, "the server's answer is cut short");
+    assert_eq!(failure.class, Class::Provider);
+    assert_eq!(failure.status, Some(200), "it may be due to an input");
+    assert!(failure.message.contains("ended before"), "{failure}");
 }
 
 #[test]
-fn a_chunked_body_that_is_cut_short_is_temporary() {
+fn a_chunked_body_that_is_cut_short_is_the_providers_failure() {
     let server = Server::raw(|_, stream| {
         let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
         let _ = stream.write_all(head);
         let _ = stream.write_all(b"9\r\n{\"data\":[\r\n");
         let _ = stream.shutdown(std::net::Shutdown::Both);
     });
-    assert_eq!(failure(&server, &[]).class, Class::Temporary);
+    assert_eq!(failure(&server, &[]).class, Class::Provider);
+}
+
+#[test]
+fn what_is_called_a_page_is_not_read_and_what_is_called_nothing_in_particular_is() {
+    for (kind, read) in [
+        ("application/json", true),
+        ("application/json; charset=utf-8", true),
+        ("application/vnd.api+json", true),
+        ("text/plain", true),
+        ("application/octet-stream", true),
+        ("", true),
+        ("text/html", false),
+        ("text/html; charset=utf-8", false),
+        ("application/xml", false),
+        ("text/event-stream", false),
+    ] {
+        let server = Server::always(200, &format!("content-type: {kind}\r\n"), &floats(1));
+        let result = ask(&server, &[]);
+        assert_eq!(result.is_ok(), read, "{kind}");
+        if let Err(failure) = result {
+            assert_eq!(failure.class, Class::Provider);
+            assert_eq!(failure.status, Some(200));
+            assert!(failure.message.ends_with(", not JSON"), "{failure}");
+        }
+    }
 }
 
 #[test]

@@ -15,6 +15,9 @@ const BREAKER_FIRST: Duration = Duration::from_millis(500);
 const BREAKER_MAX: Duration = Duration::from_secs(60);
 /// What a provider may ask for at most by Retry-After: one day's quota must not stop probes.
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
+/// Answers in a row that help nobody until it is the provider that is blamed: more than come in a
+/// row while one bad text is looked for in a batch, of which every other half is answered well.
+const MOST_DOUBTS: u32 = 8;
 /// When a probe that never reported back is taken for lost.
 const PROBE_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -65,6 +68,8 @@ enum State {
 pub struct Breaker {
     state: State,
     failures: u32,
+    /// Answers since the last good one that may be an input's fault or the provider's.
+    doubts: u32,
     last_success: Option<Instant>,
 }
 
@@ -80,6 +85,7 @@ impl Breaker {
         Breaker {
             state: State::Closed,
             failures: 0,
+            doubts: 0,
             last_success: None,
         }
     }
@@ -124,10 +130,28 @@ impl Breaker {
     /// and the rest that the provider asked for goes on.
     pub fn success(&mut self, now: Instant) {
         self.last_success = Some(now);
+        self.doubts = 0;
+        self.close();
+    }
+
+    fn close(&mut self) {
         if !matches!(self.state, State::Open { .. }) {
             self.state = State::Closed;
             self.failures = 0;
         }
+    }
+
+    /// A request failed by an input's fault or the provider's: nobody can say. True once so many
+    /// have in a row that it is the provider's, which has failed then.
+    pub fn doubt(&mut self, now: Instant, jitter: f64) -> bool {
+        self.doubts = self.doubts.saturating_add(1);
+        let blamed = self.doubts >= MOST_DOUBTS;
+        if blamed {
+            self.failure(now, None, jitter);
+        } else {
+            self.close(); // it did answer
+        }
+        blamed
     }
 
     /// A request failed by the provider's fault. Requests that were in flight together count once.
@@ -256,6 +280,41 @@ mod tests {
             breaker.failure(now, None, 1.0);
         }
         assert_eq!(breaker.open_until(), Some(now + ms(500)));
+    }
+
+    #[test]
+    fn answers_in_a_row_that_help_nobody_are_the_providers_failure_in_the_end() {
+        let mut now = Instant::now();
+        let mut breaker = Breaker::new();
+        for _ in 0..3 {
+            for _ in 1..MOST_DOUBTS {
+                assert!(!breaker.doubt(now, 1.0));
+                assert!(breaker.allows(now));
+            }
+            breaker.success(now);
+        }
+        for _ in 1..MOST_DOUBTS {
+            assert!(!breaker.doubt(now, 1.0));
+        }
+        for rest in [500, 1_000, 2_000] {
+            assert!(breaker.doubt(now, 1.0));
+            assert_eq!(breaker.open_until(), Some(now + ms(rest)));
+            now += ms(rest);
+            assert!(breaker.allows(now), "the probe");
+        }
+        breaker.success(now);
+        assert!(!breaker.doubt(now, 1.0), "it is forgiven");
+    }
+
+    #[test]
+    fn an_answer_that_helps_nobody_says_that_a_provider_is_back() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new();
+        breaker.failure(now, None, 1.0);
+        assert!(breaker.allows(now + ms(500)));
+        breaker.doubt(now + ms(600), 1.0);
+        assert!(breaker.allows(now + ms(600)));
+        assert_eq!(breaker.last_success(), None, "not that it is well");
     }
 
     #[test]

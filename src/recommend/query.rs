@@ -2,8 +2,9 @@
 //!
 //! The request runs in a thread of its own, so that the backend stays cancellable. It never asks twice for the
 //! same text while the session remembers it, whatever plan calls it how often, nor for one that another session has
-//! asked for a moment ago.
+//! asked for a moment ago, and nothing for the planner's guesses.
 
+use pgrx::PgMemoryContexts;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use super::turn;
+use super::{planning, turn};
 use crate::catalog::{pipeline, server};
 use crate::embed::account::Account;
 use crate::embed::endpoint::{Endpoint, Purpose};
@@ -61,6 +62,13 @@ COMMENT ON FUNCTION embed(text, text, text) IS
     requires = ["tables"]
 );
 
+/// What one place in a plan was last called with, and what came of it: a call for each row costs no look-up.
+#[derive(Default)]
+struct LastCall {
+    arguments: [String; 3],
+    vector: Option<Arc<Vec<f32>>>,
+}
+
 /// `embed(name text, input text, purpose text) returns vector`.
 ///
 /// # Safety
@@ -68,16 +76,45 @@ COMMENT ON FUNCTION embed(text, text, text) IS
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn embed_v1(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
-    // SAFETY: the arguments' types are those of the declaration.
-    let (name, input, purpose) = unsafe {
-        let arguments = (*fcinfo).args.as_slice((*fcinfo).nargs as usize);
+    // SAFETY: a call in progress; the arguments' types are those of the declaration.
+    let (arguments, last) = unsafe {
+        if planning::is_estimate(fcinfo) {
+            (*fcinfo).isnull = true;
+            return pg_sys::Datum::null();
+        }
+        let given = (*fcinfo).args.as_slice((*fcinfo).nargs as usize);
         let text = |index: usize| {
-            String::from_datum(arguments[index].value, arguments[index].isnull).unwrap_or_default()
+            String::from_datum(given[index].value, given[index].isnull).unwrap_or_default()
         };
-        (text(0), text(1), text(2))
+        ([text(0), text(1), text(2)], last_call(fcinfo))
     };
-    let values = embed(&name, &input, &purpose).or_report();
-    vector::datum(&values)
+    let vector = match &last.vector {
+        Some(vector) if last.arguments == arguments => Arc::clone(vector),
+        _ => {
+            let [name, input, purpose] = &arguments;
+            embed(name, input, purpose).or_report()
+        }
+    };
+    let datum = vector::datum(&vector);
+    *last = LastCall {
+        arguments,
+        vector: Some(vector),
+    };
+    datum
+}
+
+/// # Safety
+/// `fcinfo` is a call in progress of a function that keeps nothing else there.
+unsafe fn last_call<'a>(fcinfo: pg_sys::FunctionCallInfo) -> &'a mut LastCall {
+    // SAFETY: lives as long as the FmgrInfo's context, in which the pointer to it stands; one call at a time.
+    unsafe {
+        let info = &mut *(*fcinfo).flinfo;
+        if info.fn_extra.is_null() {
+            let mut context = PgMemoryContexts::For(info.fn_mcxt);
+            info.fn_extra = context.leak_and_drop_on_delete(LastCall::default()).cast();
+        }
+        &mut *info.fn_extra.cast::<LastCall>()
+    }
 }
 
 fn embed(name: &str, input: &str, purpose: &str) -> Result<Arc<Vec<f32>>> {

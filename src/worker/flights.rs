@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::running::{Lanes, Ready, Running};
-use crate::dispatch::queue::{Job, Lane as QueueLane, Queue};
+use crate::dispatch::queue::{Job, Lane as QueueLane, Queue, RowKey};
 use crate::embed::endpoint::Purpose;
 use crate::embed::failure::{Class, Failure, describe};
 use crate::embed::lane::{Batch, Reply};
@@ -158,6 +158,21 @@ impl Flights {
         None
     }
 
+    /// Lets go of the flights of which `keeps` (pipeline, lane) does not hold: what they bring is for a declaration
+    /// that is no more. Their rows.
+    pub fn abandon(&mut self, keeps: impl Fn(i32, u64) -> bool) -> Vec<RowKey> {
+        let gone = self
+            .flights
+            .extract_if(|_, flight| !keeps(flight.pipeline, flight.lane));
+        let rows = gone
+            .flat_map(|(_, flight)| flight.rows)
+            .map(|ready| ready.job.row)
+            .collect();
+        let flights = &self.flights;
+        self.texts.retain(|_, id| flights.contains_key(id));
+        rows
+    }
+
     /// Flights that have been in the air for `age` and are not written down yet: from now on their jobs are rows.
     pub fn overdue(&mut self, age: Duration) -> Vec<(i32, Vec<Job>)> {
         let old = self
@@ -225,14 +240,17 @@ impl Flights {
             .as_ref()
             .and_then(|breaker| breaker.last_success())
             .map(microseconds_at);
-        match (&reply.result, breaker) {
-            (Ok(_), Some(breaker)) => breaker.success(now),
-            (Err(failure), Some(breaker)) if failure.class == Class::Provider => {
-                breaker.failure(now, failure.retry_after, jitter());
+        let mut provider_is_blamed = false;
+        if let Some(breaker) = breaker {
+            match reply.result.as_ref().map_err(|failure| failure.class) {
+                Err(Class::Provider) => {
+                    let retry_after = reply.result.as_ref().err().and_then(|f| f.retry_after);
+                    breaker.failure(now, retry_after, jitter());
+                }
+                Err(Class::Temporary) => provider_is_blamed = breaker.doubt(now, jitter()),
+                // A provider that refuses something is there.
+                Ok(_) | Err(Class::Permanent | Class::Configuration) => breaker.success(now),
             }
-            // The provider did answer: it is there.
-            (Err(_), Some(breaker)) => breaker.success(now),
-            (_, None) => {}
         }
         result.failure = reply
             .result
@@ -255,10 +273,24 @@ impl Flights {
                         })
                     }));
                 }
-                Err(failure) => fail(failure, flight.rows, running, result, healthy_since, jitter),
+                Err(failure) => {
+                    let blame = Blame {
+                        provider_is_blamed,
+                        healthy_since,
+                    };
+                    fail(failure, flight.rows, running, result, blame, jitter);
+                }
             }
         }
     }
+}
+
+/// What is known of the provider when a row fails.
+struct Blame {
+    /// It answers nobody well.
+    provider_is_blamed: bool,
+    /// When it last did before.
+    healthy_since: Option<i64>,
 }
 
 fn fail(
@@ -266,7 +298,7 @@ fn fail(
     mut rows: Vec<Ready>,
     running: &mut Running,
     landed: &mut Landed,
-    healthy_since: Option<i64>,
+    blame: Blame,
     jitter: &mut impl FnMut() -> f64,
 ) {
     let texts = rows
@@ -303,11 +335,14 @@ fn fail(
     for ready in rows {
         let mut job = ready.job;
         // A failure of the provider is the row's own only where the provider has answered others since.
-        let charged = failure.class != Class::Provider
-            || job
+        let charged = match failure.class {
+            Class::Provider => job
                 .last_attempt_us
-                .zip(healthy_since)
-                .is_some_and(|(last, healthy)| healthy > last);
+                .zip(blame.healthy_since)
+                .is_some_and(|(last, healthy)| healthy > last),
+            Class::Temporary => !blame.provider_is_blamed,
+            Class::Permanent | Class::Configuration => true,
+        };
         job.attempt += u32::from(charged);
         job.last_attempt_us = Some(microseconds_at(Instant::now()));
         let give_up =

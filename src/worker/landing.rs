@@ -12,6 +12,7 @@ use super::intake::write_down;
 use super::leader::{Leader, is_definition, is_passing, report};
 use super::process::{Failed, guard_user_code, release_user_code, transaction};
 use super::running::{Running, State};
+use crate::catalog::change::Cause;
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::Job;
 use crate::embed::failure::describe;
@@ -64,7 +65,7 @@ impl Leader {
             let configuration = landed.configuration.take();
             self.settle(id, &relation, landed)?;
             if let Some(reason) = configuration {
-                self.pause(id, &relation, &reason)?;
+                self.pause(id, &relation, &reason, Cause::Server)?;
                 self.database.catalog_changed.store(true, SeqCst);
             }
         }

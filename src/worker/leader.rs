@@ -226,6 +226,10 @@ impl Leader {
         }
         self.land()?;
         self.dispatch()?;
+        // What was declared before a change is what holds for it, whoever was quicker.
+        if self.database.catalog_changed.swap(false, SeqCst) && !self.load()? {
+            return Ok(false);
+        }
         self.queue.release_due(Instant::now());
         if settings::enabled() {
             self.start_runs()?;

@@ -6,8 +6,9 @@ use super::calendar::Calendar;
 use super::claims::Claims;
 use super::leader::Leader;
 use super::process::{Failed, transaction};
-use super::running::{Lanes, Running, State};
+use super::running::{Running, State};
 use super::upkeep;
+use crate::catalog::change::Cause;
 use crate::catalog::pipeline::Trouble;
 use crate::catalog::{change, names, pipeline};
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
@@ -19,6 +20,7 @@ use crate::shared::Presence;
 use crate::store::Writer;
 use crate::store::known::Recipe;
 use pgrx::prelude::*;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -73,9 +75,13 @@ impl Leader {
                         let_go_of_ready(&mut self.queue, &mut running);
                         model = Some(running.endpoint.model);
                     }
+                    let ran = model.is_some();
                     let state = self.state_of(&pipeline, &vector_schema, model)?;
                     if matches!(state, State::Off) {
                         off.push(pipeline.id);
+                        if ran {
+                            transaction(|| jobs::take_back_leases(Some(pipeline.id)))?;
+                        }
                     }
                     state
                 }
@@ -85,6 +91,7 @@ impl Leader {
         for id in known.into_keys().chain(off) {
             self.queue.forget(id);
         }
+        self.abandon_flights();
         self.shared
             .keep_counters(self.database_oid(), |id| self.pipelines.contains_key(&id));
         let used: Vec<u64> = self
@@ -118,7 +125,7 @@ impl Leader {
                 .or_insert_with(Instant::now);
             match trouble {
                 Trouble::Broken(reason) if model.is_some() || since.elapsed() > RESTORE => {
-                    self.pause(pipeline.id, &pipeline.relation, &reason)?;
+                    note_pause(pipeline.id, &pipeline.relation, &reason, Cause::Declaration)?;
                 }
                 _ => {
                     self.restoring = true;
@@ -131,18 +138,17 @@ impl Leader {
         let endpoint = match pipeline.endpoint() {
             Ok(endpoint) => endpoint,
             Err(reason) => {
-                self.pause(pipeline.id, &pipeline.relation, &reason)?;
+                note_pause(pipeline.id, &pipeline.relation, &reason, Cause::Server)?;
                 return Ok(State::Off);
             }
         };
         let schedule = match pipeline.when.schedule() {
             Ok(schedule) => schedule,
             Err(reason) => {
-                self.pause(pipeline.id, &pipeline.relation, &reason)?;
+                note_pause(pipeline.id, &pipeline.relation, &reason, Cause::Declaration)?;
                 return Ok(State::Off);
             }
         };
-        let has_paused = model.is_none();
         let mut pipeline = pipeline.clone();
         if model.is_some_and(|model| model != endpoint.model) {
             // Two models in one relation cannot be compared: every row is embedded anew.
@@ -163,9 +169,6 @@ impl Leader {
                     ringer,
                 )
             });
-        if has_paused {
-            transaction(|| jobs::take_back_leases(Some(pipeline.id)))?;
-        }
         let recipe = Recipe::of(&endpoint, &pipeline.storage);
         let unlogged = pipeline.unlogged;
         Ok(State::Runs(Box::new(Running {
@@ -192,7 +195,7 @@ impl Leader {
         let policy = settings::secret_policy();
         if policy != self.policy {
             self.policy = policy;
-            self.lanes = Lanes::default();
+            self.lanes.clear();
             for state in self.pipelines.values_mut() {
                 if let State::Runs(mut running) = std::mem::replace(state, State::Off) {
                     let_go_of_ready(&mut self.queue, &mut running);
@@ -220,21 +223,51 @@ impl Leader {
         if let (Some(declared), Some(running)) = (declared, running)
             && running.pipeline.is_declared_as(declared)
         {
-            self.pause(id, relation, reason)?;
+            self.pause(id, relation, reason, Cause::Declaration)?;
             return Ok(true);
         }
         Ok(false)
     }
 
+    /// Pauses a pipeline. From now on nothing of it is sent or stored.
     pub(super) fn pause(
         &mut self,
         id: i32,
         relation: &str,
         reason: &str,
+        cause: Cause,
     ) -> std::result::Result<(), Failed> {
-        log!("recsync worker: pipeline {relation} is paused, see recsync.status");
-        transaction(|| change::pause_for(id, reason))
+        note_pause(id, relation, reason, cause)?;
+        transaction(|| jobs::take_back_leases(Some(id)))?;
+        if let Some(state) = self.pipelines.get_mut(&id) {
+            *state = State::Off;
+        }
+        self.queue.forget(id);
+        self.abandon_flights();
+        Ok(())
     }
+
+    /// Flights of pipelines that do not run any more, or by another server: their rows are due again.
+    fn abandon_flights(&mut self) {
+        let running = self.pipelines.iter_mut();
+        let lanes: HashMap<i32, u64> = running
+            .filter_map(|(id, state)| Some((*id, state.running()?.lane)))
+            .collect();
+        let keeps = |pipeline, lane| lanes.get(&pipeline) == Some(&lane);
+        for row in self.flights.abandon(keeps) {
+            self.queue.put_back(&row, QueueLane::Live);
+        }
+    }
+}
+
+fn note_pause(
+    id: i32,
+    relation: &str,
+    reason: &str,
+    cause: Cause,
+) -> std::result::Result<(), Failed> {
+    log!("recsync worker: pipeline {relation} is paused, see recsync.status");
+    transaction(|| change::pause_for(id, reason, cause))
 }
 
 /// Texts that are ready become jobs that wait: they are rendered anew.

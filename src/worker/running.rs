@@ -261,6 +261,11 @@ impl Lanes {
         self.last
     }
 
+    /// Drops all of them. A number is not given twice.
+    pub fn clear(&mut self) {
+        self.lanes.clear();
+    }
+
     /// Drops lanes that nobody uses any more; their replies in flight still come.
     pub fn keep(&mut self, used: impl Fn(u64) -> bool) {
         self.lanes.retain(|number, _| used(*number));

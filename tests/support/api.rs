@@ -1,18 +1,27 @@
 //! An OpenAI-compatible embedding server over real HTTP that does what a test tells it: answers, waits, refuses,
-//! fails, is gone. Its vectors are a function of the text. It listens on the loopback address only.
+//! fails in every way, is gone. Its vectors are a function of the text. It listens on the loopback address only.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
+use fastrand::Rng;
+use serde_json::Value;
 
 use super::wait::{PATIENCE, wait_until};
+pub use fault::Fault;
+use fault::{Asked, Wire};
+
+/// What goes wrong, on the wire.
+mod fault;
+
+/// A connection, request after request.
+mod connection;
+
+/// What goes right.
+mod vectors;
 
 const DIMENSIONS: usize = 16;
 
@@ -47,10 +56,14 @@ struct State {
     script: Mutex<Script>,
     changed: Condvar,
     dimensions: usize,
+    /// Another model has other vectors.
+    model: &'static str,
 }
 
 #[derive(Default)]
 struct Script {
+    /// What the only key that is not refused looks like in its header.
+    key: Option<String>,
     /// Requests with an input that holds one of these are kept waiting.
     hold: Vec<String>,
     held: usize,
@@ -59,18 +72,32 @@ struct Script {
     delay: Duration,
     /// Requests with more inputs take longer.
     slow_above: Option<(usize, Duration)>,
-    /// Requests with an input that holds the marker are refused.
-    refused: Vec<(String, u16)>,
-    /// How the next requests fail: status and Retry-After.
-    failures: VecDeque<(u16, Option<u64>)>,
+    /// Requests with an input that holds the marker go wrong.
+    faults_of_texts: Vec<(String, Fault)>,
+    /// How the next requests go wrong.
+    faults: VecDeque<Fault>,
+    /// How all others do.
+    fault: Option<Fault>,
+    random: Option<Random>,
     echo: bool,
     /// Header lines of every answer that is a success.
     announced: String,
     requests: Vec<Request>,
-    connections: Vec<TcpStream>,
+    /// Bytes of each answer without an end, up to where the client hung up.
+    sent: Vec<usize>,
+    connections: Vec<Weak<TcpStream>>,
+    connections_made: usize,
     /// Counts every `up` and `down`: an acceptor of an earlier time ends.
     time: u64,
     up: bool,
+}
+
+/// Faults of a share of all requests.
+struct Random {
+    rng: Rng,
+    percent: u8,
+    faults: Vec<Fault>,
+    played: usize,
 }
 
 impl Api {
@@ -79,10 +106,16 @@ impl Api {
     }
 
     pub fn with_dimensions(dimensions: usize) -> Api {
+        Api::of_model("", dimensions)
+    }
+
+    /// Its vectors are those of no other model.
+    pub fn of_model(model: &'static str, dimensions: usize) -> Api {
         let state = State {
             script: Mutex::default(),
             changed: Condvar::new(),
             dimensions,
+            model,
         };
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let api = Api {
@@ -146,11 +179,48 @@ impl Api {
 
     /// A request with an input that holds `marker` is answered with `status`.
     pub fn refuse_texts_with(&self, marker: &str, status: u16) {
-        self.script().refused.push((marker.to_owned(), status));
+        self.fail_texts_with(marker, Fault::Status(status));
     }
 
     pub fn refuse_nothing(&self) {
-        self.script().refused.clear();
+        self.script().faults_of_texts.clear();
+    }
+
+    /// A request with an input that holds `marker` goes wrong.
+    pub fn fail_texts_with(&self, marker: &str, fault: Fault) {
+        let mut script = self.script();
+        script.faults_of_texts.push((marker.to_owned(), fault));
+    }
+
+    /// Every other key is refused with 401.
+    pub fn accept_only_key(&self, key: &str) {
+        self.script().key = Some(format!("Bearer {key}"));
+    }
+
+    /// The next requests go wrong.
+    pub fn play(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.script().faults.extend(faults);
+    }
+
+    /// Every request that nothing else is scripted for goes wrong, until `None`.
+    pub fn play_always(&self, fault: Option<Fault>) {
+        self.script().fault = fault;
+    }
+
+    /// This share of all requests goes wrong, in one of these ways at random.
+    pub fn play_at_random(&self, percent: u8, faults: &[Fault], seed: u64) {
+        self.script().random = Some(Random {
+            rng: Rng::with_seed(seed),
+            percent,
+            faults: faults.to_vec(),
+            played: 0,
+        });
+    }
+
+    /// The end of `play_at_random`; how many requests went wrong.
+    pub fn play_no_more(&self) -> usize {
+        let random = self.script().random.take();
+        random.map_or(0, |random| random.played)
     }
 
     /// Every success from now on says so in its headers.
@@ -163,21 +233,23 @@ impl Api {
 
     /// The next `count` requests are answered with `status`.
     pub fn fail_next(&self, count: usize, status: u16, retry_after: Option<u64>) {
-        self.script()
-            .failures
-            .extend(std::iter::repeat_n((status, retry_after), count));
+        let fault = match retry_after {
+            Some(seconds) => Fault::StatusWith(status, format!("Retry-After: {seconds}\r\n")),
+            None => Fault::Status(status),
+        };
+        self.play(std::iter::repeat_n(fault, count));
     }
 
     /// The next request fails, and everything after it is held: no moment in between.
     pub fn fail_next_and_hold_the_rest(&self, status: u16) {
         let mut script = self.script();
-        script.failures.push_back((status, None));
+        script.faults.push_back(Fault::Status(status));
         script.hold_after_failures = true;
     }
 
     /// How many failures are still to come.
     pub fn failures_left(&self) -> usize {
-        self.script().failures.len()
+        self.script().faults.len()
     }
 
     /// Errors quote the request's key and inputs, as some servers do.
@@ -191,7 +263,9 @@ impl Api {
         script.up = false;
         script.time += 1;
         for connection in script.connections.drain(..) {
-            let _ = connection.shutdown(Shutdown::Both);
+            if let Some(connection) = connection.upgrade() {
+                let _ = connection.shutdown(Shutdown::Both);
+            }
         }
         drop(script);
         // Wakes the acceptor, which closes its socket.
@@ -216,6 +290,26 @@ impl Api {
         self.script().requests.clone()
     }
 
+    /// How many requests there were.
+    pub fn requests_made(&self) -> usize {
+        self.script().requests.len()
+    }
+
+    /// Forgets what was asked.
+    pub fn forget(&self) {
+        self.script().requests.clear();
+    }
+
+    /// Connections so far.
+    pub fn connections_made(&self) -> usize {
+        self.script().connections_made
+    }
+
+    /// Bytes of each answer without an end, once the client has hung up.
+    pub fn bytes_sent(&self) -> Vec<usize> {
+        self.script().sent.clone()
+    }
+
     /// Every text that was sent so far, in order.
     pub fn texts(&self) -> Vec<String> {
         self.requests()
@@ -231,7 +325,7 @@ impl Api {
 
     /// The vector of a text.
     pub fn vector(&self, text: &str) -> Vec<f32> {
-        vector(text, self.state.dimensions)
+        vectors::vector(self.state.model, text, self.state.dimensions)
     }
 
     /// Whether `stored`, as pgvector writes it, is the vector of `text`.
@@ -267,7 +361,10 @@ impl Api {
                 if !script.up || script.time != time {
                     return;
                 }
-                script.connections.extend(connection.try_clone());
+                let connection = Arc::new(connection);
+                script.connections.retain(|other| other.strong_count() > 0);
+                script.connections.push(Arc::downgrade(&connection));
+                script.connections_made += 1;
                 drop(script);
                 let state = Arc::clone(&state);
                 thread::spawn(move || state.serve(connection));
@@ -291,30 +388,14 @@ impl State {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// One connection, as long as the client keeps it.
-    fn serve(&self, connection: TcpStream) {
-        let _ = connection.set_nodelay(true);
-        let mut writer = connection.try_clone().unwrap();
-        let mut reader = BufReader::new(connection);
-        while let Some((headers, body)) = read_request(&mut reader) {
-            let (status, retry_after, answer) = self.answer(headers, &body);
-            let more = match (status, retry_after) {
-                (200, _) => self.lock().announced.clone(),
-                (_, Some(seconds)) => format!("Retry-After: {seconds}\r\n"),
-                _ => String::new(),
-            };
-            let answer = answer.to_string();
-            let head = format!(
-                "HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n{more}Content-Length: {}\r\n\r\n",
-                answer.len()
-            );
-            if writer.write_all((head + &answer).as_bytes()).is_err() {
-                return;
-            }
-        }
+    /// Whether the script wants this request to be lost with its connection.
+    fn resets_before_it_reads(&self) -> bool {
+        let mut script = self.lock();
+        script.faults.front() == Some(&Fault::ResetBeforeRequest)
+            && script.faults.pop_front().is_some()
     }
 
-    fn answer(&self, headers: Headers, body: &[u8]) -> (u16, Option<u64>, Value) {
+    fn answer(&self, headers: Headers, body: &[u8]) -> Wire {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let inputs: Vec<String> = match &body["input"] {
             Value::String(input) => vec![input.clone()],
@@ -333,8 +414,8 @@ impl State {
         let has = |marker: &String| inputs.iter().any(|input| input.contains(marker));
         let mut script = self.lock();
         script.requests.push(request);
-        let failure = script.failures.pop_front();
-        if failure.is_some() && script.hold_after_failures && script.failures.is_empty() {
+        let next = script.faults.pop_front();
+        if next.is_some() && script.hold_after_failures && script.faults.is_empty() {
             script.hold_after_failures = false;
             script.hold.push(String::new());
         } else if script.hold.iter().any(has) {
@@ -344,107 +425,51 @@ impl State {
             }
             script.held -= 1;
         }
-        let refusal = script
-            .refused
-            .iter()
-            .find(|(marker, _)| has(marker))
-            .map(|(_, status)| (*status, None));
         let slow = script
             .slow_above
             .filter(|(most, _)| inputs.len() > *most)
             .map_or(Duration::ZERO, |(_, delay)| delay);
-        let (delay, echo) = (script.delay.max(slow), script.echo);
+        let refused = script.key.as_ref().is_some_and(|good| *good != key);
+        let of_text = || {
+            let mut faults = script.faults_of_texts.iter();
+            faults.find(|(marker, _)| has(marker))
+        };
+        let scripted = next
+            .or(refused.then_some(Fault::Status(401)))
+            .or_else(|| of_text().map(|(_, fault)| fault.clone()))
+            .or_else(|| script.fault.clone());
+        let fault = scripted.or_else(|| script.random.as_mut().and_then(Random::next));
+        let delay = script.delay.max(slow);
+        let (echo, announced) = (script.echo, script.announced.clone());
         drop(script);
         if !delay.is_zero() {
             thread::sleep(delay);
         }
-        if let Some((status, retry_after)) = failure.or(refusal) {
-            let message = if echo {
-                format!("not with {key} for {}", inputs.join(" "))
-            } else {
-                "as scripted".into()
-            };
-            return (
-                status,
-                retry_after,
-                json!({"error": {"message": message, "type": "invalid_request_error"}}),
-            );
+        let message = match echo {
+            true => format!("not with {key} for {}", inputs.join(" ")),
+            false => "as scripted".to_owned(),
+        };
+        let asked = Asked {
+            body: &body,
+            inputs: &inputs,
+            dimensions: self.dimensions,
+            model: self.model,
+            message: &message,
+            announced: &announced,
+        };
+        match fault {
+            Some(fault) => fault.play(&asked),
+            None => fault::right(&asked),
         }
-        let base64 = body["encoding_format"] == "base64";
-        let data = inputs.iter().enumerate().map(|(index, input)| {
-            let vector = vector(input, self.dimensions);
-            let embedding = if base64 {
-                let bytes: Vec<u8> = vector
-                    .iter()
-                    .flat_map(|number| number.to_le_bytes())
-                    .collect();
-                json!(STANDARD.encode(bytes))
-            } else {
-                json!(vector)
-            };
-            json!({"object": "embedding", "index": index, "embedding": embedding})
-        });
-        let tokens = inputs
-            .iter()
-            .map(|input| input.len().div_ceil(4))
-            .sum::<usize>();
-        let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
-        (
-            200,
-            None,
-            json!({"object": "list", "model": body["model"], "data": data.collect::<Vec<_>>(), "usage": usage}),
-        )
     }
 }
 
-fn read_request(reader: &mut impl BufRead) -> Option<(Headers, Vec<u8>)> {
-    let mut line = String::new();
-    reader
-        .read_line(&mut line)
-        .ok()
-        .filter(|&length| length > 0)?;
-    let mut headers = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader
-            .read_line(&mut line)
-            .ok()
-            .filter(|&length| length > 0)?;
-        match line.trim_end().split_once(':') {
-            Some((name, value)) => {
-                headers.push((name.to_ascii_lowercase(), value.trim().to_owned()))
-            }
-            None => break,
+impl Random {
+    fn next(&mut self) -> Option<Fault> {
+        if self.rng.u8(0..100) >= self.percent {
+            return None;
         }
+        self.played += 1;
+        self.rng.choice(&self.faults).cloned()
     }
-    let length = headers
-        .iter()
-        .find(|(name, _)| name == "content-length")?
-        .1
-        .parse()
-        .ok()?;
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    Some((headers, body))
-}
-
-/// A unit vector that is a function of the text: other texts have other vectors.
-fn vector(text: &str, dimensions: usize) -> Vec<f32> {
-    let mut state = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    let numbers = (0..dimensions).map(|_| {
-        // SplitMix64 (Steele, Lea, Flood 2014).
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
-    });
-    let numbers: Vec<f32> = numbers.collect();
-    let length = numbers
-        .iter()
-        .map(|number| number * number)
-        .sum::<f32>()
-        .sqrt();
-    numbers.iter().map(|number| number / length).collect()
 }

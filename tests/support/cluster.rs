@@ -447,7 +447,8 @@ fn as_server_user(command: &mut Command) {
     }
 }
 
-fn own(path: &Path) {
+/// Gives it to whoever runs PostgreSQL.
+pub fn own(path: &Path) {
     if let Some(user) = server_user() {
         std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)).unwrap();
     }

@@ -11,7 +11,7 @@ pub mod process;
 pub mod sql;
 pub mod wait;
 
-pub use api::{Api, Request};
+pub use api::{Api, Fault, Request};
 pub use cluster::Cluster;
 pub use database::{Database, shared};
 pub use sql::Sql;

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Attribute, Before, Pipeline, Source, quietly, state};
 use crate::capture::buffer::{self, Change, Kind, Op};
 use crate::capture::wake;
-use crate::catalog::change::pause_for;
+use crate::catalog::change::{Cause, pause_for};
 use crate::catalog::expression::Analysed;
 use crate::catalog::names::quote;
 use crate::catalog::rights::{As, in_subtransaction};
@@ -67,7 +67,7 @@ fn follow_source(
     for pipeline in pipelines {
         if let Some(reason) = is.misfit(was, pipeline) {
             let _as = As::extension();
-            pause_for(pipeline.id, &reason)?;
+            pause_for(pipeline.id, &reason, Cause::Declaration)?;
         }
         carry_pipeline(pipeline, &renamed, before)?;
         quietly(|| show_keys(pipeline, &key));
