@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::bench::setting::keep;
 use crate::cpu::{self, Apart};
 use crate::figures::{Figure, Figures};
-use crate::setting::keep;
 use crate::support::cluster::bin;
 use crate::support::process::children;
 use crate::support::{Database, PATIENCE, Sql, wait_until};

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::setting::keep;
+use crate::bench::setting::keep;
 
 /// One measurement. What it did not look at is NaN.
 #[derive(Clone, Copy)]

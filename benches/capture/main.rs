@@ -33,19 +33,17 @@ mod figures;
 /// What is printed of it.
 mod report;
 
-/// The bar chart.
-mod plot;
+/// What is drawn of it.
+mod picture;
 
-#[path = "../support/setting.rs"]
-mod setting;
+#[path = "../support/mod.rs"]
+mod bench;
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-use std::env;
-
+use bench::setting::{conditions, is_wanted, load, size_or_quick};
 use figures::Figures;
-use setting::{conditions, load, size};
 use support::{Cluster, Database};
 
 /// Of an ordinary server, where the tests' clusters are set to be quick; but nothing runs that would fall on one
@@ -76,14 +74,7 @@ pub struct Sizes {
 
 impl Sizes {
     fn given() -> Sizes {
-        let of = |variable, ordinary, quick| {
-            let default = if size("QUICK", 0) > 0 {
-                quick
-            } else {
-                ordinary
-            };
-            size(variable, default).max(1)
-        };
+        let of = size_or_quick;
         Sizes {
             rows: of("ROWS", 200_000, 5_000),
             wide_rows: of("WIDE_ROWS", 50_000, 2_000),
@@ -109,11 +100,7 @@ const WORKLOADS: [(&str, Workload); 6] = [
 
 fn main() {
     let sizes = Sizes::given();
-    let chosen = env::var("WORKLOADS").ok();
-    let wanted = |name: &str| match &chosen {
-        Some(list) => list.split(',').any(|one| one == name),
-        None => true,
-    };
+    let wanted = |name| is_wanted("WORKLOADS", name);
     println!("{}\n", conditions(SETTINGS));
     let mut figures = Figures::default();
     {
@@ -133,7 +120,7 @@ fn main() {
     }
     report::print(&figures);
     println!("\n{}", figures.write_csv());
-    println!("{}", plot::write(&figures));
+    println!("{}", picture::write(&figures));
     println!("load average now: {}", load());
 }
 

@@ -1,9 +1,10 @@
 //! The tables, in Markdown, and what the figures were to reach. It leaves out workloads that were not run.
 
+use crate::bench::setting::percentile;
+use crate::bench::tables::{self, least, most};
 use crate::figures::{
     CPU_US, Figures, Measure, PER_CPU_SECOND, PER_SECOND, WAL_BYTES, WALL_US, WORKER_US,
 };
-use crate::setting::percentile;
 use crate::variant::{VARIANTS, Variant, WITHOUT_AUDIT};
 use crate::{bulk, clients, dispatch, toast};
 
@@ -213,45 +214,7 @@ fn print_goals(figures: &Figures) {
             batch(held) / batch(free),
         ),
     ];
-    println!("\nto be reached\n\n| | wanted | measured | |\n|---|---|---|---|");
-    for goal in goals.iter().filter(|goal| !goal.measured.is_nan()) {
-        let sign = if goal.at_most { "≤" } else { "≥" };
-        let reached = match goal.at_most {
-            true => goal.measured <= goal.wanted,
-            false => goal.measured >= goal.wanted,
-        };
-        let verdict = if reached { "reached" } else { "**missed**" };
-        let digits = if goal.wanted >= 100.0 { 1 } else { 3 };
-        println!(
-            "| {} | {sign} {} | {:.digits$} | {verdict} |",
-            goal.what, goal.wanted, goal.measured
-        );
-    }
-}
-
-struct Goal {
-    what: &'static str,
-    wanted: f64,
-    measured: f64,
-    at_most: bool,
-}
-
-fn most(what: &'static str, wanted: f64, measured: f64) -> Goal {
-    Goal {
-        what,
-        wanted,
-        measured,
-        at_most: true,
-    }
-}
-
-fn least(what: &'static str, wanted: f64, measured: f64) -> Goal {
-    Goal {
-        what,
-        wanted,
-        measured,
-        at_most: false,
-    }
+    tables::print_goals(&goals);
 }
 
 fn added(figures: &Figures, workload: &str, variant: Variant, measure: Measure) -> f64 {
@@ -264,12 +227,7 @@ fn batch_ms(figures: &Figures, side: &str) -> Vec<f64> {
 }
 
 fn table(figures: &Figures, workload: &str, head: &str, rows: &[String]) {
-    if !figures.has(workload) {
-        return;
-    }
-    println!("\n{workload}\n\n| {head} |");
-    println!("|{}", "---|".repeat(head.split(" | ").count()));
-    for row in rows {
-        println!("| {row} |");
+    if figures.has(workload) {
+        tables::table(workload, head, rows);
     }
 }

@@ -48,6 +48,20 @@ pub fn size(variable: &str, default: usize) -> usize {
     }
 }
 
+/// The same; with `QUICK=1` another default, for a run that only shows that everything works.
+pub fn size_or_quick(variable: &str, ordinary: usize, quick: usize) -> usize {
+    let is_quick = size("QUICK", 0) > 0;
+    size(variable, if is_quick { quick } else { ordinary }).max(1)
+}
+
+/// Whether `name` is to be run: it stands in the list that the variable holds, or there is no list.
+pub fn is_wanted(variable: &str, name: &str) -> bool {
+    match env::var(variable) {
+        Ok(list) => list.split(',').any(|one| one == name),
+        Err(_) => true,
+    }
+}
+
 /// Writes a file of target/bench.
 pub fn keep(name: &str, content: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");

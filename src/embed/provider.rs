@@ -73,7 +73,7 @@ impl Provider {
             });
             let answer = client.post(&credentials, &body, limit)?;
             if answer.status == 200 {
-                return self.believe(wire, &answer, &credentials, inputs);
+                return self.believe(&answer, &credentials, inputs);
             }
             let said = (wire.said)(answer.status, &answer.body);
             if (answer.status == 401 || said.key_refused) && !read_again {
@@ -103,16 +103,11 @@ impl Provider {
     /// The vectors of a 200, or why there are none.
     fn believe(
         &self,
-        wire: &Wire,
         answer: &Answer,
         credentials: &Credentials,
         inputs: &[String],
     ) -> Result<Embeddings, Failure> {
-        let checked = match (wire.read)(&answer.body) {
-            Ok(found) => reply::check(&self.endpoint, inputs.len(), found),
-            Err(error) => Err(reply::unreadable(&error)),
-        };
-        match checked {
+        match reply::read(&self.endpoint, inputs.len(), &answer.body) {
             Ok(embeddings) => Ok(Embeddings {
                 limits: answer.limits,
                 ..embeddings

@@ -158,16 +158,21 @@ impl<'de: 'a, 'a> Deserialize<'de> for Numbers<'a> {
     }
 }
 
-/// The vectors of the reply to a request with `count` inputs.
+/// The vectors in the body of a 200 to a request with `count` inputs.
 ///
 /// # Errors
 /// Temporary if it is malformed in any way, configuration if the vectors have another length than
 /// the server's option `dimensions` says.
-pub(crate) fn check(
-    endpoint: &Endpoint,
-    count: usize,
-    reply: Reply<'_>,
-) -> Result<Embeddings, Failure> {
+pub fn read(endpoint: &Endpoint, count: usize, body: &[u8]) -> Result<Embeddings, Failure> {
+    let found = match &endpoint.api.wire {
+        Some(wire) => (wire.read)(body).map_err(|error| unreadable(&error))?,
+        None => Reply::default(), // nothing is sent, so there is no answer
+    };
+    check(endpoint, count, found)
+}
+
+/// The vectors where an API has found them.
+fn check(endpoint: &Endpoint, count: usize, reply: Reply<'_>) -> Result<Embeddings, Failure> {
     if reply.count != count {
         let got = reply.count;
         return Err(malformed(format!(
@@ -207,7 +212,7 @@ pub(crate) fn check(
 }
 
 /// The failure of a reply in which an API found no list of embeddings.
-pub(crate) fn unreadable(error: &serde_json::Error) -> Failure {
+fn unreadable(error: &serde_json::Error) -> Failure {
     // The error's own text may quote the answer.
     let what = match error.classify() {
         serde_json::error::Category::Eof => "is cut short",

@@ -18,11 +18,7 @@ fn reply(items: &[String]) -> String {
 }
 
 fn parse_reply(endpoint: &Endpoint, count: usize, body: &str) -> Result<Embeddings, Failure> {
-    let wire = endpoint.api.wire.as_ref().unwrap();
-    match (wire.read)(body.as_bytes()) {
-        Ok(found) => check(endpoint, count, found),
-        Err(error) => Err(unreadable(&error)),
-    }
+    read(endpoint, count, body.as_bytes())
 }
 
 fn parse(count: usize, body: &str) -> Result<Embeddings, Failure> {
