@@ -7,6 +7,9 @@ use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering::SeqCst};
 
+// Places for writers.
+pub mod slots;
+
 /// Databases that can be served at once or in turn; one beyond it stays without worker, with a WARNING.
 pub const MAX_DATABASES: usize = 256;
 /// Pipelines whose counters are kept; one beyond it works without counters.
@@ -32,6 +35,7 @@ pub struct Shared {
     pub waiting_databases: AtomicU32,
     pub databases: [Database; MAX_DATABASES],
     pub counters: [Counters; MAX_COUNTERS],
+    pub writers: [slots::Slot; slots::MAX_WRITERS],
 }
 
 /// One database's entry. `oid` 0: free.
@@ -101,6 +105,11 @@ impl Target {
 
     pub fn arm(&self) {
         self.armed.store(true, SeqCst);
+    }
+
+    /// Whether the process has been woken since it last asked for it.
+    pub fn has_rung(&self) -> bool {
+        !self.armed.load(SeqCst)
     }
 
     /// Wakes the process if it has asked for it since it was last woken. Cannot fail: called in the commit callback.

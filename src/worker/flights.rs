@@ -42,7 +42,8 @@ pub enum Verdict {
 /// What a round's replies come to, for one pipeline.
 #[derive(Default)]
 pub struct Landed {
-    pub embedded: Vec<Embedded>,
+    /// Each with the lane from which it was sent.
+    pub embedded: Vec<(QueueLane, Embedded)>,
     pub verdicts: Vec<Verdict>,
     /// The pipeline cannot go on: why.
     pub configuration: Option<String>,
@@ -59,22 +60,34 @@ impl Flights {
         self.flights.is_empty()
     }
 
-    /// Sends what is ready and what the server's lane takes. A row that has changed since it was rendered is
-    /// rendered anew instead.
-    pub fn send(&mut self, running: &mut Running, lanes: &mut Lanes, queue: &mut Queue) {
+    /// Sends one request of what is ready; false where the server's lane takes none. A row that has changed since it
+    /// was rendered is rendered anew instead.
+    pub fn send(
+        &mut self,
+        running: &mut Running,
+        lanes: &mut Lanes,
+        queue: &mut Queue,
+        storers: usize,
+    ) -> bool {
         let Some(server) = lanes.get(running.lane) else {
-            return;
+            return false;
         };
-        while running.ready_count() > 0 && server.allows() {
-            let (stale, rows): (Vec<Ready>, Vec<Ready>) = running
-                .next_batch()
+        if !server.allows() {
+            return false;
+        }
+        loop {
+            let batch = running.next_batch(storers);
+            if batch.is_empty() {
+                server.breaker.probe_lost(Instant::now());
+                return true;
+            }
+            let (stale, rows): (Vec<Ready>, Vec<Ready>) = batch
                 .into_iter()
                 .partition(|ready| queue.changed_since(&ready.job.row));
             for ready in stale {
                 queue.put_back(&ready.job.row, QueueLane::Live);
             }
             if rows.is_empty() {
-                server.breaker.probe_lost(Instant::now());
                 continue;
             }
             let mut inputs: Vec<String> = Vec::new();
@@ -95,7 +108,7 @@ impl Flights {
             }) {
                 server.breaker.probe_lost(Instant::now());
                 running.halves.push_front(rows);
-                return;
+                return false;
             }
             running.in_flight += rows.len();
             self.flights.insert(
@@ -109,6 +122,7 @@ impl Flights {
                     written: false,
                 },
             );
+            return true;
         }
     }
 
@@ -188,12 +202,13 @@ impl Flights {
                     result.tokens += embeddings.tokens;
                     let rows = flight.rows.into_iter().zip(flight.input);
                     result.embedded.extend(rows.filter_map(|(ready, input)| {
-                        Some(Embedded {
+                        let embedded = Embedded {
                             vector: embeddings.vectors.get(input)?.clone(),
                             job: ready.job,
                             hash: ready.hash,
                             stored_hash: ready.stored_hash,
-                        })
+                        };
+                        Some((ready.lane, embedded))
                     }));
                 }
                 Err(failure) => fail(failure, flight.rows, running, result, healthy_since, jitter),
@@ -233,7 +248,7 @@ fn fail(
         return;
     }
     if failure.class == Class::Configuration {
-        running.ready.extend(rows);
+        rows.into_iter().for_each(|ready| running.push_ready(ready));
         return;
     }
     if failure.class == Class::Provider && !suspicious {

@@ -5,6 +5,7 @@
 use super::leader::Leader;
 use super::process::{Failed, transaction};
 use super::running::{Lanes, Running, State};
+use super::unstored::Unstored;
 use super::upkeep;
 use crate::catalog::pipeline::Trouble;
 use crate::catalog::{change, names, pipeline};
@@ -62,6 +63,7 @@ impl Leader {
                     if running.pipeline.backfill_round != pipeline.backfill_round {
                         running.pipeline = pipeline.clone(); // all rows are to be looked at again
                     }
+                    running.pipeline.hnsw = pipeline.hnsw;
                     State::Runs(running)
                 }
                 before => {
@@ -81,6 +83,7 @@ impl Leader {
         }
         for id in known.into_keys().chain(off) {
             self.queue.forget(id);
+            self.writers.forget(id);
         }
         self.shared
             .keep_counters(self.database_oid(), |id| self.pipelines.contains_key(&id));
@@ -149,20 +152,27 @@ impl Leader {
                     ringer,
                 )
             });
-        let unlogged = pipeline.unlogged;
+        let (unlogged, hnsw) = (pipeline.unlogged, pipeline.hnsw);
+        self.declarations += 1;
         Ok(State::Runs(Box::new(Running {
             renderer: Renderer::new(&pipeline),
             writer: Writer::new(&pipeline, vector_schema),
             dead_letters: pipeline.dead_letters,
             pipeline,
+            declaration: self.declarations,
+            vector_schema: vector_schema.to_owned(),
             endpoint,
             lane,
             ready: Default::default(),
+            ready_backfill: Default::default(),
             halves: Default::default(),
             // After a crash an unlogged table is empty, and nobody says so.
             sweep: unlogged.then(Instant::now),
             changed: false,
             in_flight: 0,
+            unstored: Unstored::new(hnsw),
+            sent_at: 0,
+            given_at: 0,
         })))
     }
 
@@ -213,13 +223,15 @@ impl Leader {
     }
 }
 
-/// Texts that are ready become jobs that wait: they are rendered anew.
+/// Texts that are ready and vectors that are not stored become jobs that wait: they are rendered anew.
 fn let_go_of_ready(queue: &mut Queue, running: &mut Running) {
-    for ready in running
+    let ready = running
         .ready
         .drain(..)
-        .chain(running.halves.drain(..).flatten())
-    {
-        queue.put_back(&ready.job.row, QueueLane::Live);
+        .chain(running.ready_backfill.drain(..))
+        .chain(running.halves.drain(..).flatten());
+    let unstored = running.unstored.drain();
+    for row in ready.map(|ready| ready.job.row).chain(unstored) {
+        queue.put_back(&row, QueueLane::Live);
     }
 }

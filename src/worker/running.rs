@@ -5,8 +5,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::unstored::Unstored;
 use crate::catalog::pipeline::Pipeline;
-use crate::dispatch::queue::Job;
+use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey};
 use crate::dispatch::render::Renderer;
 use crate::embed::batch::take;
 use crate::embed::endpoint::Endpoint;
@@ -25,16 +26,23 @@ pub struct Ready {
     pub hash: Vec<u8>,
     pub stored_hash: Option<Vec<u8>>,
     pub since: Instant,
+    /// Backfill, or live.
+    pub lane: QueueLane,
 }
 
 pub struct Running {
     pub pipeline: Pipeline,
+    /// The number of the declaration by which it runs.
+    pub declaration: u64,
+    pub vector_schema: String,
     pub endpoint: Endpoint,
     pub renderer: Renderer,
     pub writer: Writer,
     /// The lane's number in [`Lanes`].
     pub lane: u64,
+    /// Of changes; those of the backfill, which wait for them.
     pub ready: VecDeque<Ready>,
+    pub ready_backfill: VecDeque<Ready>,
     /// Halves of a batch that failed: sent as they are, before what is ready.
     pub halves: VecDeque<Vec<Ready>>,
     /// TRUNCATE, or the end of a backfill: vectors without a row have to be looked for.
@@ -46,12 +54,53 @@ pub struct Running {
     pub dead_letters: bool,
     /// Rows in flight.
     pub in_flight: usize,
+    /// Vectors that have come.
+    pub unstored: Unstored,
+    /// When it last sent a request, and gave a writer rows: turns, in which others come first that waited longer.
+    pub sent_at: u64,
+    pub given_at: u64,
 }
 
 impl Running {
     /// Texts that are rendered and not sent: bounded, so that a provider that is down fills no memory.
-    pub fn is_full(&self) -> bool {
-        self.ready_count() >= 4 * self.endpoint.max_batch_inputs
+    pub fn is_full(&self, lane: QueueLane) -> bool {
+        let ready = match lane {
+            QueueLane::Backfill => self.ready_backfill.len(),
+            _ => self.ready.len(),
+        };
+        ready + self.halves_count() >= 4 * self.endpoint.max_batch_inputs
+    }
+
+    /// Whether there are texts to be sent, where `storers` processes store the vectors: no more are asked for than
+    /// can be stored.
+    pub fn has_sendable(&self, storers: usize) -> bool {
+        !self.halves.is_empty()
+            || [QueueLane::Live, QueueLane::Backfill]
+                .into_iter()
+                .any(|lane| self.may_send(lane, storers))
+    }
+
+    fn may_send(&self, lane: QueueLane, storers: usize) -> bool {
+        let ready = match lane {
+            QueueLane::Backfill => &self.ready_backfill,
+            _ => &self.ready,
+        };
+        !ready.is_empty() && self.unstored.has_room(lane, storers)
+    }
+
+    /// Rows that writers may take: where the index is the limit, and no vectors are about to be swept away that they
+    /// would be waited for.
+    pub fn bulk(&self) -> usize {
+        let sweeps = self.sweep.is_some_and(|at| at <= Instant::now());
+        match self.pipeline.hnsw && !sweeps {
+            true => self.unstored.bulk(),
+            false => 0,
+        }
+    }
+
+    /// Whether the leader stores what has come in this lane; `writers`: whether there are any.
+    pub fn is_stored_by_leader(&self, lane: QueueLane, writers: bool) -> bool {
+        lane != QueueLane::Backfill || !self.pipeline.hnsw || !writers
     }
 
     /// How long the oldest text that is ready has waited for its server.
@@ -60,6 +109,7 @@ impl Running {
             .ready
             .front()
             .into_iter()
+            .chain(self.ready_backfill.front())
             .chain(self.halves.iter().flatten())
             .map(|ready| ready.since)
             .min();
@@ -71,6 +121,7 @@ impl Running {
         let ready = self
             .ready
             .iter_mut()
+            .chain(self.ready_backfill.iter_mut())
             .chain(self.halves.iter_mut().flatten());
         ready
             .filter(|ready| !ready.job.stored)
@@ -81,28 +132,69 @@ impl Running {
             .collect()
     }
 
-    pub fn ready_count(&self) -> usize {
-        self.ready.len() + self.halves.iter().map(Vec::len).sum::<usize>()
+    pub fn push_ready(&mut self, ready: Ready) {
+        match ready.lane {
+            QueueLane::Backfill => self.ready_backfill.push_back(ready),
+            _ => self.ready.push_back(ready),
+        }
     }
 
-    /// The inputs of the next request: the oldest that fit into one.
-    pub fn next_batch(&mut self) -> Vec<Ready> {
+    /// Takes out the backfilled rows that have changed since they were rendered, or since their vector came.
+    pub fn withdraw(&mut self, has_changed: impl Fn(&RowKey) -> bool) -> Vec<RowKey> {
+        let mut changed = self.unstored.withdraw(&has_changed);
+        self.ready_backfill.retain(|ready| {
+            let stays = !has_changed(&ready.job.row);
+            if !stays {
+                changed.push(ready.job.row.clone());
+            }
+            stays
+        });
+        changed
+    }
+
+    pub fn ready_count(&self) -> usize {
+        self.ready.len() + self.ready_backfill.len() + self.halves_count()
+    }
+
+    fn halves_count(&self) -> usize {
+        self.halves.iter().map(Vec::len).sum::<usize>()
+    }
+
+    /// The inputs of the next request: the oldest that fit into one, changes before backfill; the two never share one.
+    pub fn next_batch(&mut self, storers: usize) -> Vec<Ready> {
         if let Some(half) = self.halves.pop_front() {
             return half;
         }
         let room = self.endpoint.room();
+        let live = self.may_send(QueueLane::Live, storers);
+        let ready = match live {
+            true => &mut self.ready,
+            false if self.may_send(QueueLane::Backfill, storers) => &mut self.ready_backfill,
+            false => return Vec::new(),
+        };
         let sizes = |tokens: fn(&str) -> u64| {
-            let texts = self.ready.iter().map(|ready| ready.text.as_str());
+            let texts = ready.iter().map(|ready| ready.text.as_str());
             take(room, texts.map(|text| (tokens(text), text.len())))
         };
         // A token is a byte at the least: counting bytes is enough while they fit.
         let count = sizes(|text| text.len() as u64);
-        let count = if count < room.inputs.min(self.ready.len()) && room.tokens.is_some() {
+        let count = if count < room.inputs.min(ready.len()) && room.tokens.is_some() {
             sizes(estimate_tokens)
         } else {
             count
         };
-        self.ready.drain(..count).collect()
+        ready.drain(..count).collect()
+    }
+}
+
+/// Counts the turns that are given: whoever had one the longest ago is next.
+#[derive(Default)]
+pub struct Turns(u64);
+
+impl Turns {
+    pub fn next(&mut self) -> u64 {
+        self.0 += 1;
+        self.0
     }
 }
 
