@@ -192,7 +192,8 @@ impl Leader {
     }
 
     /// After an error that means that the declaration does not fit the tables: a rename may have been faster than
-    /// this worker's look at it. Pauses the pipeline, unless it has been declared otherwise since; false then.
+    /// this worker's look at it. Pauses the pipeline, unless it has been declared otherwise since; false then. Of one
+    /// that was dropped there is nothing to be done any more.
     pub(super) fn pause_unless_changed(
         &mut self,
         id: i32,
@@ -201,9 +202,11 @@ impl Leader {
     ) -> std::result::Result<bool, Failed> {
         self.database.catalog_changed.store(true, SeqCst);
         let declared = transaction(pipeline::load_all)?;
-        let declared = declared.iter().find(|pipeline| pipeline.id == id);
+        let Some(declared) = declared.iter().find(|pipeline| pipeline.id == id) else {
+            return Ok(true);
+        };
         let running = self.pipelines.get_mut(&id).and_then(State::running);
-        if let (Some(declared), Some(running)) = (declared, running)
+        if let Some(running) = running
             && running.pipeline.is_declared_as(declared)
         {
             self.pause(id, relation, reason)?;

@@ -44,28 +44,19 @@ impl Task {
 }
 
 /// The vectors and their jobs' completion, in one transaction. False when some were not written because somebody
-/// else has written to the relation: those rows are looked at once more.
+/// else has written to the relation: the rows have to be looked at once more, and no job is complete.
 pub fn store(writer: &Writer, task: &mut Task) -> std::result::Result<bool, Failed> {
     transaction(|| {
         guard_user_code()?;
         let all_written = writer.write(&mut task.embedded, &task.model)?;
         release_user_code();
-        let jobs = task.embedded.iter().map(|embedded| &embedded.job);
         if all_written {
+            let jobs = task.embedded.iter().map(|embedded| &embedded.job);
             let stored = jobs.clone().filter(|job| job.stored);
             jobs::complete(task.pipeline, stored.map(|job| &job.row))?;
-        } else {
-            let puts: Vec<Put> = jobs
-                .clone()
-                .map(|job| Put {
-                    job,
-                    delay: Duration::ZERO,
-                })
-                .collect();
-            jobs::put(task.pipeline, &puts)?;
-        }
-        if task.dead_letters {
-            jobs::unbury(task.pipeline, jobs.map(|job| &job.row))?;
+            if task.dead_letters {
+                jobs::unbury(task.pipeline, jobs.map(|job| &job.row))?;
+            }
         }
         Ok(all_written)
     })
@@ -143,9 +134,15 @@ impl Leader {
         };
         self.busy_at = Instant::now();
         match outcome {
-            Ok(all_written) => {
+            Ok(true) => {
                 running.unstored.cost.measured(part.embedded.len(), took);
-                self.settled(id, &part, all_written);
+                self.settled(id, &part);
+                Ok(())
+            }
+            Ok(false) => {
+                for job in part.jobs() {
+                    self.queue.put_back(&job.row, QueueLane::Live);
+                }
                 Ok(())
             }
             Err(failed)
@@ -161,13 +158,10 @@ impl Leader {
     }
 
     /// What was stored is done.
-    fn settled(&mut self, id: i32, part: &Part, all_written: bool) {
+    fn settled(&mut self, id: i32, part: &Part) {
         self.jobs_ended = true;
         for job in part.jobs() {
             self.queue.finish(&job.row);
-        }
-        if !all_written {
-            self.next_job = Some(Instant::now());
         }
         if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
             counters

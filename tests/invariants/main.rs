@@ -21,6 +21,12 @@ mod failures;
 /// 9: a provider's limits.
 mod limits;
 
+/// 1, 5 and 8: while writers store.
+mod writers;
+
+/// Of what must not wait for others: a change during a backfill, a row beside a million.
+mod fairness;
+
 /// 10 and 11: users' transactions and recsync's.
 mod bystanders;
 

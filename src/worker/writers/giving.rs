@@ -39,7 +39,7 @@ impl Leader {
             self.take_back(given);
             return Ok(());
         }
-        if given.written && outcome.is_ok() {
+        if given.written && matches!(outcome, Ok(true)) {
             // The writer did not know of these rows.
             transaction(|| jobs::complete(id, given.part.jobs().map(|job| &job.row)))?;
         }
