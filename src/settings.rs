@@ -5,9 +5,11 @@
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::embed::secret::SecretPolicy;
+use crate::shared::slots::MAX_WRITERS as MAX_WRITERS_EVER;
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static SECRET_DIRECTORY: GucSetting<Option<CString>> =
@@ -18,6 +20,7 @@ static ALLOWED_HOSTS: GucSetting<Option<CString>> = GucSetting::<Option<CString>
 static EMBED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static EXPRESSION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
+static MAX_WRITERS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static LOG_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static KNOWN_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
@@ -88,6 +91,16 @@ pub fn register() {
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
+        c"recsync.max_writers",
+        c"The most processes that store vectors into HNSW indexes at once, beside the workers and for all databases together.",
+        c"0 by default: half the processors, and at least one. A row costs milliseconds of one processor with HNSW, so a backfill takes as many as it is given, and the other half is for those who query. They run only while there is a bulk to store; where max_worker_processes leaves none, the worker stores by itself.",
+        &MAX_WRITERS,
+        0,
+        MAX_WRITERS_EVER as i32,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
         c"recsync.log_retention",
         c"How long a dispatched part of the change log is kept.",
         c"A day by default: long enough to ask yesterday's question of the audit, short enough not to fill a disk. A change that is not dispatched yet is never dropped.",
@@ -143,6 +156,18 @@ pub fn expression_timeout_ms() -> i32 {
 
 pub fn max_workers() -> usize {
     MAX_WORKERS.get().unsigned_abs() as usize
+}
+
+/// Writers at once, in the cluster.
+pub fn max_writers() -> usize {
+    static HALF: OnceLock<usize> = OnceLock::new();
+    match MAX_WRITERS.get() {
+        0 => *HALF.get_or_init(|| {
+            let processors = std::thread::available_parallelism().map_or(1, usize::from);
+            (processors / 2).clamp(1, MAX_WRITERS_EVER)
+        }),
+        most => most.unsigned_abs() as usize,
+    }
 }
 
 pub fn log_retention() -> Duration {

@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, 
 use crate::embed::rate::{self, Rates};
 use crate::embed::recent::Recent;
 
+// Places for writers.
+pub mod slots;
+
 /// Databases that can be served at once or in turn; one beyond it stays without worker, with a WARNING.
 pub const MAX_DATABASES: usize = 256;
 /// Pipelines whose counters are kept; one beyond it works without counters.
@@ -37,6 +40,7 @@ pub struct Shared {
     pub counters: [Counters; MAX_COUNTERS],
     pub rates: Rates,
     pub recent: Recent,
+    pub writers: [slots::Slot; slots::MAX_WRITERS],
 }
 
 /// One database's entry. `oid` 0: free.
@@ -122,6 +126,11 @@ impl Target {
 
     pub fn arm(&self) {
         self.armed.store(true, SeqCst);
+    }
+
+    /// Whether the process has been woken since it last asked for it.
+    pub fn has_rung(&self) -> bool {
+        !self.armed.load(SeqCst)
     }
 
     /// Wakes the process if it has asked for it since it was last woken. Cannot fail: called in the commit callback.

@@ -12,6 +12,7 @@ pub mod known;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiTupleTable;
+use serde::{Deserialize, Serialize};
 
 use crate::catalog::names;
 use crate::catalog::pipeline::Pipeline;
@@ -42,10 +43,16 @@ pub struct Writer {
 }
 
 /// What became of vectors that were to be written.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Written {
     pub inserted: usize,
     pub updated: usize,
+}
+
+impl Written {
+    pub fn count(self) -> usize {
+        self.inserted + self.updated
+    }
 }
 
 impl Writer {
@@ -97,6 +104,10 @@ impl Writer {
             update: Statement::new(update),
             replaced: Statement::new(replaced),
         }
+    }
+
+    pub fn recipe(&self) -> Option<&Recipe> {
+        self.recipe.as_ref()
     }
 
     /// Writes the vectors, in the order of their keys. Fewer are written than given where a row's vector had changed

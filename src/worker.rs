@@ -1,4 +1,5 @@
-//! The background processes: one launcher for the cluster, one worker for each database that has recsync.
+//! The background processes: one launcher for the cluster, one worker for each database that has recsync, writers
+//! where it needs them.
 //!
 //! Nothing here knows what a change, a text or a vector is: `leader` alone strings the steps of the flow together.
 
@@ -28,6 +29,15 @@ mod rendering;
 
 // Replies to vectors, retries, dead letters.
 mod landing;
+
+// Vectors that have come, until they are stored.
+mod unstored;
+
+// Vectors stored, jobs completed.
+mod storing;
+
+// Processes that store where the index is the limit.
+mod writers;
 
 // Pipelines as the worker runs them: texts that are ready, requests in flight.
 mod running;

@@ -4,7 +4,7 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 use super::names;
@@ -17,7 +17,7 @@ use crate::statement::Statement;
 /// All pipelines, or the one of `$1`, as JSON.
 const LOAD: &str = include_str!("pipelines.sql");
 
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Pipeline {
     pub id: i32,
     /// The pipeline's view, qualified and quoted: its name.
@@ -41,6 +41,8 @@ pub struct Pipeline {
     pub storage: String,
     pub index: String,
     pub dimensions: i64,
+    /// Its vectors have an HNSW index, which makes each of them cost milliseconds.
+    pub hnsw: bool,
     pub capture: String,
     pub on_replica: bool,
     pub paused: bool,
@@ -61,7 +63,7 @@ pub struct Pipeline {
 }
 
 /// When its changes are due, as it was declared.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct When {
     pub schedule: String,
     /// The schedule, where it is an interval; this and the others in seconds.
@@ -71,7 +73,7 @@ pub struct When {
 }
 
 /// One column of the primary key.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Key {
     pub name: String,
     /// The name, quoted: in the source,
@@ -140,10 +142,12 @@ impl Pipeline {
         self.keys.as_deref().unwrap_or_default()
     }
 
-    /// Whether nothing has changed but what the worker itself changes: the backfill's position, dead letters.
+    /// Whether nothing has changed but what the worker itself changes, the backfill's position and dead letters, and
+    /// what needs no other statements, an index.
     pub fn is_declared_as(&self, other: &Pipeline) -> bool {
         let mut other = other.clone();
         other.dead_letters = self.dead_letters;
+        other.hnsw = self.hnsw;
         other.backfilled = self.backfilled;
         other.backfill_after.clone_from(&self.backfill_after);
         other.backfill_round = self.backfill_round;

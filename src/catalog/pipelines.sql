@@ -8,6 +8,9 @@ SELECT pg_catalog.jsonb_build_object(
          'capture', p.capture, 'on_replica', p.on_replica,
          'paused', p.paused, 'paused_reason', p.paused_reason,
          'owner', (SELECT c.relowner::bigint FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)),
+         'hnsw', EXISTS (SELECT FROM pg_catalog.pg_index i
+                           JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam
+                          WHERE i.indrelid = pg_catalog.to_regclass(p.vectors) AND i.indisready AND m.amname = 'hnsw'),
          'vectors_exist', pg_catalog.to_regclass(p.vectors) IS NOT NULL,
          'source_oid', c.oid::bigint,
          'rows_of', CASE WHEN c.relkind = 'p' THEN s.relation ELSE 'ONLY ' || s.relation END,

@@ -16,7 +16,7 @@ use super::validator::protected;
 use crate::capture::wake;
 use crate::embed::endpoint::PROTECTED_OPTIONS;
 use crate::error::{Error, OrReport, Result};
-use crate::shared::{self, Database};
+use crate::shared::{self, Database, slots};
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
 
@@ -206,6 +206,7 @@ unsafe fn follow_up(node: *mut pg_sys::Node) -> Option<fn()> {
             T::T_CreatedbStmt | T::T_DropdbStmt => Some(wake::after_database_change),
             // What the worker runs on may have changed: it looks again.
             T::T_AlterTableStmt
+            | T::T_IndexStmt
             | T::T_RenameStmt
             | T::T_AlterObjectSchemaStmt
             | T::T_AlterOwnerStmt
@@ -266,7 +267,7 @@ fn own_database_name() -> String {
     unsafe { text(pg_sys::get_database_name(pg_sys::MyDatabaseId)) }
 }
 
-/// Asks the worker of `database` to leave and waits until it has; for those who may run the command at all.
+/// Asks the worker of `database`, and its writers, to leave and waits until they have; for those who may run the command at all.
 fn hold(database: String) -> Option<Hold> {
     let shared = shared::shared()?;
     let name = std::ffi::CString::new(database).ok()?;
@@ -286,15 +287,22 @@ fn hold(database: String) -> Option<Hold> {
         }
         let hold = Hold(entry);
         entry.prepare_to_wait();
-        let pid = entry.worker_pid.load(SeqCst);
-        if pid != 0 {
-            libc::kill(pid, libc::SIGTERM);
-            let started = std::time::Instant::now();
-            while entry.worker_pid.load(SeqCst) == pid
-                && started.elapsed().as_millis() < PATIENCE_MS as u128
-            {
-                entry.wait_for_progress(PATIENCE_MS);
+        let started = std::time::Instant::now();
+        let mut asked: Vec<i32> = Vec::new();
+        loop {
+            let mut there = slots::pids(&shared.writers, oid);
+            there.extend(Some(entry.worker_pid.load(SeqCst)).filter(|pid| *pid != 0));
+            let left = PATIENCE_MS - started.elapsed().as_millis() as i64;
+            if there.is_empty() || left <= 0 {
+                break;
             }
+            for pid in there {
+                if !asked.contains(&pid) {
+                    libc::kill(pid, libc::SIGTERM);
+                    asked.push(pid);
+                }
+            }
+            entry.wait_for_progress(left);
         }
         Database::stop_waiting();
         Some(hold)

@@ -4,6 +4,7 @@
 //! read and written as recsync's owner, outside of any owner's expressions and triggers.
 
 use pgrx::prelude::*;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
@@ -21,7 +22,7 @@ const OVERHEAD: usize = 120;
 const TABLES: u32 = 2;
 
 /// By what the vectors of a pipeline are known: everything that makes them, but the text.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe([u8; 32]);
 
 /// A text's hash and its vector.

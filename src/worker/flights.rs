@@ -50,7 +50,8 @@ pub enum Verdict {
 /// What a round's replies come to, for one pipeline.
 #[derive(Default)]
 pub struct Landed {
-    pub embedded: Vec<Embedded>,
+    /// Each with the lane from which it was sent.
+    pub embedded: Vec<(QueueLane, Embedded)>,
     pub verdicts: Vec<Verdict>,
     /// The pipeline cannot go on: why.
     pub configuration: Option<String>,
@@ -67,19 +68,32 @@ impl Flights {
         self.flights.is_empty()
     }
 
-    /// Sends what is ready and what the server's lane takes. A row that has changed since it was rendered is
-    /// rendered anew instead.
-    pub fn send(&mut self, running: &mut Running, lanes: &mut Lanes, queue: &mut Queue) {
+    /// Sends one request of what is ready; false where the server's lane takes none. A row that has changed since it
+    /// was rendered is rendered anew instead.
+    pub fn send(
+        &mut self,
+        running: &mut Running,
+        lanes: &mut Lanes,
+        queue: &mut Queue,
+        storers: usize,
+    ) -> bool {
         let Some(server) = lanes.get(running.lane) else {
-            return;
+            return false;
         };
-        while running.ready_count() > 0 && running.limited_for().is_zero() && server.allows() {
-            let Some(count) = running.admitted(server) else {
+        if !running.limited_for().is_zero() || !server.allows() {
+            return false;
+        }
+        loop {
+            if !running.has_sendable(storers) {
                 server.breaker.probe_lost(Instant::now());
-                return;
+                return true;
+            }
+            let Some(count) = running.admitted(server, storers) else {
+                server.breaker.probe_lost(Instant::now());
+                return false;
             };
             let (stale, rows): (Vec<Ready>, Vec<Ready>) = running
-                .take_next(count)
+                .take_next(count, storers)
                 .into_iter()
                 .partition(|ready| queue.changed_since(&ready.job.row));
             for ready in stale {
@@ -90,7 +104,6 @@ impl Flights {
                 .filter_map(|ready| self.ride(ready, running))
                 .collect();
             if rows.is_empty() {
-                server.breaker.probe_lost(Instant::now());
                 continue;
             }
             let mut inputs: Vec<String> = Vec::new();
@@ -111,7 +124,7 @@ impl Flights {
             }) {
                 server.breaker.probe_lost(Instant::now());
                 running.halves.push_front(rows);
-                return;
+                return false;
             }
             running.in_flight += rows.len();
             for ready in &rows {
@@ -130,6 +143,7 @@ impl Flights {
                     spent: running.grant.take().map(Grant::spend),
                 },
             );
+            return true;
         }
     }
 
@@ -265,12 +279,13 @@ impl Flights {
                     result.tokens += embeddings.tokens;
                     let rows = flight.rows.into_iter().zip(flight.input);
                     result.embedded.extend(rows.filter_map(|(ready, input)| {
-                        Some(Embedded {
+                        let embedded = Embedded {
                             vector: embeddings.vectors.get(input)?.clone(),
                             job: ready.job,
                             hash: ready.hash,
                             stored_hash: ready.stored_hash,
-                        })
+                        };
+                        Some((ready.lane, embedded))
                     }));
                 }
                 Err(failure) => {
@@ -325,7 +340,7 @@ fn fail(
         return;
     }
     if failure.class == Class::Configuration {
-        running.ready.extend(rows);
+        rows.into_iter().for_each(|ready| running.push_ready(ready));
         return;
     }
     if failure.class == Class::Provider && !suspicious {

@@ -68,13 +68,19 @@ impl Leader {
         Ok(())
     }
 
-    /// Once a page, not once a change: when each pipeline that had one last had one.
+    /// Once a page, not once a change: when each pipeline that had one last had one. What it has ready of rows of the
+    /// backfill that have changed is of no use: they are live now.
     fn note_changes(&mut self) {
         let database = self.database_oid();
         for (id, state) in &mut self.pipelines {
             let changed = state
                 .running()
                 .is_some_and(|r| std::mem::take(&mut r.changed));
+            if changed && let Some(running) = state.running() {
+                for row in running.withdraw(|row| self.queue.changed_since(row)) {
+                    self.queue.put_back(&row, QueueLane::Live);
+                }
+            }
             if changed && let Some(counters) = self.shared.counters_or_new(database, *id) {
                 // SAFETY: the server's clock.
                 let now = unsafe { pg_sys::GetCurrentTimestamp() };
@@ -191,6 +197,7 @@ impl Leader {
         let old = self.queue.older_than(PATIENCE);
         // What is ready or in flight stays in memory, and stands in the job table under a lease meanwhile.
         let mut leased = self.flights.overdue(PATIENCE);
+        leased.extend(self.writers.overdue(PATIENCE));
         for (id, state) in &mut self.pipelines {
             let Some(running) = state.running() else {
                 continue;
@@ -217,9 +224,10 @@ impl Leader {
                 }
                 running.claims.due_at(Instant::now());
             }
+            leased.push((*id, running.unstored.overdue(PATIENCE)));
             if rests
                 && running
-                    .unstored_for()
+                    .unwritten_for()
                     .is_some_and(|age| age >= REST_PATIENCE)
             {
                 leased.push((*id, running.store_ready()));

@@ -14,8 +14,9 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::flights::Flights;
 use super::intake::REST_PATIENCE;
 use super::process::{self, Bell, Failed, transaction};
-use super::running::{Lanes, State};
+use super::running::{Lanes, State, Turns};
 use super::upkeep::{self, Checkpoint};
+use super::writers::Writers;
 use crate::dispatch::jobs::{self};
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::read::Reader;
@@ -23,7 +24,7 @@ use crate::embed::lane::Reply;
 use crate::embed::secret::SecretPolicy;
 use crate::error::{Error, Result};
 use crate::settings;
-use crate::shared::{self, Database, Presence, Shared};
+use crate::shared::{self, Database, Presence, Shared, slots};
 use crate::store::known;
 
 /// Rows rendered in one transaction.
@@ -60,6 +61,7 @@ pub(super) struct Leader {
     pub(super) sources: HashSet<i32>,
     pub(super) lanes: Lanes,
     pub(super) flights: Flights,
+    pub(super) writers: Writers,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -77,6 +79,9 @@ pub(super) struct Leader {
     pub(super) read_at: Instant,
     pub(super) stream: u32,
     pub(super) first_in_turn: usize,
+    pub(super) turns: Turns,
+    /// How often a pipeline has been taken up with another declaration than before.
+    pub(super) declarations: u64,
 }
 
 #[pg_guard]
@@ -125,6 +130,13 @@ unsafe extern "C-unwind" fn sign_off(_code: std::ffi::c_int, entry: pg_sys::Datu
     let entry = unsafe { entry.cast_mut_ptr::<Database>().as_ref() };
     if let (Some(entry), Some(shared)) = (entry, shared::shared()) {
         entry.wake.follow_quietly(&shared.launcher);
+        // Its writers would see it end, but not before they have stored what they have in their hands.
+        let oid = pg_sys::Oid::from(entry.oid.load(SeqCst));
+        slots::take_back_all(&shared.writers, oid);
+        for pid in slots::pids(&shared.writers, oid) {
+            // SAFETY: a signal to a process of ours; one that has ended meanwhile is no harm.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+        }
         entry.worker_pid.store(0, SeqCst);
         entry.signal_progress();
         shared.launcher.set_latch();
@@ -167,6 +179,7 @@ impl Leader {
             sources: HashSet::new(),
             lanes: Lanes::default(),
             flights: Flights::default(),
+            writers: Writers::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -181,6 +194,8 @@ impl Leader {
             read_at: now,
             stream: 0,
             first_in_turn: 0,
+            turns: Turns::default(),
+            declarations: 0,
         })
     }
 
@@ -225,6 +240,9 @@ impl Leader {
             return Ok(true);
         }
         self.land()?;
+        self.hear_writers()?;
+        self.store_a_slice()?;
+        self.give_to_writers()?;
         self.dispatch()?;
         // What was declared before a change is what holds for it, whoever was quicker.
         if self.database.catalog_changed.swap(false, SeqCst) && !self.load()? {
@@ -287,12 +305,16 @@ impl Leader {
             counters
                 .pending
                 .store((waiting + running.ready_count()) as i64, SeqCst);
-            counters.in_flight.store(running.in_flight as i64, SeqCst);
+            let unstored = running.unstored.len() + self.writers.rows(*id).len();
+            counters
+                .in_flight
+                .store((running.in_flight + unstored) as i64, SeqCst);
         }
     }
 
     /// How long nothing is due.
     fn idle_time(&mut self) -> Duration {
+        let storers = self.writers.count().max(1);
         let now = Instant::now();
         let relieved = self.is_relieved();
         let mut wait = FALLBACK;
@@ -302,6 +324,7 @@ impl Leader {
         if self.reader.has_more()
             || self.database.catalog_changed.load(SeqCst)
             || !self.replies.is_empty()
+            || self.has_own_stores()
         {
             return Duration::ZERO;
         }
@@ -314,11 +337,11 @@ impl Leader {
                     continue;
                 };
                 let waits = self.queue.waits(*id, QueueLane::Removal) > 0
-                    || !running.is_full()
-                        && [QueueLane::Live, QueueLane::Backfill]
-                            .iter()
-                            .any(|lane| self.queue.waits(*id, *lane) > 0);
-                for at in running.sweep.iter().chain(&running.claims.next()) {
+                    || [QueueLane::Live, QueueLane::Backfill]
+                        .into_iter()
+                        .any(|lane| !running.is_full(lane) && self.queue.waits(*id, lane) > 0);
+                let sweep = running.sweep.filter(|_| self.writers.rows(*id).is_empty());
+                for at in sweep.iter().chain(&running.claims.next()) {
                     wait = wait.min(at.saturating_duration_since(now));
                 }
                 if relieved {
@@ -335,8 +358,9 @@ impl Leader {
                     rest.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
                 let rest = rest.max(running.limited_for());
                 // What is in flight rings the bell when it lands; nothing else does.
-                if running.ready_count() > 0 && (!rest.is_zero() || lane.lane.in_flight() == 0) {
-                    let put_aside = running.unstored_for();
+                if running.has_sendable(storers) && (!rest.is_zero() || lane.lane.in_flight() == 0)
+                {
+                    let put_aside = running.unwritten_for();
                     let put_aside = put_aside.map(|age| REST_PATIENCE.saturating_sub(age));
                     let rest = rest.min(put_aside.unwrap_or(rest));
                     wait = wait.min(rest + TICK);
@@ -344,6 +368,7 @@ impl Leader {
             }
         }
         wait = wait.min(self.checkpoint.next_rotation());
+        wait = wait.min(self.writers.next_end().unwrap_or(wait));
         if !self.queue.is_empty() {
             wait = wait.min(PATIENCE); // to write down what cannot be sent
         }
@@ -364,7 +389,10 @@ impl Leader {
 
     /// Whether this worker leaves its slot to another database.
     fn gives_way(&mut self) -> std::result::Result<bool, Failed> {
-        if self.shared.waiting_databases.load(SeqCst) == 0 || !self.flights.is_empty() {
+        if self.shared.waiting_databases.load(SeqCst) == 0
+            || !self.flights.is_empty()
+            || self.has_unstored()
+        {
             return Ok(false);
         }
         let idle = self.busy_at.elapsed() >= IDLE
@@ -392,6 +420,12 @@ impl Leader {
             self.database.catalog_changed.store(true, SeqCst);
         }
         Ok(over)
+    }
+
+    /// Vectors that have come and that nobody should pay for again.
+    fn has_unstored(&mut self) -> bool {
+        let mut running = self.pipelines.values_mut().filter_map(State::running);
+        self.writers.are_busy() || running.any(|running| !running.unstored.is_empty())
     }
 
     /// The log had changes in this round.

@@ -7,6 +7,7 @@ use super::claims::Claims;
 use super::leader::Leader;
 use super::process::{Failed, transaction};
 use super::running::{Running, State};
+use super::unstored::Unstored;
 use super::upkeep;
 use crate::catalog::change::Cause;
 use crate::catalog::pipeline::Trouble;
@@ -67,6 +68,7 @@ impl Leader {
                     if running.pipeline.backfill_round != pipeline.backfill_round {
                         running.pipeline = pipeline.clone(); // all rows are to be looked at again
                     }
+                    running.pipeline.hnsw = pipeline.hnsw;
                     State::Runs(running)
                 }
                 before => {
@@ -90,6 +92,7 @@ impl Leader {
         }
         for id in known.into_keys().chain(off) {
             self.queue.forget(id);
+            self.writers.forget(id);
         }
         self.abandon_flights();
         self.shared
@@ -170,23 +173,30 @@ impl Leader {
                 )
             });
         let recipe = Recipe::of(&endpoint, &pipeline.storage);
-        let unlogged = pipeline.unlogged;
+        let (unlogged, hnsw) = (pipeline.unlogged, pipeline.hnsw);
+        self.declarations += 1;
         Ok(State::Runs(Box::new(Running {
             renderer: Renderer::new(&pipeline, recipe.clone()),
             writer: Writer::new(&pipeline, vector_schema, recipe),
             dead_letters: pipeline.dead_letters,
             pipeline,
+            declaration: self.declarations,
+            vector_schema: vector_schema.to_owned(),
             endpoint,
             lane,
             calendar: Calendar::new(schedule),
             claims: Claims::new(),
             ready: Default::default(),
+            ready_backfill: Default::default(),
             halves: Default::default(),
             // After a crash an unlogged table is empty, and nobody says so.
             sweep: unlogged.then(Instant::now),
             changed: false,
             in_flight: 0,
             grant: None,
+            unstored: Unstored::new(hnsw),
+            sent_at: 0,
+            given_at: 0,
         })))
     }
 
@@ -209,7 +219,8 @@ impl Leader {
     }
 
     /// After an error that means that the declaration does not fit the tables: a rename may have been faster than
-    /// this worker's look at it. Pauses the pipeline, unless it has been declared otherwise since; false then.
+    /// this worker's look at it. Pauses the pipeline, unless it has been declared otherwise since; false then. Of one
+    /// that was dropped there is nothing to be done any more.
     pub(super) fn pause_unless_changed(
         &mut self,
         id: i32,
@@ -218,9 +229,11 @@ impl Leader {
     ) -> std::result::Result<bool, Failed> {
         self.database.catalog_changed.store(true, SeqCst);
         let declared = transaction(pipeline::load_all)?;
-        let declared = declared.iter().find(|pipeline| pipeline.id == id);
+        let Some(declared) = declared.iter().find(|pipeline| pipeline.id == id) else {
+            return Ok(true);
+        };
         let running = self.pipelines.get_mut(&id).and_then(State::running);
-        if let (Some(declared), Some(running)) = (declared, running)
+        if let Some(running) = running
             && running.pipeline.is_declared_as(declared)
         {
             self.pause(id, relation, reason, Cause::Declaration)?;
@@ -243,6 +256,7 @@ impl Leader {
             *state = State::Off;
         }
         self.queue.forget(id);
+        self.writers.forget(id);
         self.abandon_flights();
         Ok(())
     }
@@ -270,13 +284,15 @@ fn note_pause(
     transaction(|| change::pause_for(id, reason, cause))
 }
 
-/// Texts that are ready become jobs that wait: they are rendered anew.
+/// Texts that are ready and vectors that are not stored become jobs that wait: they are rendered anew.
 fn let_go_of_ready(queue: &mut Queue, running: &mut Running) {
-    for ready in running
+    let ready = running
         .ready
         .drain(..)
-        .chain(running.halves.drain(..).flatten())
-    {
-        queue.put_back(&ready.job.row, QueueLane::Live);
+        .chain(running.ready_backfill.drain(..))
+        .chain(running.halves.drain(..).flatten());
+    let unstored = running.unstored.drain();
+    for row in ready.map(|ready| ready.job.row).chain(unstored) {
+        queue.put_back(&row, QueueLane::Live);
     }
 }

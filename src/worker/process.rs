@@ -131,6 +131,22 @@ pub fn show(activity: Option<&CStr>) {
     unsafe { pg_sys::pgstat_report_activity(state, text) };
 }
 
+/// Waits for this process's latch. Interruptible: SIGTERM ends the process here.
+pub fn wait_for_latch() {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: this process's latch.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events as c_int,
+            0,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+}
+
 /// A memory context for what is allocated between transactions: emptied every round, so that nothing piles up.
 pub struct RoundMemory(pg_sys::MemoryContext);
 

@@ -5,7 +5,6 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use super::flights::Landed;
 use super::intake::write_down;
 use super::leader::{CHUNK, Leader, is_definition, is_passing, report};
 use super::process::{Failed, guard_user_code, release_user_code, transaction};
@@ -17,45 +16,84 @@ use crate::shared::Counters;
 use crate::store::Embedded;
 
 impl Leader {
-    /// Rows become texts, texts become requests: removals first, then live changes, then the backfill; a chunk of
-    /// each pipeline in turn.
+    /// Rows become texts, texts become requests, until there is something more urgent to do.
     pub(super) fn render_and_send(&mut self) -> std::result::Result<(), Failed> {
-        let ids: Vec<i32> = self.pipelines.keys().copied().collect();
         self.first_in_turn = self.first_in_turn.wrapping_add(1);
-        let mut more = true;
-        while more && self.replies.is_empty() {
-            more = false;
-            for turn in 0..ids.len() {
-                let id = ids[(self.first_in_turn + turn) % ids.len()];
-                self.render_passing(id)?;
-                let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
-                    continue;
-                };
-                let mut taken = self.queue.take(id, QueueLane::Removal, CHUNK);
-                for lane in [QueueLane::Live, QueueLane::Backfill] {
-                    if !running.is_full() && taken.is_empty() {
-                        taken = self.queue.take(id, lane, CHUNK);
-                    }
-                }
-                if !taken.is_empty() {
-                    more = true;
-                    self.busy_at = Instant::now();
-                    self.render(id, taken)?;
-                }
-                if let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) {
-                    self.flights.send(running, &mut self.lanes, &mut self.queue);
-                }
-            }
-            if self.database.catalog_changed.load(SeqCst) {
-                break;
+        loop {
+            let more = self.render_in_turn()?;
+            self.send();
+            let urgent = !self.replies.is_empty()
+                || self.database.wake.has_rung()
+                || self.database.catalog_changed.load(SeqCst);
+            if !more || urgent {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
-    /// Rows that were deleted while their request is in flight: their old vector goes now. They stay taken.
+    /// A chunk of each pipeline: removals first, then live changes, then the backfill. True when there may be more.
+    fn render_in_turn(&mut self) -> std::result::Result<bool, Failed> {
+        let mut more = false;
+        for id in self.in_turn() {
+            self.render_passing(id)?;
+            let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+                continue;
+            };
+            let lanes = [QueueLane::Removal, QueueLane::Live, QueueLane::Backfill];
+            let next = lanes.into_iter().find_map(|lane| {
+                let takes = lane == QueueLane::Removal || !running.is_full(lane);
+                let taken = takes.then(|| self.queue.take(id, lane, CHUNK))?;
+                (!taken.is_empty()).then_some((lane, taken))
+            });
+            if let Some((lane, taken)) = next {
+                more = true;
+                self.busy_at = Instant::now();
+                self.render(id, lane, taken)?;
+            }
+        }
+        Ok(more)
+    }
+
+    /// The pipelines' numbers, another one first in each round.
+    pub(super) fn in_turn(&self) -> Vec<i32> {
+        let mut ids: Vec<i32> = self.pipelines.keys().copied().collect();
+        let first = self.first_in_turn % ids.len().max(1);
+        ids.rotate_left(first);
+        ids
+    }
+
+    /// What is ready goes out as far as the servers take it. A place that is free goes to the pipeline that has
+    /// waited for one the longest.
+    fn send(&mut self) {
+        let storers = self.writers.count().max(1);
+        let mut closed = Vec::new();
+        loop {
+            let next = self
+                .pipelines
+                .values_mut()
+                .filter_map(State::running)
+                .filter(|running| !closed.contains(&running.lane) && running.has_sendable(storers))
+                .min_by_key(|running| running.sent_at);
+            let Some(running) = next else {
+                return;
+            };
+            let (lanes, queue) = (&mut self.lanes, &mut self.queue);
+            if self.flights.send(running, lanes, queue, storers) {
+                running.sent_at = self.turns.next();
+            } else {
+                closed.push(running.lane);
+            }
+        }
+    }
+
+    /// Rows that were deleted while their request is in flight: their old vector goes now. They stay taken. Those in
+    /// a writer's hands are locked: they are due again when it has done.
     fn render_passing(&mut self, id: i32) -> std::result::Result<(), Failed> {
-        let jobs = self.queue.take_passing(id);
+        let mut jobs = self.queue.take_passing(id);
+        if !jobs.is_empty() {
+            let given = self.writers.rows(id);
+            jobs.retain(|job| !given.contains(&job.row));
+        }
         let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
             return Ok(());
         };
@@ -68,14 +106,18 @@ impl Leader {
     }
 
     /// Renders a chunk; one that fails is halved until the row that is the cause is alone.
-    pub(super) fn render(&mut self, id: i32, jobs: Vec<Job>) -> std::result::Result<(), Failed> {
+    fn render(
+        &mut self,
+        id: i32,
+        lane: QueueLane,
+        jobs: Vec<Job>,
+    ) -> std::result::Result<(), Failed> {
         let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
             return Ok(());
         };
         self.jobs_ended = true;
         match render(running, &jobs, &self.secret) {
             Ok(rendered) => {
-                let mut known = Landed::default();
                 let mut seen = Seen::default();
                 for (job, rendered) in jobs.into_iter().zip(rendered) {
                     seen.count(&rendered);
@@ -85,36 +127,36 @@ impl Leader {
                             vector,
                             hash,
                             stored_hash,
-                        } => known.embedded.push(Embedded {
-                            job,
-                            vector,
-                            hash,
-                            stored_hash,
-                        }),
+                        } => running.unstored.push(
+                            lane,
+                            Embedded {
+                                job,
+                                vector,
+                                hash,
+                                stored_hash,
+                            },
+                        ),
                         Rendered::Text {
                             text,
                             hash,
                             stored_hash,
                         } => {
-                            running.ready.push_back(Ready {
+                            running.push_ready(Ready {
                                 job,
                                 text,
                                 hash,
                                 stored_hash,
                                 since: Instant::now(),
                                 tokens: None,
+                                lane,
                             });
                         }
                     }
                 }
-                let relation = running.pipeline.relation.clone();
                 if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
                     seen.add_to(counters);
                 }
-                if known.embedded.is_empty() {
-                    return Ok(());
-                }
-                self.settle(id, &relation, known)
+                Ok(())
             }
             Err(failed) if is_definition(failed.code) || is_passing(failed.code) => {
                 let relation = running.pipeline.relation.clone();
@@ -147,19 +189,22 @@ impl Leader {
             Err(_) => {
                 let mut jobs = jobs;
                 let half = jobs.split_off(jobs.len() / 2);
-                self.render(id, jobs)?;
-                self.render(id, half)
+                self.render(id, lane, jobs)?;
+                self.render(id, lane, half)
             }
         }
     }
 
-    /// Vectors whose row went away without a row event.
+    /// Vectors whose row went away without a row event. Not while a writer holds locks on some: it is given no more
+    /// until this is done.
     pub(super) fn sweep(&mut self) -> std::result::Result<(), Failed> {
         for state in self.pipelines.values_mut() {
             let Some(running) = state.running() else {
                 continue;
             };
-            while running.sweep.is_some_and(|at| at <= Instant::now()) {
+            while self.writers.rows(running.pipeline.id).is_empty()
+                && running.sweep.is_some_and(|at| at <= Instant::now())
+            {
                 let renderer = &running.renderer;
                 let swept = transaction(|| {
                     guard_user_code()?;

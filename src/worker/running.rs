@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::calendar::Calendar;
 use super::claims::Claims;
+use super::unstored::{MOST_STOCK, Unstored};
 use crate::catalog::pipeline::Pipeline;
-use crate::dispatch::queue::Job;
+use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey};
 use crate::dispatch::render::Renderer;
 use crate::embed::account::Account;
 use crate::embed::batch::{Room, take};
@@ -33,6 +34,8 @@ pub struct Ready {
     pub since: Instant,
     /// Estimated, once somebody has asked.
     pub tokens: Option<u64>,
+    /// Backfill, or live.
+    pub lane: QueueLane,
 }
 
 impl Ready {
@@ -45,6 +48,9 @@ impl Ready {
 
 pub struct Running {
     pub pipeline: Pipeline,
+    /// The number of the declaration by which it runs.
+    pub declaration: u64,
+    pub vector_schema: String,
     pub endpoint: Endpoint,
     pub renderer: Renderer,
     pub writer: Writer,
@@ -53,7 +59,9 @@ pub struct Running {
     /// When its changes are due.
     pub calendar: Calendar,
     pub claims: Claims,
+    /// Of changes; those of the backfill, which wait for them.
     pub ready: VecDeque<Ready>,
+    pub ready_backfill: VecDeque<Ready>,
     /// Halves of a batch that failed: sent as they are, or in parts, before what is ready.
     pub halves: VecDeque<Vec<Ready>>,
     /// TRUNCATE, or the end of a backfill: vectors without a row have to be looked for.
@@ -67,19 +75,63 @@ pub struct Running {
     pub in_flight: usize,
     /// When the account's limits let the next request go.
     pub grant: Option<Grant>,
+    /// Vectors that have come.
+    pub unstored: Unstored,
+    /// When it last sent a request, and gave a writer rows: turns, in which others come first that waited longer.
+    pub sent_at: u64,
+    pub given_at: u64,
 }
 
 impl Running {
-    /// Texts that are rendered and not sent: bounded, so that a provider that is down fills no memory.
-    pub fn is_full(&self) -> bool {
-        self.ready_count() >= 4 * self.endpoint.max_batch_inputs
+    /// Texts that are rendered and not sent, and vectors that are not stored: bounded, so that neither a provider that is
+    /// down nor a slow index fills the memory.
+    pub fn is_full(&self, lane: QueueLane) -> bool {
+        let ready = match lane {
+            QueueLane::Backfill => self.ready_backfill.len(),
+            _ => self.ready.len(),
+        };
+        ready + self.halves_count() >= 4 * self.endpoint.max_batch_inputs
+            || self.unstored.len() >= MOST_STOCK
+    }
+
+    /// Whether there are texts to be sent, where `storers` processes store the vectors: no more are asked for than
+    /// can be stored.
+    pub fn has_sendable(&self, storers: usize) -> bool {
+        !self.halves.is_empty()
+            || [QueueLane::Live, QueueLane::Backfill]
+                .into_iter()
+                .any(|lane| self.may_send(lane, storers))
+    }
+
+    fn may_send(&self, lane: QueueLane, storers: usize) -> bool {
+        let ready = match lane {
+            QueueLane::Backfill => &self.ready_backfill,
+            _ => &self.ready,
+        };
+        !ready.is_empty() && self.unstored.has_room(lane, storers)
+    }
+
+    /// Rows that writers may take: where the index is the limit, and no vectors are about to be swept away that they
+    /// would be waited for.
+    pub fn bulk(&self) -> usize {
+        let sweeps = self.sweep.is_some_and(|at| at <= Instant::now());
+        match self.pipeline.hnsw && !sweeps {
+            true => self.unstored.bulk(),
+            false => 0,
+        }
+    }
+
+    /// Whether the leader stores what has come in this lane; `writers`: whether there are any.
+    pub fn is_stored_by_leader(&self, lane: QueueLane, writers: bool) -> bool {
+        lane != QueueLane::Backfill || !self.pipeline.hnsw || !writers
     }
 
     /// How long the oldest text that is ready, and no row of the job table, has waited for its server.
-    pub fn unstored_for(&self) -> Option<Duration> {
-        let ready = self.ready.iter().chain(self.halves.iter().flatten());
-        let unstored = ready.filter(|ready| !ready.job.stored);
-        let oldest = unstored.map(|ready| ready.since).min();
+    pub fn unwritten_for(&self) -> Option<Duration> {
+        let ready = self.ready.iter().chain(&self.ready_backfill);
+        let ready = ready.chain(self.halves.iter().flatten());
+        let unwritten = ready.filter(|ready| !ready.job.stored);
+        let oldest = unwritten.map(|ready| ready.since).min();
         oldest.map(|since| since.elapsed())
     }
 
@@ -88,6 +140,7 @@ impl Running {
         let ready = self
             .ready
             .iter_mut()
+            .chain(self.ready_backfill.iter_mut())
             .chain(self.halves.iter_mut().flatten());
         ready
             .filter(|ready| !ready.job.stored)
@@ -98,8 +151,32 @@ impl Running {
             .collect()
     }
 
+    pub fn push_ready(&mut self, ready: Ready) {
+        match ready.lane {
+            QueueLane::Backfill => self.ready_backfill.push_back(ready),
+            _ => self.ready.push_back(ready),
+        }
+    }
+
+    /// Takes out the backfilled rows that have changed since they were rendered, or since their vector came.
+    pub fn withdraw(&mut self, has_changed: impl Fn(&RowKey) -> bool) -> Vec<RowKey> {
+        let mut changed = self.unstored.withdraw(&has_changed);
+        self.ready_backfill.retain(|ready| {
+            let stays = !has_changed(&ready.job.row);
+            if !stays {
+                changed.push(ready.job.row.clone());
+            }
+            stays
+        });
+        changed
+    }
+
     pub fn ready_count(&self) -> usize {
-        self.ready.len() + self.halves.iter().map(Vec::len).sum::<usize>()
+        self.ready.len() + self.ready_backfill.len() + self.halves_count()
+    }
+
+    fn halves_count(&self) -> usize {
+        self.halves.iter().map(Vec::len).sum::<usize>()
     }
 
     /// How long the account's limits keep the next request.
@@ -109,26 +186,26 @@ impl Running {
     }
 
     /// How many texts may go in one request now; `None` where the account's limits do not let any go yet.
-    pub fn admitted(&mut self, server: &mut ServerLane) -> Option<usize> {
+    pub fn admitted(&mut self, server: &mut ServerLane, storers: usize) -> Option<usize> {
         let room = server.room();
         let account = server.account;
         if !account.is_limited() {
-            return Some(self.next_count(room));
+            return Some(self.next_count(room, storers));
         }
         let now = rate::now();
         let grant = self.grant.take().filter(|grant| !grant.has_lapsed(now));
         if let Some(grant) = grant {
             // Texts that have come since are not in it.
             let tokens = grant.tokens();
-            let count = self.next_count(room.with_tokens(tokens));
-            if tokens.is_none_or(|most| self.tokens_of_next(count) <= most) {
+            let count = self.next_count(room.with_tokens(tokens), storers);
+            if tokens.is_none_or(|most| self.tokens_of_next(count, storers) <= most) {
                 self.grant = Some(grant);
                 return Some(count);
             }
         }
-        let count = self.next_count(room.with_tokens(account.batch_tokens()));
+        let count = self.next_count(room.with_tokens(account.batch_tokens()), storers);
         let tokens = if account.counts_tokens() {
-            self.tokens_of_next(count)
+            self.tokens_of_next(count, storers)
         } else {
             0
         };
@@ -136,38 +213,59 @@ impl Running {
         self.limited_for().is_zero().then_some(count)
     }
 
+    /// What the next request is made of where there are no halves: changes before backfill; the two never share one.
+    fn next_ready(&mut self, storers: usize) -> &mut VecDeque<Ready> {
+        match self.may_send(QueueLane::Live, storers) {
+            true => &mut self.ready,
+            false => &mut self.ready_backfill,
+        }
+    }
+
     /// How many texts make the next request: the oldest that fit into one.
-    fn next_count(&mut self, room: Room) -> usize {
+    fn next_count(&mut self, room: Room, storers: usize) -> usize {
         if let Some(half) = self.halves.front() {
             return half.len().min(room.inputs);
         }
+        let ready = self.next_ready(storers);
         // A token is a byte at the least: counting bytes is enough while they fit.
-        let texts = self.ready.iter().map(|ready| ready.text.len());
+        let texts = ready.iter().map(|ready| ready.text.len());
         let count = take(room, texts.map(|bytes| (bytes as u64, bytes)));
-        if count == room.inputs.min(self.ready.len()) || room.tokens.is_none() {
+        if count == room.inputs.min(ready.len()) || room.tokens.is_none() {
             return count;
         }
-        let texts = self.ready.iter_mut();
+        let texts = ready.iter_mut();
         take(room, texts.map(|ready| (ready.tokens(), ready.text.len())))
     }
 
-    fn tokens_of_next(&mut self, count: usize) -> u64 {
-        match self.halves.front_mut() {
-            Some(half) => half.iter_mut().take(count).map(Ready::tokens).sum(),
-            None => self.ready.iter_mut().take(count).map(Ready::tokens).sum(),
+    fn tokens_of_next(&mut self, count: usize, storers: usize) -> u64 {
+        if let Some(half) = self.halves.front_mut() {
+            return half.iter_mut().take(count).map(Ready::tokens).sum();
         }
+        let ready = self.next_ready(storers).iter_mut();
+        ready.take(count).map(Ready::tokens).sum()
     }
 
     /// Takes the texts of the next request.
-    pub fn take_next(&mut self, count: usize) -> Vec<Ready> {
+    pub fn take_next(&mut self, count: usize, storers: usize) -> Vec<Ready> {
         let Some(mut half) = self.halves.pop_front() else {
-            return self.ready.drain(..count).collect();
+            return self.next_ready(storers).drain(..count).collect();
         };
         let rest = half.split_off(count.min(half.len()));
         if !rest.is_empty() {
             self.halves.push_front(rest);
         }
         half
+    }
+}
+
+/// Counts the turns that are given: whoever had one the longest ago is next.
+#[derive(Default)]
+pub struct Turns(u64);
+
+impl Turns {
+    pub fn next(&mut self) -> u64 {
+        self.0 += 1;
+        self.0
     }
 }
 

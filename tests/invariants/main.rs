@@ -23,6 +23,11 @@ mod limits;
 
 /// 9: the limits of an account that several databases and sessions use.
 mod shared_limits;
+/// 1, 5 and 8: while writers store.
+mod writers;
+
+/// Of what must not wait for others: a change during a backfill, a row beside a million.
+mod fairness;
 
 /// 10 and 11: users' transactions and recsync's.
 mod bystanders;

@@ -10,3 +10,6 @@ mod databases;
 
 /// Signals, settings, errors.
 mod worker;
+
+/// Processes that store for the worker.
+mod writers;

@@ -8,6 +8,7 @@ pub mod api;
 pub mod cluster;
 pub mod database;
 pub mod process;
+pub mod slow;
 pub mod sql;
 pub mod wait;
 

@@ -1,0 +1,245 @@
+//! Vectors are stored: one transaction a pipeline, the same in the leader and in a writer. What the leader stores
+//! by itself, and what becomes of the rows.
+//!
+//! It never stores for long before the log is looked at again, and never lets a store that fails touch another
+//! pipeline's.
+
+use pgrx::pg_sys;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::intake::write_down;
+use super::leader::{Leader, is_definition, is_passing, report};
+use super::process::{Failed, guard_user_code, release_user_code, transaction};
+use super::running::{Running, State};
+use super::unstored::Part;
+use crate::dispatch::jobs::{self, Again, Put};
+use crate::dispatch::queue::{Job, Lane as QueueLane};
+use crate::embed::retry::backoff;
+use crate::settings;
+use crate::store::{Embedded, Writer, Written};
+
+/// How long the leader stores before it looks at the log again: a change that comes during a backfill, at some
+/// milliseconds a row with HNSW, waits no longer than for this.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// Vectors of one pipeline to be stored together.
+pub struct Task {
+    pub pipeline: i32,
+    pub model: String,
+    /// There are dead letters, which these may make obsolete.
+    pub dead_letters: bool,
+    pub embedded: Vec<Embedded>,
+}
+
+impl Task {
+    pub fn new(running: &Running, embedded: Vec<Embedded>) -> Task {
+        Task {
+            pipeline: running.pipeline.id,
+            model: running.endpoint.model.clone(),
+            dead_letters: running.dead_letters,
+            embedded,
+        }
+    }
+}
+
+/// The vectors and their jobs' completion, in one transaction. Where fewer were written than given, somebody else has
+/// written to the relation: the rows have to be looked at once more, and no job is complete.
+pub fn store(writer: &Writer, task: &mut Task) -> std::result::Result<Written, Failed> {
+    transaction(|| {
+        guard_user_code()?;
+        let written = writer.write(&mut task.embedded, &task.model)?;
+        release_user_code();
+        if written.count() == task.embedded.len() {
+            let jobs = task.embedded.iter().map(|embedded| &embedded.job);
+            let stored = jobs.clone().filter(|job| job.stored);
+            jobs::complete(task.pipeline, stored.map(|job| &job.row))?;
+            if task.dead_letters {
+                jobs::unbury(task.pipeline, jobs.map(|job| &job.row))?;
+            }
+        }
+        Ok(written)
+    })
+}
+
+impl Leader {
+    /// Stores what has landed, for a slice of time: what somebody waits for first, then what no writer takes.
+    pub(super) fn store_a_slice(&mut self) -> std::result::Result<(), Failed> {
+        if !settings::enabled() {
+            return Ok(());
+        }
+        let until = Instant::now() + SLICE;
+        for lane in [QueueLane::Live, QueueLane::Backfill] {
+            for id in self.in_turn() {
+                loop {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Ok(());
+                    }
+                    let writers = self.writers.are_there();
+                    let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+                        break;
+                    };
+                    if !running.is_stored_by_leader(lane, writers) {
+                        break;
+                    }
+                    let most = running.unstored.cost.rows_in(left);
+                    let Some(part) = running.unstored.take(lane, most) else {
+                        break;
+                    };
+                    self.store_part(id, part)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`Leader::store_a_slice`] has something to do.
+    pub(super) fn has_own_stores(&mut self) -> bool {
+        let writers = self.writers.are_there();
+        settings::enabled()
+            && self
+                .pipelines
+                .values_mut()
+                .filter_map(State::running)
+                .any(|running| {
+                    [QueueLane::Live, QueueLane::Backfill].iter().any(|lane| {
+                        running.is_stored_by_leader(*lane, writers) && running.unstored.has(*lane)
+                    })
+                })
+    }
+
+    fn store_part(&mut self, id: i32, mut part: Part) -> std::result::Result<(), Failed> {
+        let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+            return Ok(());
+        };
+        let mut task = Task::new(running, std::mem::take(&mut part.embedded));
+        let started = Instant::now();
+        let outcome = store(&running.writer, &mut task);
+        part.embedded = task.embedded;
+        self.stored(id, part, outcome, started.elapsed())
+    }
+
+    /// What has become of rows that the leader or a writer was to store. What cannot be stored together is stored
+    /// by halves, until the row that is the cause is alone.
+    pub(super) fn stored(
+        &mut self,
+        id: i32,
+        part: Part,
+        outcome: std::result::Result<Written, Failed>,
+        took: Duration,
+    ) -> std::result::Result<(), Failed> {
+        let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+            return Ok(()); // paused or dropped meanwhile: `load` let go of its rows
+        };
+        self.busy_at = Instant::now();
+        match outcome {
+            Ok(written) if written.count() == part.embedded.len() => {
+                running.unstored.cost.measured(part.embedded.len(), took);
+                self.settled(id, &part, written);
+                Ok(())
+            }
+            Ok(_) => {
+                for job in part.jobs() {
+                    self.queue.put_back(&job.row, QueueLane::Live);
+                }
+                Ok(())
+            }
+            Err(failed)
+                if part.embedded.len() > 1
+                    && !is_definition(failed.code)
+                    && !is_passing(failed.code) =>
+            {
+                running.unstored.push_halves(part);
+                Ok(())
+            }
+            Err(failed) => self.cannot_store(id, part.jobs().cloned().collect(), failed),
+        }
+    }
+
+    /// What was stored is done.
+    fn settled(&mut self, id: i32, part: &Part, written: Written) {
+        self.jobs_ended = true;
+        for job in part.jobs() {
+            self.queue.finish(&job.row);
+        }
+        if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
+            for (counter, count) in [
+                (&counters.embedded, written.count()),
+                (&counters.inserted, written.inserted),
+                (&counters.updated, written.updated),
+            ] {
+                counter.fetch_add(count as i64, SeqCst);
+            }
+            // SAFETY: the server's clock.
+            let now = unsafe { pg_sys::GetCurrentTimestamp() };
+            counters.last_embedded_us.store(now, SeqCst);
+        }
+    }
+
+    /// The declaration does not fit any more, or the rows are tried again later, or given up.
+    pub(super) fn cannot_store(
+        &mut self,
+        id: i32,
+        jobs: Vec<Job>,
+        failed: Failed,
+    ) -> std::result::Result<(), Failed> {
+        let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+            return Ok(());
+        };
+        let relation = running.pipeline.relation.clone();
+        report(Some(&relation), &failed);
+        self.jobs_ended = true;
+        let definition = is_definition(failed.code);
+        if definition && self.pause_unless_changed(id, &relation, &failed.message)? {
+            return Ok(());
+        }
+        if definition || is_passing(failed.code) {
+            write_down(id, &jobs, Duration::from_secs(1), Again::Then)?;
+        } else {
+            self.charge(id, &jobs, &failed)?;
+        }
+        for job in jobs {
+            self.queue.finish(&job.row);
+        }
+        self.job_due_at(id, Instant::now());
+        Ok(())
+    }
+
+    /// A store that fails by itself charges its rows an attempt; the last one gives them up.
+    fn charge(
+        &mut self,
+        id: i32,
+        jobs: &[Job],
+        failed: &Failed,
+    ) -> std::result::Result<(), Failed> {
+        let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+            return Ok(());
+        };
+        let most = running.endpoint.max_attempts;
+        running.dead_letters = true;
+        let message = format!("the vector could not be stored: {}", failed.message);
+        let charged: Vec<Job> = jobs
+            .iter()
+            .cloned()
+            .map(|job| Job {
+                attempt: job.attempt + 1,
+                ..job
+            })
+            .collect();
+        transaction(|| {
+            let mut puts = Vec::new();
+            for job in &charged {
+                if job.attempt >= most {
+                    jobs::bury(job, "permanent", None, &message)?;
+                } else {
+                    puts.push(Put {
+                        job,
+                        delay: backoff(job.attempt, 0.5),
+                    });
+                }
+            }
+            jobs::put(id, &puts, Again::Then)
+        })
+    }
+}

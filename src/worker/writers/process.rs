@@ -1,0 +1,135 @@
+//! A writer: a process that stores what its leader gives it, and says what became of it.
+//!
+//! It never decides anything: which rows, in which order, and what to do about a failure is the leader's. It ends
+//! with its leader, or when that has no more to give.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
+
+use super::channel::{Channel, Received};
+use super::message::{Answer, Order, read_order};
+use crate::error::Failed;
+use crate::shared::slots::{self, Reservation};
+use crate::shared::{self, Database};
+use crate::store::{Writer, Written};
+use crate::worker::process;
+use crate::worker::storing::store;
+
+const NAME: &str = "recsync writer";
+
+/// What a writer is told at its start, beside its database.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Start {
+    channel: u32,
+    place: Reservation,
+}
+
+/// How the leader asks the server for a writer.
+pub fn description(
+    database: pg_sys::Oid,
+    channel: u32,
+    place: Reservation,
+) -> pg_sys::BackgroundWorker {
+    let mut worker = process::description(NAME, "recsync_writer_main", database);
+    let start = Start { channel, place };
+    // SAFETY: plain numbers, fewer than the field's 128 bytes.
+    unsafe {
+        worker
+            .bgw_extra
+            .as_mut_ptr()
+            .cast::<Start>()
+            .write_unaligned(start)
+    };
+    worker
+}
+
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn recsync_writer_main(database: pg_sys::Datum) {
+    let oid = pg_sys::Oid::from(database.value() as u32);
+    let Some(shared) = shared::shared() else {
+        return;
+    };
+    let Some(entry) = shared.database(oid) else {
+        return;
+    };
+    // SAFETY: this process's id and entry, which `description` has filled in.
+    let (pid, start) = unsafe {
+        let extra = (*pg_sys::MyBgworkerEntry).bgw_extra;
+        (
+            pg_sys::MyProcPid,
+            extra.as_ptr().cast::<Start>().read_unaligned(),
+        )
+    };
+    if !slots::take(&shared.writers, start.place, pid) {
+        return; // the leader has ended
+    }
+    // SAFETY: runs while shared memory is still attached; the entry lives as long as the server.
+    unsafe {
+        pg_sys::before_shmem_exit(
+            Some(sign_off),
+            pg_sys::Datum::from(std::ptr::from_ref(entry)),
+        )
+    };
+    if entry.hold_pid.load(SeqCst) != 0 {
+        return;
+    }
+    let Some(channel) = Channel::open(start.channel) else {
+        return;
+    };
+    process::start(Some(oid));
+    work(channel);
+}
+
+unsafe extern "C-unwind" fn sign_off(_code: c_int, entry: pg_sys::Datum) {
+    // SAFETY: the address that recsync_writer_main registered, and this process's id.
+    let (entry, pid) = unsafe { (entry.cast_mut_ptr::<Database>().as_ref(), pg_sys::MyProcPid) };
+    if let (Some(entry), Some(shared)) = (entry, shared::shared()) {
+        slots::leave(&shared.writers, pid);
+        entry.signal_progress();
+    }
+}
+
+/// Until the leader closes the channel.
+fn work(mut channel: Channel) {
+    let memory = process::RoundMemory::create();
+    let mut writers = HashMap::new();
+    loop {
+        memory.renew();
+        process::reload_if_asked();
+        let order = match channel.receive() {
+            Received::Message(message) => read_order(&message),
+            Received::Nothing => {
+                process::show(None);
+                process::wait_for_latch();
+                continue;
+            }
+            Received::Gone => return,
+        };
+        process::show(Some(c"recsync: storing"));
+        let answer = order.and_then(|order| carry_out(order, &mut writers));
+        let sent = answer
+            .and_then(|answer| answer.to_bytes().ok())
+            .is_some_and(|answer| channel.send_all(&answer));
+        if !sent {
+            return;
+        }
+    }
+}
+
+/// `None`: an order for a pipeline that this writer was never told of.
+fn carry_out(mut order: Order, writers: &mut HashMap<i32, Writer>) -> Option<Answer> {
+    if let Some(declared) = order.declaration.take() {
+        let writer = Writer::new(&declared.pipeline, &declared.vector_schema, declared.recipe);
+        writers.insert(order.task.pipeline, writer);
+    }
+    let writer = writers.get(&order.task.pipeline)?;
+    let started = Instant::now();
+    let outcome: Result<Written, Failed> = store(writer, &mut order.task);
+    Some(Answer::new(order.number, outcome, started.elapsed()))
+}
