@@ -50,11 +50,12 @@ impl Leader {
             };
             let relation = running.pipeline.relation.clone();
             for (lane, embedded) in landed.embedded {
-                if lane == QueueLane::Backfill && self.queue.changed_since(&embedded.job.row) {
-                    self.queue.put_back(&embedded.job.row, QueueLane::Live);
-                } else {
-                    running.unstored.push(lane, embedded);
-                }
+                // Somebody waits for a row that has changed meanwhile; its vector is paid for and may be right.
+                let lane = match self.queue.changed_since(&embedded.job.row) {
+                    true => QueueLane::Live,
+                    false => lane,
+                };
+                running.unstored.push(lane, embedded);
             }
             if !landed.verdicts.is_empty() {
                 self.decide(id, landed.verdicts)?;

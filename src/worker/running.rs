@@ -158,9 +158,11 @@ impl Running {
         }
     }
 
-    /// Takes out the backfilled rows that have changed since they were rendered, or since their vector came.
+    /// Takes out the backfilled rows that have changed since they were rendered, and puts those forward whose vector
+    /// has come.
     pub fn withdraw(&mut self, has_changed: impl Fn(&RowKey) -> bool) -> Vec<RowKey> {
-        let mut changed = self.unstored.withdraw(&has_changed);
+        self.unstored.promote(&has_changed);
+        let mut changed = Vec::new();
         self.ready_backfill.retain(|ready| {
             let stays = !has_changed(&ready.job.row);
             if !stays {

@@ -142,17 +142,15 @@ impl Unstored {
         waiting.len() < stored.clamp(LEAST_STOCK, MOST_STOCK)
     }
 
-    /// Takes out the backfilled rows that have changed since: they need another vector.
-    pub fn withdraw(&mut self, has_changed: impl Fn(&RowKey) -> bool) -> Vec<RowKey> {
-        let mut changed = Vec::new();
-        self.backfill.retain(|(_, embedded)| {
-            let stays = !has_changed(&embedded.job.row);
-            if !stays {
-                changed.push(embedded.job.row.clone());
-            }
-            stays
-        });
-        changed
+    /// Backfilled rows that have changed since are somebody's who waits: their vectors, which are paid for and may be
+    /// right, are stored first.
+    pub fn promote(&mut self, has_changed: impl Fn(&RowKey) -> bool) {
+        let waiting = std::mem::take(&mut self.backfill);
+        let (mut changed, others): (VecDeque<_>, VecDeque<_>) = waiting
+            .into_iter()
+            .partition(|(_, embedded)| has_changed(&embedded.job.row));
+        self.backfill = others;
+        self.live.append(&mut changed);
     }
 
     /// Jobs of live rows that have waited for `age` and are not rows yet; see [`Part::store_jobs`].

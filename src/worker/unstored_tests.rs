@@ -78,11 +78,11 @@ fn halves_are_stored_each_by_itself_before_the_rest_and_never_more_than_asked_fo
 }
 
 #[test]
-fn a_backfilled_row_that_has_changed_is_withdrawn_and_a_live_one_is_not() {
+fn a_backfilled_row_that_has_changed_is_stored_among_the_live_ones() {
     let mut unstored = unstored(2, 2);
     let changed = |row: &RowKey| ["1", "1001"].contains(&row.key[0].as_str());
-    assert_eq!(unstored.withdraw(changed), [row(1_001)]);
-    assert_eq!(keys(unstored.take(Lane::Live, 9)), [0, 1]);
+    unstored.promote(changed);
+    assert_eq!(keys(unstored.take(Lane::Live, 9)), [0, 1, 1_001]);
     assert_eq!(keys(unstored.take(Lane::Backfill, 9)), [1_000]);
 }
 
