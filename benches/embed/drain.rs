@@ -9,7 +9,7 @@ use crate::bench::loopback::{Loopback, Vectors};
 use crate::bench::tables::table;
 use crate::figures::Figures;
 use crate::support::Sql;
-use crate::{SETTINGS, Sizes, fill, settle, start, text};
+use crate::{SETTINGS, Sizes, fill_with, settle, start};
 
 pub const PART: &str = "drain";
 pub const ROWS: &str = "rows/s";
@@ -64,7 +64,9 @@ pub fn run(sizes: &Sizes, figures: &mut Figures) {
                 format!("max_concurrency '{concurrency}'"),
             );
             client.run(&api.server("loopback", &[&inputs, &most]));
-            fill(&mut client, "item", sizes.drain_rows);
+            // Texts that no other variant has.
+            let seed = format!("'{concurrency} ' || n");
+            fill_with(&mut client, "item", sizes.drain_rows, &seed);
             for mode in MODES {
                 let variant = mode.variant(dimensions, Some(concurrency));
                 let rows = sizes.drain_rows;
@@ -101,7 +103,7 @@ fn drain(
         }
         Mode::Changes => {
             client.run("VACUUM ANALYZE item_embedding_g1");
-            client.run(&format!("UPDATE item SET title = {}", text("-id")));
+            client.run("UPDATE item SET title = 'Changed: ' || title");
             Instant::now()
         }
     };
@@ -111,6 +113,7 @@ fn drain(
     assert_eq!(client.one::<i64>(newest) as usize, rows, "a vector a row");
     let requests = api.take();
     let inputs: usize = requests.iter().map(|request| request.inputs).sum();
+    assert_eq!(inputs, rows, "an input a row");
     figures.add(PART, variant, ROWS, rows as f64 / took);
     figures.add(PART, variant, "requests", requests.len() as f64);
     figures.add(PART, variant, "inputs a row", inputs as f64 / rows as f64);

@@ -47,9 +47,13 @@ fn drain_goals(figures: &Figures, goals: &mut Vec<Goal>) {
     let us = figures.one(decode::PART, name, decode::US);
     goals.push(most(format!("decode, {name}: µs"), 8.0, us));
     for kind in graph::KINDS {
-        let rates = graph::variants(kind).map(|one| figures.one(graph::PART, &one, graph::ROWS));
-        let what = format!("HNSW, {} vectors: recsync / INSERT … SELECT", kind.label());
-        goals.push(least(what, 0.9, rates[0] / rates[1]));
+        for writers in graph::WRITERS {
+            let rates = graph::variants(kind, writers);
+            let rates = rates.map(|one| figures.one(graph::PART, &one, graph::ROWS));
+            let kind = kind.label();
+            let what = format!("HNSW, {kind}, {writers} writers: recsync / INSERT … SELECT");
+            goals.push(least(what, 0.9, rates[0] / rates[1]));
+        }
     }
 }
 

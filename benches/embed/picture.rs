@@ -100,13 +100,21 @@ fn drain(figures: &Figures) -> Chart {
 
 fn graph(figures: &Figures) -> Chart {
     let panels = graph::KINDS.map(|kind| {
-        let rates = graph::variants(kind).map(|one| figures.one(graph::PART, &one, graph::ROWS));
+        let variants = graph::WRITERS.map(|writers| graph::variants(kind, writers));
+        let rates =
+            variants.map(|pair| pair.map(|one| figures.one(graph::PART, &one, graph::ROWS)));
         let title = format!("rows/s, {} vectors", kind.label());
-        panel(&title, 0, rates.to_vec(), vec![0.9 * rates[1]])
+        panel(&title, 0, rates.concat(), Vec::new())
+    });
+    let rows = graph::WRITERS.map(|writers| {
+        [
+            row(format!("recsync, {writers} writers")),
+            limit(format!("INSERT … SELECT, {writers} sessions")),
+        ]
     });
     Chart {
         title: "many rows, HNSW".into(),
-        rows: vec![row("recsync"), limit("INSERT … SELECT")],
+        rows: rows.into_iter().flatten().collect(),
         panels: panels.into(),
     }
 }
