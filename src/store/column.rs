@@ -188,8 +188,8 @@ impl Column {
         }
     }
 
-    /// Writes the vectors of the rows that nobody has locked, and gives the ones that they replace, as `replaced`
-    /// reads them.
+    /// Writes the vectors of the rows that nobody has locked. The vectors that no row has then: those that they
+    /// replace, as `replaced` reads them, and those of rows that are gone.
     pub fn write(
         &self,
         embedded: &[Embedded],
@@ -200,26 +200,28 @@ impl Column {
         self.as_user(&jobs, |client| {
             let mut written = Written::default();
             let mut locked = Vec::new();
-            for (index, row) in self.lock(client, &jobs)?.into_iter().enumerate() {
+            let mut known = Vec::new();
+            let rows = self.lock(client, &jobs)?;
+            for (index, (row, embedded)) in rows.into_iter().zip(embedded).enumerate() {
                 match row {
-                    Row::Locked => locked.extend(embedded.get(index)),
+                    Row::Locked => locked.push(embedded),
                     Row::Busy => written.busy.push(index),
-                    Row::Gone => written.gone += 1,
+                    Row::Gone => {
+                        written.gone += 1;
+                        known.push((embedded.hash.clone(), embedded.vector.clone()));
+                    }
                 }
             }
             if locked.is_empty() {
-                return Ok((written, Vec::new()));
+                return Ok((written, known));
             }
             let stored: Vec<Option<Vec<u8>>> =
                 locked.iter().map(|row| row.stored_hash.clone()).collect();
-            let known = match replaced {
-                Some(statement) => {
-                    let mut keys = key_arguments(locked.iter().map(|embedded| &embedded.job));
-                    keys.extend([stored.clone().into(), model.to_owned().into()]);
-                    vectors_of(statement.select(client, &keys)?)?
-                }
-                None => Vec::new(),
-            };
+            if let Some(statement) = replaced {
+                let mut keys = key_arguments(locked.iter().map(|embedded| &embedded.job));
+                keys.extend([stored.clone().into(), model.to_owned().into()]);
+                known.extend(vectors_of(statement.select(client, &keys)?)?);
+            }
             let mut arguments = arguments(&locked, model)?;
             arguments.push(stored.into());
             let counts = self.write.update(client, &arguments)?.first();

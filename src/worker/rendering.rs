@@ -126,6 +126,7 @@ impl Leader {
                 let mut to_be_cleared = Vec::new();
                 let clears = running.renderer.removes_from_source();
                 for (job, rendered) in jobs.into_iter().zip(rendered) {
+                    let rendered = known_of_locked(rendered, running);
                     seen.count(&rendered);
                     match rendered {
                         Rendered::Gone { removed: true } if clears => to_be_cleared.push(job),
@@ -260,6 +261,27 @@ impl Seen {
         ] {
             counter.fetch_add(count, SeqCst);
         }
+    }
+}
+
+/// A text whose vector has come and waits for a row that is locked is known: the row may have changed its key since.
+fn known_of_locked(rendered: Rendered, running: &Running) -> Rendered {
+    let vector = match &rendered {
+        Rendered::Text { hash, .. } => running.unstored.vector_of(hash),
+        _ => None,
+    };
+    match (rendered, vector) {
+        (
+            Rendered::Text {
+                hash, stored_hash, ..
+            },
+            Some(vector),
+        ) => Rendered::Known {
+            vector,
+            hash,
+            stored_hash,
+        },
+        (rendered, _) => rendered,
     }
 }
 

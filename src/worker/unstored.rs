@@ -100,6 +100,12 @@ impl Unstored {
         self.locked.iter().flat_map(|(_, part)| &part.embedded)
     }
 
+    /// The vector of a text that waits for its row.
+    pub fn vector_of(&self, hash: &[u8]) -> Option<Vec<f32>> {
+        let found = self.locked().find(|embedded| embedded.hash == hash);
+        found.map(|embedded| embedded.vector.clone())
+    }
+
     pub fn locked_count(&self) -> usize {
         self.locked
             .iter()

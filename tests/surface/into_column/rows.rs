@@ -253,10 +253,10 @@ fn writers_store_into_a_column_with_an_index_and_none_of_it_is_captured() {
     let api = Api::start();
     let mut db = cluster.database();
     db.server("api", &api, "");
-    db.run("CREATE TABLE item (id int PRIMARY KEY, title text, stock int NOT NULL DEFAULT 0, embedding vector(16), by int[]);
+    db.run("CREATE TABLE item (id int PRIMARY KEY, title text, stock int NOT NULL DEFAULT 0, embedding vector(16), pids int[]);
             CREATE INDEX ON item USING hnsw (embedding vector_cosine_ops);
             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN PERFORM pg_sleep(0.002); NEW.by := NEW.by || pg_backend_pid(); RETURN NEW; END $$;
+            $$ BEGIN PERFORM pg_sleep(0.002); NEW.pids := NEW.pids || pg_backend_pid(); RETURN NEW; END $$;
             CREATE TRIGGER note BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION note();
             INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 800) i");
     db.run(CREATE);
@@ -269,7 +269,7 @@ fn writers_store_into_a_column_with_an_index_and_none_of_it_is_captured() {
     db.settle("item_embedding");
     in_step(&mut db, &api);
     let by_writers: i64 = db.one(&format!(
-        "SELECT count(*) FROM item, unnest(by) pid WHERE pid = ANY (ARRAY{writers:?})"
+        "SELECT count(*) FROM item, unnest(pids) pid WHERE pid = ANY (ARRAY{writers:?})"
     ));
     assert!(by_writers > 100, "{by_writers}");
     let changes: i64 = db.one("SELECT count(*) FROM recsync.change_log");
