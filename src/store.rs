@@ -52,7 +52,7 @@ enum Target {
         insert: Statement,
         update: Statement,
     },
-    Column(Column),
+    Column(Box<Column>),
 }
 
 /// What became of vectors that were to be written.
@@ -119,7 +119,8 @@ impl Writer {
             replaced: Statement::new(replaced.clone()),
         };
         if pipeline.into_column.is_some() {
-            return of(Target::Column(Column::new(pipeline, vector_schema)));
+            let column = Box::new(Column::new(pipeline, vector_schema));
+            return of(Target::Column(column));
         }
         let insert = format!(
             "INSERT INTO {vectors} ({}, embedding, content_hash, model, embedded_at)
