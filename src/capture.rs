@@ -9,6 +9,9 @@ mod trigger;
 // What is watched of a table, kept per backend until its definition changes.
 mod sources;
 
+// What this process writes itself.
+pub mod own;
+
 // Keys and rows as JSON.
 pub mod json;
 

@@ -26,6 +26,9 @@ mod watch;
 // The table, index and view of a pipeline.
 mod relations;
 
+// into_column: vectors in a column of the source.
+mod column;
+
 // audit, unaudit.
 mod audit;
 

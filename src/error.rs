@@ -78,6 +78,8 @@ pub enum Error {
     },
     #[error("pipeline \"{name}\" is broken: {reason}")]
     BrokenPipeline { name: String, reason: String },
+    #[error("a trigger of {table} has kept {rows} rows from getting their vector")]
+    Suppressed { table: String, rows: usize },
     #[error("server option: {message}")]
     Option {
         code: PgSqlErrorCode,
@@ -225,6 +227,10 @@ impl Error {
             Error::BrokenPipeline { .. } => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("Mend the cause, then call recsync.resume; or drop the pipeline.".into()),
+            ),
+            Error::Suppressed { .. } => (
+                C::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
+                Some("A BEFORE trigger returns NULL for the update of the column that holds the vectors.".into()),
             ),
             Error::Option { code, hint, .. } => (*code, hint.clone()),
             Error::Spi(_) | Error::Internal(_) => (C::ERRCODE_INTERNAL_ERROR, None),

@@ -1,7 +1,10 @@
 //! Store: vectors written to the pipeline's table, as its owner, and the jobs' completion with them.
 //!
 //! It never overwrites what it did not see: each write is fenced by the content hash that was there when the
-//! text was rendered. It takes no lock on a row of the source.
+//! text was rendered. Where the vectors have a table of their own, it takes no lock on a row of the source.
+
+// Vectors in a column of the source.
+pub mod column;
 
 // pgvector's values, built in place.
 pub mod vector;
@@ -21,6 +24,7 @@ use crate::dispatch::queue::Job;
 use crate::dispatch::render::{given, key_arguments, keyed};
 use crate::error::{Error, Result};
 use crate::statement::Statement;
+use column::{Column, Held};
 use known::{Known, Recipe};
 
 /// One vector to be written.
@@ -36,22 +40,47 @@ pub struct Embedded {
 pub struct Writer {
     pipeline: Pipeline,
     recipe: Option<Recipe>,
-    insert: Statement,
-    update: Statement,
+    into: Target,
     /// The vectors that an update replaces.
     replaced: Statement,
 }
 
+/// Where the vectors go.
+enum Target {
+    /// The pipeline's own table.
+    Table {
+        insert: Statement,
+        update: Statement,
+    },
+    Column(Box<Column>),
+}
+
 /// What became of vectors that were to be written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Written {
     pub inserted: usize,
     pub updated: usize,
+    /// Their row, which was to hold them, is gone.
+    pub gone: usize,
+    /// Which of those that were given have a row that somebody has locked: another time.
+    pub busy: Vec<usize>,
 }
 
 impl Written {
-    pub fn count(self) -> usize {
+    pub fn count(&self) -> usize {
         self.inserted + self.updated
+    }
+
+    /// Whether it is known what became of each of them. Else somebody else has written to the relation.
+    pub fn is_all_of(&self, embedded: &[Embedded]) -> bool {
+        self.count() + self.gone + self.busy.len() == embedded.len()
+    }
+
+    /// The jobs that have ended, where it is.
+    pub fn ended<'a>(&'a self, embedded: &'a [Embedded]) -> impl Iterator<Item = &'a Job> + Clone {
+        let rows = embedded.iter().enumerate();
+        rows.filter(|(index, _)| !self.busy.contains(index))
+            .map(|(_, embedded)| &embedded.job)
     }
 }
 
@@ -73,6 +102,26 @@ impl Writer {
             count + 1,
             count + 2
         );
+        let held = Held::of(pipeline, vector_schema);
+        let replaced = format!(
+            "SELECT e.content_hash, {}::pg_catalog.float4[] FROM {} CROSS JOIN {} AS v ({names}, stored_hash)
+              WHERE {} AND e.content_hash OPERATOR(pg_catalog.=) v.stored_hash AND e.model OPERATOR(pg_catalog.=) ${}::text",
+            held.vector,
+            held.from,
+            given(count, &format!(", pg_catalog.unnest(${}::bytea[])", count + 1)),
+            keyed(pipeline, "e", |key| &key.stored, "v"),
+            count + 2,
+        );
+        let of = |into| Writer {
+            pipeline: pipeline.clone(),
+            recipe: recipe.clone(),
+            into,
+            replaced: Statement::new(replaced.clone()),
+        };
+        if pipeline.into_column.is_some() {
+            let column = Box::new(Column::new(pipeline, vector_schema));
+            return of(Target::Column(column));
+        }
         let insert = format!(
             "INSERT INTO {vectors} ({}, embedding, content_hash, model, embedded_at)
              SELECT {}, {embedding}, v.hash, ${}::text, pg_catalog.clock_timestamp() FROM {} AS v ({names}, embedding, hash)
@@ -82,13 +131,6 @@ impl Writer {
             count + 3,
             given(count, &more),
         );
-        let replaced = format!(
-            "SELECT e.content_hash, e.embedding::pg_catalog.float4[]
-               FROM {} AS v ({names}, stored_hash) JOIN {vectors} e ON {} AND e.content_hash = v.stored_hash WHERE e.model = ${}::text",
-            given(count, &format!(", pg_catalog.unnest(${}::bytea[])", count + 1)),
-            keyed(pipeline, "e", |key| &key.stored, "v"),
-            count + 2,
-        );
         let more = format!("{more}, pg_catalog.unnest(${}::bytea[])", count + 4);
         let update = format!(
             "UPDATE {vectors} e SET embedding = {embedding}, content_hash = v.hash, model = ${}::text, embedded_at = pg_catalog.clock_timestamp()
@@ -97,23 +139,40 @@ impl Writer {
             given(count, &more),
             keyed(pipeline, "e", |key| &key.stored, "v"),
         );
-        Writer {
-            pipeline: pipeline.clone(),
-            recipe,
+        of(Target::Table {
             insert: Statement::new(insert),
             update: Statement::new(update),
-            replaced: Statement::new(replaced),
-        }
+        })
     }
 
     pub fn recipe(&self) -> Option<&Recipe> {
         self.recipe.as_ref()
     }
 
-    /// Writes the vectors, in the order of their keys. Fewer are written than given where a row's vector had changed
-    /// meanwhile: those rows have to be looked at again.
-    pub fn write(&self, embedded: &mut [Embedded], model: &str) -> Result<Written> {
-        embedded.sort_by(|one, other| one.job.row.cmp(&other.job.row));
+    /// Writes the vectors, which come in the order of their keys. Fewer are written than given where a row's vector
+    /// had changed meanwhile: those rows have to be looked at again.
+    pub fn write(&self, embedded: &[Embedded], model: &str) -> Result<Written> {
+        let replaced = self.recipe.as_ref().map(|_| &self.replaced);
+        let (written, replaced) = match &self.into {
+            Target::Table { insert, update } => {
+                self.write_table(insert, update, embedded, model, replaced)?
+            }
+            Target::Column(column) => column.write(embedded, model, replaced)?,
+        };
+        if let Some(recipe) = &self.recipe {
+            known::keep(recipe, &replaced)?;
+        }
+        Ok(written)
+    }
+
+    fn write_table(
+        &self,
+        insert: &Statement,
+        update: &Statement,
+        embedded: &[Embedded],
+        model: &str,
+        replaced: Option<&Statement>,
+    ) -> Result<(Written, Vec<Known>)> {
         let (old, new): (Vec<&Embedded>, Vec<&Embedded>) = embedded
             .iter()
             .partition(|embedded| embedded.stored_hash.is_some());
@@ -121,32 +180,26 @@ impl Writer {
             .iter()
             .map(|embedded| embedded.stored_hash.clone())
             .collect();
-        let mut written = Written::default();
-        let mut replaced = Vec::new();
-        {
-            let _as = As::owner(self.pipeline.owner());
-            Spi::connect_mut(|client| -> Result<()> {
-                if !new.is_empty() {
-                    let arguments = arguments(&new, model)?;
-                    written.inserted = self.insert.update(client, &arguments)?.len();
+        let _as = As::owner(self.pipeline.owner());
+        Spi::connect_mut(|client| {
+            let mut written = Written::default();
+            let mut known = Vec::new();
+            if !new.is_empty() {
+                let arguments = arguments(&new, model)?;
+                written.inserted = insert.update(client, &arguments)?.len();
+            }
+            if !old.is_empty() {
+                if let Some(replaced) = replaced {
+                    let mut keys = key_arguments(old.iter().map(|embedded| &embedded.job));
+                    keys.extend([stored.clone().into(), model.to_owned().into()]);
+                    known = vectors_of(replaced.select(client, &keys)?)?;
                 }
-                if !old.is_empty() {
-                    if self.recipe.is_some() {
-                        let mut keys = key_arguments(old.iter().map(|embedded| &embedded.job));
-                        keys.extend([stored.clone().into(), model.to_owned().into()]);
-                        replaced = vectors_of(self.replaced.select(client, &keys)?)?;
-                    }
-                    let mut arguments = arguments(&old, model)?;
-                    arguments.push(stored.into());
-                    written.updated = self.update.update(client, &arguments)?.len();
-                }
-                Ok(())
-            })?;
-        }
-        if let Some(recipe) = &self.recipe {
-            known::keep(recipe, &replaced)?;
-        }
-        Ok(written)
+                let mut arguments = arguments(&old, model)?;
+                arguments.push(stored.into());
+                written.updated = update.update(client, &arguments)?.len();
+            }
+            Ok((written, known))
+        })
     }
 }
 

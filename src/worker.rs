@@ -27,6 +27,9 @@ mod claims;
 // Rows to texts, texts to requests.
 mod rendering;
 
+// Columns of rows without a text emptied.
+mod clearing;
+
 // Replies to vectors, retries, dead letters.
 mod landing;
 

@@ -11,7 +11,7 @@ use std::ffi::CStr;
 
 use super::buffer::{self, Change, Kind, Op};
 use super::sources::{Column, Source};
-use super::{json, sources, wake};
+use super::{json, own, sources, wake};
 
 thread_local! {
     /// The change that is being made, kept for its memory.
@@ -122,6 +122,14 @@ unsafe fn capture(source: &Source, relation: pg_sys::Relation, data: *mut pg_sys
                     kind.op = Op::Update;
                     let new = deformed((*data).tg_newslot);
                     let same_key = same(key, row, new);
+                    if same_key && own::writes(source.id) {
+                        json::key(key, new, &mut change.record_key);
+                        if own::has(&change.record_key) {
+                            CHANGE.replace(change);
+                            return;
+                        }
+                        change.clear();
+                    }
                     let used = source.used.as_deref();
                     if same_key && used.is_some_and(|used| same(used, row, new)) {
                         kind.audit_only = true;

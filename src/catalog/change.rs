@@ -5,6 +5,8 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::column;
+use super::names::quote;
 use super::pipeline;
 use super::rights::As;
 use super::watch::release;
@@ -15,7 +17,7 @@ use crate::error::{Error, OrReport, Result};
 #[pg_extern(sql = r#"
 CREATE FUNCTION drop_pipeline(name text, keep_vectors boolean DEFAULT false, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
-'Ends a pipeline: its view, its vectors (unless keep_vectors), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin.';
+'Ends a pipeline: its view, its vectors (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin.';
 "#)]
 fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
     (|| -> Result<()> {
@@ -37,9 +39,14 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
             )?;
         }
         if pipeline.owner() != pg_sys::InvalidOid {
+            let function = column::function_of(&pipeline.relation)?;
             let _as = As::maker(pipeline.owner());
             Spi::run(&format!("DROP VIEW IF EXISTS {}", pipeline.relation))?;
-            if !keep_vectors {
+            if let Some(function) = function {
+                Spi::run(&format!("DROP FUNCTION {function}()"))?;
+            }
+            // Beside a column the table holds no vectors.
+            if !keep_vectors || pipeline.into_column.is_some() {
                 Spi::run(&format!("DROP TABLE IF EXISTS {}", pipeline.vectors))?;
             }
         }
@@ -49,6 +56,10 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
             pipeline.source_id,
             pipeline.owner(),
         )?;
+        if let Some(name) = &pipeline.into_column {
+            let (column, table) = (quote(name), &pipeline.source);
+            notice!("column {column} of {table} stays with the vectors that it has: ALTER TABLE {table} DROP COLUMN {column} removes them");
+        }
         wake::after_catalog_change();
         Ok(())
     })()

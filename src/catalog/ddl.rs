@@ -71,6 +71,7 @@ struct Pipeline {
     server_oid: Option<i64>,
     server: Option<String>,
     columns: Option<Vec<String>>,
+    into_column: Option<String>,
     used_columns: Vec<String>,
     content: String,
     row_filter: Option<String>,
@@ -200,16 +201,18 @@ pub fn after_server_change(servers: &[String]) {
     });
 }
 
-fn seeing_its_effects(body: impl FnOnce()) {
-    // SAFETY: a snapshot that sees what the command did, popped below. Some commands end the transaction that they
-    // began in, and with it its snapshot.
+/// Runs `body` under a snapshot that sees what this transaction has done.
+pub(super) fn seeing_its_effects<T>(body: impl FnOnce() -> T) -> T {
+    // SAFETY: a fresh snapshot, popped below. Some commands end the transaction that they began in, and with it its
+    // snapshot.
     unsafe {
         pg_sys::CommandCounterIncrement();
         pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot());
     }
-    body();
+    let value = body();
     // SAFETY: pops the snapshot pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };
+    value
 }
 
 fn is_installed() -> bool {

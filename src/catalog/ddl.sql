@@ -31,7 +31,7 @@ SELECT pg_catalog.jsonb_build_object(
               'stored', p.relation, 'oid', r.oid::bigint, 'current', r.current, 'owner', r.owner::bigint,
               'stored_vectors', p.vectors, 'vectors_oid', v.oid::bigint, 'vectors', v.current,
               'stored_server', p.server, 'server_oid', f.oid::bigint, 'server', f.srvname,
-              'columns', p.columns, 'used_columns', p.used_columns, 'content', p.content, 'row_filter', p.row_filter,
+              'columns', p.columns, 'into_column', p.into_column, 'used_columns', p.used_columns, 'content', p.content, 'row_filter', p.row_filter,
               'shown', (SELECT pg_catalog.jsonb_agg(a.attname ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
                          WHERE a.attrelid = r.oid AND a.attnum > 0 AND a.attnum <= pg_catalog.cardinality(s.key_columns)))
                 ORDER BY p.id)

@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 // Its arguments, one by one.
 mod checks;
 
+use super::column;
 use super::expression::{self, Wanted};
 use super::names::{qualified, quote, select_one};
 use super::pipeline::{self, Pipeline, When};
@@ -31,6 +32,7 @@ struct Declaration {
     row_filter: Option<String>,
     storage: Option<String>,
     index: String,
+    into_column: Option<String>,
     capture: String,
     on_replica: bool,
     backfill: bool,
@@ -39,10 +41,10 @@ struct Declaration {
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
-    index text DEFAULT 'hnsw', capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    index text DEFAULT 'hnsw', into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, boolean, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw or none; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw or none; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_pipeline(
@@ -57,6 +59,7 @@ fn create_pipeline(
     row_filter: Option<&str>,
     storage: Option<&str>,
     index: Option<&str>,
+    into_column: Option<&str>,
     capture: Option<&str>,
     on_replica: Option<bool>,
     backfill: Option<bool>,
@@ -84,6 +87,7 @@ fn create_pipeline(
             row_filter: row_filter.map(str::to_owned),
             storage: storage.map(str::to_owned),
             index: index.unwrap_or("hnsw").to_owned(),
+            into_column: into_column.map(str::to_owned),
             capture: capture.unwrap_or("keys").to_owned(),
             on_replica: on_replica.unwrap_or(false),
             backfill: backfill.unwrap_or(true),
@@ -144,7 +148,19 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     // SAFETY: the current user's OID.
     server::endpoint(&wanted.server, unsafe { pg_sys::GetUserId() })?;
     let endpoint = server::endpoint(&wanted.server, table.owner)?;
-    let storage = storage(wanted.storage.as_deref(), endpoint.dimensions)?;
+    let into_column = wanted.into_column.as_deref();
+    let wanted_storage = wanted.storage.as_deref();
+    let stored_as = match into_column {
+        Some(name) => column::check(
+            wanted.source,
+            &table,
+            name,
+            wanted_storage,
+            endpoint.dimensions,
+        )?,
+        None => None,
+    };
+    let storage = storage(stored_as.as_deref().or(wanted_storage), endpoint.dimensions)?;
     if !matches!(wanted.index.as_str(), "hnsw" | "none") {
         return Err(Error::argument(
             "index",
@@ -188,6 +204,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
             }),
         };
     }
+    let whole_row = content.whole_row || filter.as_ref().is_some_and(|filter| filter.whole_row);
+    column::check_use(&source_name, into_column, &used, whole_row)?;
     for name in [&relation, &vectors] {
         if select_one::<bool>(
             "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
@@ -198,22 +216,36 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
         }
     }
 
+    if let (Some(name), None) = (into_column, &stored_as) {
+        let dimensions = endpoint.dimensions;
+        column::add(
+            wanted.source,
+            &source_name,
+            &table,
+            name,
+            storage,
+            dimensions,
+        )?;
+    }
     lock_in_tries(wanted.source, &source_name, pg_sys::ShareRowExclusiveLock)?;
     let source_id = watch(wanted.source, &source_name, &table)?;
-    make_relations(
-        &relation,
-        &vectors,
-        &source_name,
-        &table,
-        storage,
-        endpoint.dimensions,
-        &wanted.index,
-    )?;
+    match into_column {
+        Some(_) => column::make_table(&vectors, &source_name, &table)?,
+        None => make_relations(
+            &relation,
+            &vectors,
+            &source_name,
+            &table,
+            storage,
+            endpoint.dimensions,
+            &wanted.index,
+        )?,
+    }
     {
         let _as = As::extension();
         Spi::run_with_args(
-            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, dimensions, capture, on_replica)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $11, $13, $14) RETURNING id)
+            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, into_column, dimensions, capture, on_replica)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $19, $11, $13, $14) RETURNING id)
              INSERT INTO recsync.backfill (pipeline_id, finished_at) SELECT id, CASE WHEN $12 THEN NULL ELSE pg_catalog.now() END FROM p",
             &[
                 relation.as_str().into(),
@@ -234,8 +266,12 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
                 wanted.when.every_s.into(),
                 wanted.when.debounce_s.into(),
                 wanted.when.max_delay_s.into(),
+                into_column.into(),
             ],
         )?;
+    }
+    if into_column.is_some() {
+        column::make_view(&relation, table.owner)?;
     }
     refresh(wanted.source, &source_name, source_id, table.owner)?;
     notice_of_source(wanted.source, &source_name)?;
@@ -275,6 +311,11 @@ fn difference(
         ("schedule", schedules.0.as_str(), schedules.1.as_str()),
         ("storage", is.storage.as_str(), storage),
         ("index", is.index.as_str(), wanted.index.as_str()),
+        (
+            "into_column",
+            is.into_column.as_deref().unwrap_or("none"),
+            wanted.into_column.as_deref().unwrap_or("none"),
+        ),
         ("capture", is.capture.as_str(), wanted.capture.as_str()),
         (
             "on_replica",

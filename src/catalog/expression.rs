@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 pub struct Expression {
     pub sql: String,
     pub columns: Vec<String>,
+    /// It reads the row as a whole.
+    pub whole_row: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,10 +42,12 @@ pub fn parse(
         }
         let relation = pg_sys::table_open(source, pg_sys::AccessShareLock as _);
         let columns = used_columns(relation, analysed.expression);
+        let whole_row = attribute_numbers(analysed.expression).contains(&0);
         pg_sys::table_close(relation, pg_sys::NoLock as _);
         Ok(Expression {
             sql: analysed.sql(),
             columns,
+            whole_row,
         })
     }
 }

@@ -36,8 +36,12 @@ pub struct Pipeline {
     pub server: String,
     #[serde(flatten)]
     pub when: When,
-    /// The source's column that holds the vectors, where the pipeline has no table for them.
+    /// The source's column that holds the vectors; the pipeline's own table then says which text each of them is of.
     pub into_column: Option<String>,
+    /// The type of that column, where it cannot hold them.
+    column_misfit: Option<String>,
+    /// What the owner's sessions have as their search_path, where that was set for them.
+    pub owner_path: Option<String>,
     pub storage: String,
     pub index: String,
     pub dimensions: i64,
@@ -87,6 +91,14 @@ pub struct Key {
     pub type_name: String,
     pub equals: String,
     pub after: String,
+}
+
+/// Where the vectors of a pipeline are.
+pub struct Holder<'a> {
+    /// Qualified and quoted.
+    pub table: &'a str,
+    /// Quoted.
+    pub column: String,
 }
 
 /// Why a pipeline cannot run as things are.
@@ -142,6 +154,20 @@ impl Pipeline {
         self.keys.as_deref().unwrap_or_default()
     }
 
+    /// The table and column that hold its vectors: its own table's, or the source's.
+    pub fn holder(&self) -> Holder<'_> {
+        match &self.into_column {
+            Some(column) => Holder {
+                table: &self.source,
+                column: names::quote(column),
+            },
+            None => Holder {
+                table: &self.vectors,
+                column: "embedding".to_owned(),
+            },
+        }
+    }
+
     /// Whether nothing has changed but what the worker itself changes, the backfill's position and dead letters, and
     /// what needs no other statements, an index.
     pub fn is_declared_as(&self, other: &Pipeline) -> bool {
@@ -170,6 +196,12 @@ impl Pipeline {
             return broken(format!(
                 "column \"{column}\" of {} does not exist",
                 self.source
+            ));
+        }
+        if let (Some(column), Some(is)) = (&self.into_column, &self.column_misfit) {
+            return broken(format!(
+                "column \"{column}\" of {} is {is} now, not {}({})",
+                self.source, self.storage, self.dimensions
             ));
         }
         if self

@@ -8,9 +8,22 @@ SELECT pg_catalog.jsonb_build_object(
          'capture', p.capture, 'on_replica', p.on_replica,
          'paused', p.paused, 'paused_reason', p.paused_reason,
          'owner', (SELECT c.relowner::bigint FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)),
+         -- A row of the source that gets a vector has a new entry in each of its indexes.
          'hnsw', EXISTS (SELECT FROM pg_catalog.pg_index i
                            JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam
-                          WHERE i.indrelid = pg_catalog.to_regclass(p.vectors) AND i.indisready AND m.amname = 'hnsw'),
+                          WHERE i.indisready AND m.amname = 'hnsw'
+                            AND CASE WHEN p.into_column IS NULL THEN i.indrelid = pg_catalog.to_regclass(p.vectors)
+                                     ELSE i.indrelid = c.oid OR i.indrelid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid::regclass) t) END),
+         'column_misfit', (SELECT pg_catalog.format_type(a.atttypid, a.atttypmod)
+                             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+                            WHERE a.attrelid = c.oid AND a.attname = p.into_column AND NOT a.attisdropped
+                              AND NOT (t.typname = p.storage AND a.atttypmod IN (-1, p.dimensions)
+                                       AND t.typnamespace = (SELECT x.extnamespace FROM pg_catalog.pg_extension x WHERE x.extname = 'vector'))),
+         'owner_path', (SELECT pg_catalog.substr(o.setting, 13)
+                          FROM pg_catalog.pg_db_role_setting r CROSS JOIN LATERAL pg_catalog.unnest(r.setconfig) AS o (setting)
+                         WHERE r.setrole = c.relowner AND o.setting LIKE 'search\_path=%'
+                           AND r.setdatabase IN (0, (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()))
+                         ORDER BY r.setdatabase DESC LIMIT 1),
          'vectors_exist', pg_catalog.to_regclass(p.vectors) IS NOT NULL,
          'source_oid', c.oid::bigint,
          'rows_of', CASE WHEN c.relkind = 'p' THEN s.relation ELSE 'ONLY ' || s.relation END,
@@ -41,8 +54,8 @@ SELECT pg_catalog.jsonb_build_object(
                     JOIN pg_catalog.pg_operator g ON g.oid = ga.amopopr
                     JOIN pg_catalog.pg_namespace gn ON gn.oid = g.oprnamespace
                    WHERE i.indrelid = pg_catalog.to_regclass(s.relation) AND i.indisprimary AND k.n <= i.indnkeyatts),
-         'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(p.used_columns || s.key_columns) AS u (name)
-                             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+         'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(p.used_columns || s.key_columns || p.into_column) AS u (name)
+                             WHERE u.name IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
                                                 WHERE a.attrelid = pg_catalog.to_regclass(s.relation)
                                                   AND a.attname = u.name AND NOT a.attisdropped)),
          'dead_letters', EXISTS (SELECT FROM recsync.dead_letter_log l WHERE l.pipeline_id = p.id),

@@ -215,6 +215,13 @@ fn keys(json: Option<&str>) -> Result<Vec<Key>> {
     Ok(rows.into_iter().map(|row| Key::from(row.0)).collect())
 }
 
+/// The key of one such object.
+pub fn key(json: &str) -> Result<Key> {
+    let row: Row = serde_json::from_str(json)
+        .map_err(|error| Error::Internal(format!("a key as JSON: {error}")))?;
+    Ok(Key::from(row.0))
+}
+
 /// The values of a JSON object, in their order.
 struct Row(Vec<String>);
 

@@ -1,6 +1,6 @@
 //! Rows rendered to text, as the pipeline's owner: what is unchanged ends here, what is gone loses its vector.
 //!
-//! It never runs an expression with more rights than the owner's, and never locks a row of the source.
+//! It never runs an expression with more rights than the owner's, and locks no row of the source to look at it.
 
 use hmac::{Hmac, KeyInit, Mac};
 use pgrx::datum::DatumWithOid;
@@ -12,6 +12,7 @@ use crate::catalog::pipeline::{Key, Pipeline};
 use crate::catalog::rights::As;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
+use crate::store::column::{self, Column, Held};
 use crate::store::known::{self, Recipe};
 use crate::store::vectors_of;
 
@@ -26,6 +27,8 @@ pub enum Rendered {
         text: String,
         hash: Vec<u8>,
         stored_hash: Option<Vec<u8>>,
+        /// The hash of the vector that the row's column holds.
+        held: Option<Vec<u8>>,
     },
     /// A text whose vector is known.
     Known {
@@ -42,15 +45,23 @@ const ORPHANS: usize = 10_000;
 pub struct Renderer {
     pipeline: Pipeline,
     look: Statement,
-    remove: Statement,
+    remove: Remove,
     /// The vectors that other rows of the pipeline have.
     same_text: Statement,
     recipe: Option<Recipe>,
     remove_orphans: Statement,
 }
 
+/// How a row that is gone loses its vector.
+enum Remove {
+    /// From the pipeline's own table.
+    Table(Statement),
+    /// From the source's column, whose vectors a statement reads.
+    Column(Box<Column>, Statement),
+}
+
 impl Renderer {
-    pub fn new(pipeline: &Pipeline, recipe: Option<Recipe>) -> Renderer {
+    pub fn new(pipeline: &Pipeline, vector_schema: &str, recipe: Option<Recipe>) -> Renderer {
         let keys = pipeline.keys();
         let source = &pipeline.rows_of;
         let vectors = &pipeline.vectors;
@@ -59,8 +70,20 @@ impl Renderer {
             Some(filter) => format!("s.ctid IS NOT NULL AND ({filter})"),
             None => "s.ctid IS NOT NULL".to_owned(),
         };
+        let held = Held::of(pipeline, vector_schema);
+        // A column counts as the vector of a text only as long as it holds that vector.
+        let (model, held_hash) = match &pipeline.into_column {
+            None => ("e.model".to_owned(), "NULL::bytea".to_owned()),
+            Some(_) => {
+                let hash = column::hash(pipeline, vector_schema);
+                let model = format!(
+                    "CASE WHEN e.embedding_hash OPERATOR(pg_catalog.=) {hash} THEN e.model END"
+                );
+                (model, hash)
+            }
+        };
         let look = format!(
-            "SELECT CASE WHEN {wanted} THEN {content} END, e.content_hash, e.model
+            "SELECT CASE WHEN {wanted} THEN {content} END, e.content_hash, {model}, {held_hash}
                FROM {given} WITH ORDINALITY AS k ({names}, i)
                LEFT JOIN {source} s ON {on_source} LEFT JOIN {vectors} e ON {on_vectors} ORDER BY k.i",
             content = pipeline.content,
@@ -68,13 +91,21 @@ impl Renderer {
             names = names(keys.len()),
             on_source = keyed(pipeline, "s", |key| &key.column, "k"),
         );
-        let remove = format!(
-            "DELETE FROM {vectors} e USING {given} AS k ({names}) WHERE {on_vectors}
-             RETURNING e.content_hash, CASE WHEN e.model = ${model}::text THEN e.embedding::pg_catalog.float4[] END",
-            model = keys.len() + 1,
-            given = given(keys.len(), ""),
-            names = names(keys.len()),
-        );
+        let (given, names, model) = (given(keys.len(), ""), names(keys.len()), keys.len() + 1);
+        let remove = match &pipeline.into_column {
+            None => Remove::Table(Statement::new(format!(
+                "DELETE FROM {vectors} e USING {given} AS k ({names}) WHERE {on_vectors}
+                 RETURNING e.content_hash, CASE WHEN e.model = ${model}::text THEN e.embedding::pg_catalog.float4[] END"
+            ))),
+            Some(_) => Remove::Column(
+                Box::new(Column::new(pipeline, vector_schema)),
+                Statement::new(format!(
+                    "SELECT e.content_hash, {}::pg_catalog.float4[] FROM {} CROSS JOIN {given} AS k ({names})
+                      WHERE {on_vectors} AND e.model OPERATOR(pg_catalog.=) ${model}::text",
+                    held.vector, held.from
+                )),
+            ),
+        };
         let same: Vec<String> = keys
             .iter()
             .map(|key| format!("s.{} {} e.{}", key.column, key.equals, key.stored))
@@ -87,17 +118,19 @@ impl Renderer {
         Renderer {
             pipeline: pipeline.clone(),
             look: Statement::new(look),
-            remove: Statement::new(remove),
+            remove,
             same_text: Statement::new(format!(
-                "SELECT DISTINCT ON (e.content_hash) e.content_hash, e.embedding::pg_catalog.float4[] FROM {vectors} e
-                  WHERE e.content_hash = ANY ($1) AND e.model = $2::text"
+                "SELECT k.content_hash, k.vector FROM pg_catalog.unnest($1::bytea[]) AS h (hash)
+                  CROSS JOIN LATERAL (SELECT e.content_hash, {}::pg_catalog.float4[] AS vector FROM {}
+                                       WHERE e.content_hash = h.hash AND e.model = $2::text LIMIT 1) k",
+                held.vector, held.from
             )),
             recipe,
             remove_orphans: Statement::new(remove_orphans),
         }
     }
 
-    /// Renders `jobs` and removes the vectors of those that are gone, all as the pipeline's owner.
+    /// Renders `jobs`, as the pipeline's owner.
     pub fn render(&self, jobs: &[Job], model: &str, secret: &[u8]) -> Result<Vec<Rendered>> {
         let _as = As::owner(self.pipeline.owner());
         let rendered = Spi::connect(|client| -> Result<Vec<Rendered>> {
@@ -106,9 +139,10 @@ impl Renderer {
                 let text = row.get::<String>(1)?.filter(|text| !text.is_empty());
                 let stored_hash = row.get::<Vec<u8>>(2)?;
                 let stored_model = row.get::<String>(3)?;
+                let held = row.get::<Vec<u8>>(4)?;
                 rendered.push(match text {
                     None => Rendered::Gone {
-                        removed: stored_hash.is_some(),
+                        removed: stored_hash.is_some() || held.is_some(),
                     },
                     Some(text) => {
                         let hash = content_hash(secret, &text)?;
@@ -121,6 +155,7 @@ impl Renderer {
                                 text,
                                 hash,
                                 stored_hash,
+                                held,
                             }
                         }
                     }
@@ -138,25 +173,72 @@ impl Renderer {
         Ok(rendered)
     }
 
-    /// Removes the vectors of rows that are gone, as the pipeline's owner; they are known from then on.
-    pub fn remove<'a>(&self, gone: impl Iterator<Item = &'a Job>, model: &str) -> Result<()> {
-        let mut arguments = key_arguments(gone);
-        if arguments.is_empty() {
+    /// Whether a vector that is to be removed is in a user's row, which may be locked.
+    pub fn removes_from_source(&self) -> bool {
+        matches!(self.remove, Remove::Column(..))
+    }
+
+    /// Removes the vectors of rows that are gone, as the pipeline's owner; they are known from then on. Which rows
+    /// somebody has locked, and keep theirs for now.
+    pub fn remove(&self, gone: &[&Job], model: &str) -> Result<Vec<usize>> {
+        if gone.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (busy, removed) = match &self.remove {
+            Remove::Table(statement) => {
+                let mut arguments = key_arguments(gone.iter().copied());
+                arguments.push(model.to_owned().into());
+                let _as = As::owner(self.pipeline.owner());
+                let removed =
+                    Spi::connect_mut(|client| vectors_of(statement.update(client, &arguments)?))?;
+                (Vec::new(), removed)
+            }
+            Remove::Column(column, held) => column.clear(gone, model, held)?,
+        };
+        if let Some(recipe) = &self.recipe {
+            known::keep(recipe, &removed)?;
+        }
+        Ok(busy)
+    }
+
+    /// Rows whose column holds the vector of their text already: they have changed their key.
+    fn attest(&self, jobs: &[Job], rendered: &mut [Rendered], model: &str) -> Result<()> {
+        let Remove::Column(column, _) = &self.remove else {
+            return Ok(());
+        };
+        let rows: Vec<(&Job, &[u8], &[u8])> = jobs
+            .iter()
+            .zip(rendered.iter())
+            .filter_map(|(job, rendered)| match rendered {
+                Rendered::Text {
+                    hash,
+                    held: Some(held),
+                    ..
+                } => Some((job, hash.as_slice(), held.as_slice())),
+                _ => None,
+            })
+            .collect();
+        if rows.is_empty() {
             return Ok(());
         }
-        arguments.push(model.to_owned().into());
-        let removed = {
-            let _as = As::owner(self.pipeline.owner());
-            Spi::connect_mut(|client| vectors_of(self.remove.update(client, &arguments)?))?
-        };
-        match &self.recipe {
-            Some(recipe) => known::keep(recipe, &removed),
-            None => Ok(()),
+        let attested = column.attest(&rows, model)?;
+        for rendered in rendered {
+            if let Rendered::Text {
+                hash,
+                held: Some(held),
+                ..
+            } = rendered
+                && attested.contains(&(hash.clone(), held.clone()))
+            {
+                *rendered = Rendered::Unchanged;
+            }
         }
+        Ok(())
     }
 
     /// Texts that other rows of the pipeline have, or that rows have had, need no call.
-    pub fn recognise(&self, rendered: &mut [Rendered], model: &str) -> Result<()> {
+    pub fn recognise(&self, jobs: &[Job], rendered: &mut [Rendered], model: &str) -> Result<()> {
+        self.attest(jobs, rendered, model)?;
         let Some(recipe) = &self.recipe else {
             return Ok(());
         };

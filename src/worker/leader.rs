@@ -305,7 +305,8 @@ impl Leader {
             counters
                 .pending
                 .store((waiting + running.ready_count()) as i64, SeqCst);
-            let unstored = running.unstored.len() + self.writers.rows(*id).len();
+            let unstored = running.unstored.len() + running.unstored.locked_count();
+            let unstored = unstored + self.writers.rows(*id).len();
             counters
                 .in_flight
                 .store((running.in_flight + unstored) as i64, SeqCst);
@@ -343,6 +344,9 @@ impl Leader {
                 let sweep = running.sweep.filter(|_| self.writers.rows(*id).is_empty());
                 for at in sweep.iter().chain(&running.claims.next()) {
                     wait = wait.min(at.saturating_duration_since(now));
+                }
+                for at in running.unstored.next_try().iter() {
+                    wait = wait.min(at.saturating_duration_since(now) + TICK);
                 }
                 if relieved {
                     continue; // only what flies is waited for, and that rings the bell
@@ -418,6 +422,7 @@ impl Leader {
         if over {
             self.database.gave_way.store(true, SeqCst);
             self.database.catalog_changed.store(true, SeqCst);
+            self.keep_locked()?;
         }
         Ok(over)
     }

@@ -173,10 +173,11 @@ impl Leader {
                 )
             });
         let recipe = Recipe::of(&endpoint, &pipeline.storage);
-        let (unlogged, hnsw) = (pipeline.unlogged, pipeline.hnsw);
+        let unlogged = pipeline.unlogged;
+        let slow = pipeline.hnsw || pipeline.into_column.is_some();
         self.declarations += 1;
         Ok(State::Runs(Box::new(Running {
-            renderer: Renderer::new(&pipeline, recipe.clone()),
+            renderer: Renderer::new(&pipeline, vector_schema, recipe.clone()),
             writer: Writer::new(&pipeline, vector_schema, recipe),
             dead_letters: pipeline.dead_letters,
             pipeline,
@@ -194,7 +195,7 @@ impl Leader {
             changed: false,
             in_flight: 0,
             grant: None,
-            unstored: Unstored::new(hnsw),
+            unstored: Unstored::new(slow),
             sent_at: 0,
             given_at: 0,
         })))

@@ -4,7 +4,8 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::ffi::{CStr, c_int};
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_int};
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::panic::AssertUnwindSafe;
@@ -56,6 +57,15 @@ fn fill(field: &mut [std::ffi::c_char], text: &str) {
     }
 }
 
+thread_local! {
+    static SESSION_PATH: RefCell<CString> = RefCell::new(c"\"$user\", public".to_owned());
+}
+
+/// The search_path that this database's sessions have where nothing else is said.
+pub fn session_path() -> CString {
+    SESSION_PATH.with_borrow(Clone::clone)
+}
+
 /// Signals and connection of a process; `None`: shared catalogs only.
 pub fn start(database: Option<pg_sys::Oid>) {
     // SAFETY: the start of a background worker's main function, in the order that PostgreSQL's docs give.
@@ -71,6 +81,13 @@ pub fn start(database: Option<pg_sys::Oid>) {
             None => {
                 pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0)
             }
+        }
+    }
+    // SAFETY: a setting that every server has; the text is copied.
+    unsafe {
+        let path = pg_sys::GetConfigOption(c"search_path".as_ptr(), true, false);
+        if !path.is_null() {
+            SESSION_PATH.set(CStr::from_ptr(path).to_owned());
         }
     }
     // What a DBA has set for people's sessions is not meant for this one.

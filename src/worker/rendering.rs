@@ -90,6 +90,10 @@ impl Leader {
     /// a writer's hands are locked: they are due again when it has done.
     fn render_passing(&mut self, id: i32) -> std::result::Result<(), Failed> {
         let mut jobs = self.queue.take_passing(id);
+        let running = self.pipelines.get_mut(&id).and_then(State::running);
+        if running.is_some_and(|running| running.renderer.removes_from_source()) {
+            return Ok(()); // its vector has gone with it
+        }
         if !jobs.is_empty() {
             let given = self.writers.rows(id);
             jobs.retain(|job| !given.contains(&job.row));
@@ -119,9 +123,13 @@ impl Leader {
         match render(running, &jobs, &self.secret) {
             Ok(rendered) => {
                 let mut seen = Seen::default();
+                let mut to_be_cleared = Vec::new();
+                let clears = running.renderer.removes_from_source();
                 for (job, rendered) in jobs.into_iter().zip(rendered) {
+                    let rendered = known_of_locked(rendered, running);
                     seen.count(&rendered);
                     match rendered {
+                        Rendered::Gone { removed: true } if clears => to_be_cleared.push(job),
                         Rendered::Gone { .. } | Rendered::Unchanged => self.queue.finish(&job.row),
                         Rendered::Known {
                             vector,
@@ -140,6 +148,7 @@ impl Leader {
                             text,
                             hash,
                             stored_hash,
+                            ..
                         } => {
                             running.push_ready(Ready {
                                 job,
@@ -156,7 +165,7 @@ impl Leader {
                 if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
                     seen.add_to(counters);
                 }
-                Ok(())
+                self.clear(id, to_be_cleared)
             }
             Err(failed) if is_definition(failed.code) || is_passing(failed.code) => {
                 let relation = running.pipeline.relation.clone();
@@ -255,6 +264,39 @@ impl Seen {
     }
 }
 
+/// A text whose vector has come and waits for a row that is locked is known: the row may have changed its key since.
+fn known_of_locked(rendered: Rendered, running: &Running) -> Rendered {
+    let vector = match &rendered {
+        Rendered::Text { hash, .. } => running.unstored.vector_of(hash),
+        _ => None,
+    };
+    match (rendered, vector) {
+        (
+            Rendered::Text {
+                hash, stored_hash, ..
+            },
+            Some(vector),
+        ) => Rendered::Known {
+            vector,
+            hash,
+            stored_hash,
+        },
+        (rendered, _) => rendered,
+    }
+}
+
+/// Jobs by what their rows came to.
+fn those<'a>(
+    jobs: &'a [Job],
+    rendered: &'a [Rendered],
+    wanted: impl Fn(&Rendered) -> bool + 'a,
+) -> impl Iterator<Item = &'a Job> {
+    let pairs = jobs.iter().zip(rendered);
+    pairs
+        .filter(move |(_, rendered)| wanted(rendered))
+        .map(|(job, _)| job)
+}
+
 /// Renders in a transaction of its own; jobs of rows that are done end with it.
 fn render(
     running: &Running,
@@ -265,21 +307,21 @@ fn render(
         guard_user_code()?;
         let (renderer, model) = (&running.renderer, &running.endpoint.model);
         let mut rendered = renderer.render(jobs, model, secret)?;
-        let those = |wanted: fn(&Rendered) -> bool| {
-            let pairs = jobs.iter().zip(&rendered);
-            pairs
-                .filter(move |(_, rendered)| wanted(rendered))
-                .map(|(job, _)| job)
-        };
-        renderer.remove(
-            those(|rendered| matches!(rendered, Rendered::Gone { removed: true })),
-            model,
-        )?;
+        let clears = renderer.removes_from_source(); // what is to be cleared is not done yet
+        let to_be_removed: Vec<&Job> = those(jobs, &rendered, |row| {
+            *row == Rendered::Gone { removed: true }
+        })
+        .collect();
+        if !clears {
+            renderer.remove(&to_be_removed, model)?;
+        }
         release_user_code();
-        let done: Vec<&Job> =
-            those(|rendered| matches!(rendered, Rendered::Gone { .. } | Rendered::Unchanged))
-                .collect();
-        renderer.recognise(&mut rendered, model)?;
+        renderer.recognise(jobs, &mut rendered, model)?;
+        let done: Vec<&Job> = those(jobs, &rendered, |row| match row {
+            Rendered::Gone { removed } => !(clears && *removed),
+            row => *row == Rendered::Unchanged,
+        })
+        .collect();
         let stored = done.iter().filter(|job| job.stored);
         jobs::complete(running.pipeline.id, stored.map(|job| &job.row))?;
         if running.dead_letters {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::calendar::Calendar;
 use super::claims::Claims;
-use super::unstored::{MOST_STOCK, Unstored};
+use super::storing::LOCKED;
+use super::unstored::Unstored;
 use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey};
 use crate::dispatch::render::Renderer;
@@ -91,7 +92,7 @@ impl Running {
             _ => self.ready.len(),
         };
         ready + self.halves_count() >= 4 * self.endpoint.max_batch_inputs
-            || self.unstored.len() >= MOST_STOCK
+            || self.unstored.is_full(lane)
     }
 
     /// Whether there are texts to be sent, where `storers` processes store the vectors: no more are asked for than
@@ -118,6 +119,16 @@ impl Running {
         match self.pipeline.hnsw && !sweeps {
             true => self.unstored.bulk(),
             false => 0,
+        }
+    }
+
+    /// How many rows are stored in one transaction that may take so long. Those of a column are users' rows, for
+    /// whose locks a user's statement may have to wait meanwhile.
+    pub fn rows_at_once(&self, time: Duration) -> usize {
+        match self.pipeline.into_column {
+            Some(_) if self.pipeline.hnsw => 1,
+            Some(_) => self.unstored.cost.rows_in(time.min(LOCKED)),
+            None => self.unstored.cost.rows_in(time),
         }
     }
 

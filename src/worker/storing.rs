@@ -17,11 +17,14 @@ use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::embed::retry::backoff;
 use crate::settings;
+use crate::store::known::{self, Known};
 use crate::store::{Embedded, Writer, Written};
 
 /// How long the leader stores before it looks at the log again: a change that comes during a backfill, at some
 /// milliseconds a row with HNSW, waits no longer than for this.
 const SLICE: Duration = Duration::from_millis(20);
+/// How long it holds the locks of users' rows at a time, where the vectors go into a column of theirs.
+pub const LOCKED: Duration = Duration::from_millis(10);
 
 /// Vectors of one pipeline to be stored together.
 pub struct Task {
@@ -33,7 +36,8 @@ pub struct Task {
 }
 
 impl Task {
-    pub fn new(running: &Running, embedded: Vec<Embedded>) -> Task {
+    pub fn new(running: &Running, mut embedded: Vec<Embedded>) -> Task {
+        embedded.sort_by(|one, other| one.job.row.cmp(&other.job.row));
         Task {
             pipeline: running.pipeline.id,
             model: running.endpoint.model.clone(),
@@ -45,13 +49,13 @@ impl Task {
 
 /// The vectors and their jobs' completion, in one transaction. Where fewer were written than given, somebody else has
 /// written to the relation: the rows have to be looked at once more, and no job is complete.
-pub fn store(writer: &Writer, task: &mut Task) -> std::result::Result<Written, Failed> {
+pub fn store(writer: &Writer, task: &Task) -> std::result::Result<Written, Failed> {
     transaction(|| {
         guard_user_code()?;
-        let written = writer.write(&mut task.embedded, &task.model)?;
+        let written = writer.write(&task.embedded, &task.model)?;
         release_user_code();
-        if written.count() == task.embedded.len() {
-            let jobs = task.embedded.iter().map(|embedded| &embedded.job);
+        if written.is_all_of(&task.embedded) {
+            let jobs = written.ended(&task.embedded);
             let stored = jobs.clone().filter(|job| job.stored);
             jobs::complete(task.pipeline, stored.map(|job| &job.row))?;
             if task.dead_letters {
@@ -69,6 +73,9 @@ impl Leader {
             return Ok(());
         }
         let until = Instant::now() + SLICE;
+        for running in self.pipelines.values_mut().filter_map(State::running) {
+            running.unstored.release(Instant::now());
+        }
         for lane in [QueueLane::Live, QueueLane::Backfill] {
             for id in self.in_turn() {
                 loop {
@@ -83,7 +90,7 @@ impl Leader {
                     if !running.is_stored_by_leader(lane, writers) {
                         break;
                     }
-                    let most = running.unstored.cost.rows_in(left);
+                    let most = running.rows_at_once(left);
                     let Some(part) = running.unstored.take(lane, most) else {
                         break;
                     };
@@ -113,9 +120,9 @@ impl Leader {
         let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
             return Ok(());
         };
-        let mut task = Task::new(running, std::mem::take(&mut part.embedded));
+        let task = Task::new(running, std::mem::take(&mut part.embedded));
         let started = Instant::now();
-        let outcome = store(&running.writer, &mut task);
+        let outcome = store(&running.writer, &task);
         part.embedded = task.embedded;
         self.stored(id, part, outcome, started.elapsed())
     }
@@ -125,7 +132,7 @@ impl Leader {
     pub(super) fn stored(
         &mut self,
         id: i32,
-        part: Part,
+        mut part: Part,
         outcome: std::result::Result<Written, Failed>,
         took: Duration,
     ) -> std::result::Result<(), Failed> {
@@ -134,15 +141,23 @@ impl Leader {
         };
         self.busy_at = Instant::now();
         match outcome {
-            Ok(written) if written.count() == part.embedded.len() => {
-                running.unstored.cost.measured(part.embedded.len(), took);
-                self.settled(id, &part, written);
+            Ok(written) if written.is_all_of(&part.embedded) => {
+                let locked = part.take(&written.busy);
+                if locked.embedded.is_empty() {
+                    running.unstored.cost.measured(part.embedded.len(), took);
+                }
+                running.unstored.push_locked(locked);
+                self.settled(id, &part, &written);
                 Ok(())
             }
             Ok(_) => {
                 for job in part.jobs() {
                     self.queue.put_back(&job.row, QueueLane::Live);
                 }
+                Ok(())
+            }
+            Err(failed) if running.pipeline.into_column.is_some() && is_passing(failed.code) => {
+                running.unstored.push_locked(part); // the table, or what a trigger of its needs
                 Ok(())
             }
             Err(failed)
@@ -158,7 +173,7 @@ impl Leader {
     }
 
     /// What was stored is done.
-    fn settled(&mut self, id: i32, part: &Part, written: Written) {
+    fn settled(&mut self, id: i32, part: &Part, written: &Written) {
         self.jobs_ended = true;
         for job in part.jobs() {
             self.queue.finish(&job.row);
@@ -175,6 +190,21 @@ impl Leader {
             let now = unsafe { pg_sys::GetCurrentTimestamp() };
             counters.last_embedded_us.store(now, SeqCst);
         }
+    }
+
+    /// Vectors of rows that are locked are known from now on: for the worker that comes next.
+    pub(super) fn keep_locked(&mut self) -> std::result::Result<(), Failed> {
+        for running in self.pipelines.values_mut().filter_map(State::running) {
+            let locked: Vec<Known> = running
+                .unstored
+                .locked()
+                .map(|row| (row.hash.clone(), row.vector.clone()))
+                .collect();
+            if let Some(recipe) = running.writer.recipe() {
+                transaction(|| known::keep(recipe, &locked))?;
+            }
+        }
+        Ok(())
     }
 
     /// The declaration does not fit any more, or the rows are tried again later, or given up.

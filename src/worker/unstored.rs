@@ -26,6 +26,19 @@ impl Part {
         store_jobs(self.embedded.iter_mut())
     }
 
+    /// Takes out the rows at these places.
+    pub fn take(&mut self, places: &[usize]) -> Part {
+        let mut place = 0;
+        let taken = self.embedded.extract_if(.., |_| {
+            place += 1;
+            places.contains(&(place - 1))
+        });
+        Part {
+            embedded: taken.collect(),
+            ..*self
+        }
+    }
+
     fn split_off(&mut self, at: usize) -> Option<Part> {
         (at < self.embedded.len()).then(|| Part {
             embedded: self.embedded.split_off(at),
@@ -40,6 +53,8 @@ pub struct Unstored {
     backfill: VecDeque<(Instant, Embedded)>,
     /// What could not be stored together, by halves, and what a writer that ended had: stored as they are.
     parts: VecDeque<Part>,
+    /// Those whose row somebody has locked, and when they are tried again.
+    locked: Vec<(Instant, Part)>,
     pub cost: Cost,
 }
 
@@ -51,16 +66,26 @@ const STOCK: Duration = Duration::from_secs(1);
 const LEAST_STOCK: usize = 256;
 pub const MOST_STOCK: usize = 4_096;
 
+/// When a row that was locked is tried again: after a fourth of the time that its vector has waited,
+const AGAIN: u32 = 4;
+/// but at least and at most this,
+const SOON: Duration = Duration::from_millis(100);
+const LATE: Duration = Duration::from_secs(2);
+/// and this much later for each that is locked, so that trying takes a fraction of the time.
+const PER_ROW: Duration = Duration::from_millis(2);
+
 impl Unstored {
     pub fn new(slow: bool) -> Unstored {
         Unstored {
             live: VecDeque::new(),
             backfill: VecDeque::new(),
             parts: VecDeque::new(),
+            locked: Vec::new(),
             cost: Cost::guess(slow),
         }
     }
 
+    /// Those that can be stored now.
     pub fn len(&self) -> usize {
         let parts: usize = self.parts.iter().map(|part| part.embedded.len()).sum();
         self.live.len() + self.backfill.len() + parts
@@ -68,6 +93,55 @@ impl Unstored {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Those that wait for their row.
+    pub fn locked(&self) -> impl Iterator<Item = &Embedded> {
+        self.locked.iter().flat_map(|(_, part)| &part.embedded)
+    }
+
+    /// The vector of a text that waits for its row.
+    pub fn vector_of(&self, hash: &[u8]) -> Option<Vec<f32>> {
+        let found = self.locked().find(|embedded| embedded.hash == hash);
+        found.map(|embedded| embedded.vector.clone())
+    }
+
+    pub fn locked_count(&self) -> usize {
+        self.locked
+            .iter()
+            .map(|(_, part)| part.embedded.len())
+            .sum()
+    }
+
+    /// Rows that somebody has locked.
+    pub fn push_locked(&mut self, part: Part) {
+        if part.embedded.is_empty() {
+            return;
+        }
+        let rows = self.locked_count() + part.embedded.len();
+        let pause = (part.since.elapsed() / AGAIN).clamp(SOON, LATE) + PER_ROW * rows as u32;
+        self.locked.push((Instant::now() + pause, part));
+    }
+
+    /// Those of them whose time has come can be tried again.
+    pub fn release(&mut self, now: Instant) {
+        let due = self.locked.extract_if(.., |(at, _)| *at <= now);
+        self.parts.extend(due.map(|(_, part)| part));
+    }
+
+    /// When the next of them is tried again.
+    pub fn next_try(&self) -> Option<Instant> {
+        self.locked.iter().map(|(at, _)| *at).min()
+    }
+
+    /// Whether so much waits that nothing more may come in the lane. Rows that somebody keeps locked stop a backfill
+    /// long before they stop live changes.
+    pub fn is_full(&self, lane: Lane) -> bool {
+        let most = match lane {
+            Lane::Backfill => MOST_STOCK / 4,
+            _ => MOST_STOCK,
+        };
+        self.len() >= MOST_STOCK || self.locked_count() >= most
     }
 
     pub fn push(&mut self, lane: Lane, embedded: Embedded) {
@@ -157,9 +231,11 @@ impl Unstored {
     pub fn overdue(&mut self, age: Duration) -> Vec<Job> {
         let old = |since: &Instant| since.elapsed() >= age;
         let live = self.live.iter_mut().filter(|(since, _)| old(since));
+        let locked = self.locked.iter_mut().map(|(_, part)| part);
         let parts = self
             .parts
             .iter_mut()
+            .chain(locked)
             .filter(|part| part.lane != Lane::Backfill && old(&part.since));
         let parts = parts.flat_map(|part| part.embedded.iter_mut());
         store_jobs(live.map(|(_, embedded)| embedded).chain(parts))
@@ -167,7 +243,9 @@ impl Unstored {
 
     /// All of it, to be let go.
     pub fn drain(&mut self) -> Vec<RowKey> {
-        let parts = self.parts.drain(..).flat_map(|part| part.embedded);
+        let locked = self.locked.drain(..).map(|(_, part)| part);
+        let parts = self.parts.drain(..).chain(locked);
+        let parts = parts.flat_map(|part| part.embedded);
         let waiting = self.live.drain(..).chain(self.backfill.drain(..));
         let rows = parts.chain(waiting.map(|(_, embedded)| embedded));
         rows.map(|embedded| embedded.job.row).collect()
@@ -201,7 +279,7 @@ impl Cost {
     /// What the past counts against the next store.
     const PAST: f64 = 0.5;
 
-    /// Before anything is known. `slow`: the table has an HNSW index.
+    /// Before anything is known. `slow`: there is an HNSW index, or the rows are users', with triggers of theirs.
     fn guess(slow: bool) -> Cost {
         let seconds = if slow { 0.003 } else { 0.000_1 };
         Cost { seconds, rows: 1.0 }

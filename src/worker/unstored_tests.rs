@@ -137,3 +137,42 @@ fn more_is_asked_for_while_less_waits_than_is_stored_in_a_second() {
         "a backfill holds up no change"
     );
 }
+
+#[test]
+fn a_row_that_is_locked_comes_back_later_and_holds_up_no_other() {
+    let mut unstored = unstored(3, 2);
+    let part = unstored.take(Lane::Live, 1).unwrap();
+    unstored.push_locked(part);
+    assert_eq!((unstored.len(), unstored.locked_count()), (4, 1));
+    assert_eq!(keys(unstored.take(Lane::Live, 9)), [1, 2]);
+    assert!(!unstored.has(Lane::Live));
+    let due = unstored.next_try().unwrap();
+    unstored.release(due - Duration::from_millis(1));
+    assert!(!unstored.has(Lane::Live), "it is not time yet");
+    unstored.release(due);
+    assert_eq!(unstored.next_try(), None);
+    assert_eq!(keys(unstored.take(Lane::Live, 9)), [0]);
+}
+
+#[test]
+fn many_locked_rows_stop_a_backfill_before_live_changes_and_are_tried_the_less_often() {
+    let mut unstored = unstored(MOST_STOCK, 0);
+    let first = unstored.take(Lane::Live, 1).unwrap();
+    unstored.push_locked(first);
+    let soon = unstored.next_try().unwrap();
+    let rest = unstored.take(Lane::Live, MOST_STOCK / 4).unwrap();
+    unstored.take(Lane::Live, MOST_STOCK);
+    unstored.push_locked(rest);
+    let late = unstored.locked.iter().map(|(at, _)| *at).max().unwrap();
+    assert!(late - soon > Duration::from_secs(1));
+    assert!(unstored.is_full(Lane::Backfill) && !unstored.is_full(Lane::Live));
+    assert_eq!(unstored.drain().len(), MOST_STOCK / 4 + 1);
+}
+
+#[test]
+fn rows_are_taken_out_by_their_places() {
+    let mut part = unstored(5, 0).take(Lane::Live, 5).unwrap();
+    let taken = part.take(&[0, 3]);
+    assert_eq!(keys(Some(taken)), [0, 3]);
+    assert_eq!(keys(Some(part)), [1, 2, 4]);
+}

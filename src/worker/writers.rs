@@ -163,6 +163,9 @@ impl Writers {
 
     /// Rows of an order: fewer of wide vectors, so that two orders fit in the queue.
     fn rows_of_order(running: &Running) -> usize {
+        if running.pipeline.into_column.is_some() {
+            return 1; // an order is a transaction, and the row a user's
+        }
         let row = running.endpoint.dimensions * size_of::<f32>();
         (channel::ORDER / row.max(1)).clamp(1, MOST_ROWS)
     }

@@ -17,6 +17,9 @@ mod rows;
 /// embed, search, wait_for, change_log, status.
 mod reading;
 
+/// Vectors in a column of the source.
+mod into_column;
+
 /// Capture modes and audits.
 mod auditing;
 

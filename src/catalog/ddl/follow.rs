@@ -8,6 +8,7 @@ use super::{Attribute, Before, Pipeline, Source, quietly, state};
 use crate::capture::buffer::{self, Change, Kind, Op};
 use crate::capture::wake;
 use crate::catalog::change::{Cause, pause_for};
+use crate::catalog::column;
 use crate::catalog::expression::Analysed;
 use crate::catalog::names::quote;
 use crate::catalog::rights::{As, in_subtransaction};
@@ -73,7 +74,15 @@ fn follow_source(
         quietly(|| show_keys(pipeline, &key));
     }
     let used = renamed(&is.used_columns);
+    let shows_others = is.current.as_ref() != Some(&is.stored) || key != is.key_columns;
     carry_source(is, key, used)?;
+    for pipeline in pipelines {
+        let relation = pipeline.current.as_ref().unwrap_or(&pipeline.stored);
+        let column = pipeline.into_column.as_ref().map(std::slice::from_ref);
+        if column.is_some_and(|column| shows_others || renamed(column) != column) {
+            quietly(|| column::show_again(relation));
+        }
+    }
     follow_partitions(was, is, pipelines, before)
 }
 
@@ -111,8 +120,8 @@ impl Source {
 
     /// Why the pipeline cannot go on as it was: a column of its key or its text is gone or of another type.
     fn misfit(&self, was: &Source, pipeline: &Pipeline) -> Option<String> {
-        let mut columns = was.key_columns.iter().chain(&pipeline.used_columns);
-        columns.find_map(|name| {
+        let columns = was.key_columns.iter().chain(&pipeline.used_columns);
+        columns.chain(&pipeline.into_column).find_map(|name| {
             let (old, new) = self.attribute(was, name)?;
             let source = self.current.as_deref().unwrap_or_default();
             let column = quote(name);
@@ -128,7 +137,8 @@ impl Source {
                     old.unwrap_or_default()
                 ));
             }
-            (old.modifier != new.modifier && rewritten)
+            let is_text = pipeline.into_column.as_ref() != Some(name);
+            (old.modifier != new.modifier && rewritten && is_text)
                 .then(|| format!("the values of column {column} of {source} were rewritten"))
         })
     }
@@ -169,11 +179,14 @@ fn carry_pipeline(
         .unwrap_or(&pipeline.stored_vectors);
     let server = pipeline.server.as_ref().unwrap_or(&pipeline.stored_server);
     let columns = pipeline.columns.as_deref().map(renamed);
+    let into_column = pipeline.into_column.as_ref();
+    let into_column = into_column.and_then(|column| renamed(std::slice::from_ref(column)).pop());
     let used = renamed(&pipeline.used_columns);
     if *relation == pipeline.stored
         && *vectors == pipeline.stored_vectors
         && *server == pipeline.stored_server
         && columns == pipeline.columns
+        && into_column == pipeline.into_column
         && used == pipeline.used_columns
         && content == pipeline.content
         && filter == pipeline.row_filter
@@ -182,7 +195,7 @@ fn carry_pipeline(
     }
     let _as = As::extension();
     Spi::run_with_args(
-        "UPDATE recsync.pipeline SET relation = $2, vectors = $3, server = $4, columns = $5, used_columns = $6, content = $7, row_filter = $8 WHERE id = $1",
+        "UPDATE recsync.pipeline SET relation = $2, vectors = $3, server = $4, columns = $5, used_columns = $6, content = $7, row_filter = $8, into_column = $9 WHERE id = $1",
         &[
             pipeline.id.into(),
             relation.as_str().into(),
@@ -192,6 +205,7 @@ fn carry_pipeline(
             used.into(),
             content.into(),
             filter.into(),
+            into_column.into(),
         ],
     )?;
     Ok(())
@@ -233,9 +247,16 @@ fn clean_up(source: &Source, pipelines: &[&Pipeline]) -> Result<()> {
         }
         let owner = pg_sys::Oid::from(pipeline.owner.unwrap_or_default() as u32);
         let dropped = in_subtransaction(|| {
+            let function = match &pipeline.current {
+                Some(view) => column::function_of(view)?,
+                None => None,
+            };
             let _as = As::maker(owner);
             if let Some(view) = &pipeline.current {
                 Spi::run(&format!("DROP VIEW {view}"))?;
+            }
+            if let Some(function) = function {
+                Spi::run(&format!("DROP FUNCTION {function}()"))?;
             }
             if let Some(vectors) = &pipeline.vectors {
                 Spi::run(&format!("DROP TABLE {vectors}"))?;

@@ -40,14 +40,13 @@ impl Leader {
             self.take_back(given);
             return Ok(());
         }
-        let count = given.part.embedded.len();
+        let embedded = &given.part.embedded;
         if given.written
-            && outcome
-                .as_ref()
-                .is_ok_and(|written| written.count() == count)
+            && let Ok(written) = &outcome
+            && written.is_all_of(embedded)
         {
             // The writer did not know of these rows.
-            transaction(|| jobs::complete(id, given.part.jobs().map(|job| &job.row)))?;
+            transaction(|| jobs::complete(id, written.ended(embedded).map(|job| &job.row)))?;
         }
         self.stored(id, given.part, outcome, took)
     }

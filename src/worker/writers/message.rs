@@ -244,6 +244,8 @@ mod tests {
             Ok(Written {
                 inserted: 3,
                 updated: 1,
+                gone: 1,
+                busy: vec![2, 5],
             }),
             Err(Failed {
                 code: PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED,
@@ -251,7 +253,7 @@ mod tests {
             }),
         ];
         for outcome in outcomes {
-            let expected = outcome.as_ref().map_err(|failed| failed.code).copied();
+            let expected = outcome.as_ref().map_err(|failed| failed.code).cloned();
             let answer = Answer::new(9, outcome, took).to_bytes().unwrap();
             let answer = Answer::read(&answer).unwrap();
             assert_eq!(answer.number, 9);

@@ -130,6 +130,6 @@ fn carry_out(mut order: Order, writers: &mut HashMap<i32, Writer>) -> Option<Ans
     }
     let writer = writers.get(&order.task.pipeline)?;
     let started = Instant::now();
-    let outcome: Result<Written, Failed> = store(writer, &mut order.task);
+    let outcome: Result<Written, Failed> = store(writer, &order.task);
     Some(Answer::new(order.number, outcome, started.elapsed()))
 }
