@@ -202,7 +202,7 @@ impl Cost {
     const PAST: f64 = 0.5;
 
     /// Before anything is known. `slow`: the table has an HNSW index.
-    fn guess(slow: bool) -> Cost {
+    pub fn guess(slow: bool) -> Cost {
         let seconds = if slow { 0.003 } else { 0.000_1 };
         Cost { seconds, rows: 1.0 }
     }
