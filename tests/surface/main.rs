@@ -17,6 +17,9 @@ mod rows;
 /// embed, search, wait_for, change_log, status.
 mod reading;
 
+/// Indexes by width, searches by them.
+mod indexes;
+
 /// Capture modes and audits.
 mod auditing;
 
