@@ -4,6 +4,7 @@
 use std::thread;
 use std::time::Instant;
 
+use crate::bench::indexes::wait_for_index;
 use crate::bench::loopback::Vectors;
 use crate::bench::tables::table;
 use crate::figures::Figures;
@@ -42,8 +43,7 @@ pub fn run(sizes: &Sizes, figures: &mut Figures) {
                     columns => '{title}', server => 'loopback')",
         );
         settle(&mut client, "item_embedding");
-        let indexes = "SELECT count(*) FROM pg_indexes WHERE tablename = 'item_embedding_g1' AND indexdef LIKE '%USING hnsw%'";
-        assert_eq!(client.one::<i64>(indexes), 1, "the index is there");
+        wait_for_index(&mut client, "item_embedding_g1");
         // Added while it is paused: a backfill, once it goes on, of a table that is not empty.
         client.run("SELECT recsync.pause('item_embedding')");
         add_rows(&mut client, "item", BEFORE + 1, BEFORE + rows);
