@@ -23,11 +23,13 @@ mod declare;
 // Watched tables: what they must be, their lock and triggers.
 mod watch;
 
-// The table, index and view of a pipeline.
+// The table and view of a pipeline.
 mod relations;
 
 // into_column: vectors in a column of the source.
 mod column;
+// The index over a pipeline's vectors, as it was declared.
+pub mod index;
 
 // audit, unaudit.
 mod audit;

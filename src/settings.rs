@@ -21,6 +21,7 @@ static EMBED_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static EXPRESSION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static MAX_WRITERS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static INDEX_MIN_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static LOG_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static KNOWN_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
@@ -101,6 +102,16 @@ pub fn register() {
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
+        c"recsync.index_min_rows",
+        c"How many vectors a pipeline has before its index is built.",
+        c"1,000 by default: to look at fewer takes a millisecond or two, is always right, and spares each change the milliseconds that a graph takes. An index that is there stays. 0 builds it for the first vector.",
+        &INDEX_MIN_ROWS,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
         c"recsync.log_retention",
         c"How long a dispatched part of the change log is kept.",
         c"A day by default: long enough to ask yesterday's question of the audit, short enough not to fill a disk. A change that is not dispatched yet is never dropped.",
@@ -168,6 +179,11 @@ pub fn max_writers() -> usize {
         }),
         most => most.unsigned_abs() as usize,
     }
+}
+
+/// Vectors from which on an index is worth it.
+pub fn index_min_rows() -> usize {
+    INDEX_MIN_ROWS.get().unsigned_abs() as usize
 }
 
 pub fn log_retention() -> Duration {

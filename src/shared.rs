@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, 
 use crate::embed::rate::{self, Rates};
 use crate::embed::recent::Recent;
 
-// Places for writers.
+// Places for processes that a worker asks for.
 pub mod slots;
 
 /// Databases that can be served at once or in turn; one beyond it stays without worker, with a WARNING.
@@ -69,6 +69,9 @@ pub struct Database {
     /// Which of the two tables takes known texts, and about how many bytes it holds.
     pub known_table: AtomicU32,
     pub known_bytes: AtomicI64,
+    /// The place for the process that builds an index here, and of which pipeline it is.
+    pub indexer: [slots::Slot; 1],
+    pub indexed_pipeline: AtomicI32,
     /// Signalled when the checkpoint has moved and when the worker ends.
     progress: UnsafeCell<MaybeUninit<pg_sys::ConditionVariable>>,
 }
@@ -92,6 +95,8 @@ pub struct Counters {
     pub tokens: AtomicI64,
     /// The last reply's failure: class (1 to 4) × 1000 + HTTP status; 0 after a success.
     pub failure: AtomicI64,
+    /// The SQLSTATE of the last build of its index that failed, as PostgreSQL packs it; 0: none has.
+    pub index_failure: AtomicI64,
     pub last_embedded_us: AtomicI64,
     pub last_change_us: AtomicI64,
     /// Rows that were looked at, those whose vector was that of their text, and vectors that were removed, new,
@@ -289,6 +294,7 @@ impl Shared {
                         &counters.requests,
                         &counters.tokens,
                         &counters.failure,
+                        &counters.index_failure,
                         &counters.last_embedded_us,
                         &counters.last_change_us,
                         &counters.processed,

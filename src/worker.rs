@@ -42,6 +42,9 @@ mod storing;
 // Processes that store where the index is the limit.
 mod writers;
 
+// The index over the vectors, built after the load.
+mod indexer;
+
 // Pipelines as the worker runs them: texts that are ready, requests in flight.
 mod running;
 

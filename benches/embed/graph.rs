@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use postgres::Client;
 
+use crate::bench::indexes::wait_for_index;
 use crate::bench::loopback::Vectors;
 use crate::bench::tables::table;
 use crate::figures::Figures;
@@ -72,8 +73,7 @@ fn measure(
                 columns => '{title}', server => 'loopback')",
     );
     settle(client, "item_embedding");
-    let indexes = "SELECT count(*) FROM pg_indexes WHERE tablename = 'item_embedding_g1' AND indexdef LIKE '%USING hnsw%'";
-    assert_eq!(client.one::<i64>(indexes), 1, "the index is there");
+    wait_for_index(client, "item_embedding_g1");
     // Added while it is paused: a backfill, once it goes on, of a table that is not empty.
     client.run("SELECT recsync.pause('item_embedding')");
     add_rows(client, "item", BEFORE + 1, BEFORE + rows);

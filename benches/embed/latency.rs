@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::bench::indexes::wait_for_index;
 use crate::bench::loopback::Vectors;
 use crate::bench::tables::table;
 use crate::bench::visible::{HEAD, NAMES, Side, Stages, row, take_turns};
@@ -72,6 +73,7 @@ fn while_backfilling(side: &mut Side, into_index: bool, sizes: &Sizes) -> [Vec<S
         fill(client, "bulk", before);
         client.run(create);
         settle(client, "bulk_embedding");
+        wait_for_index(client, "bulk_embedding_g1");
         client.run("SELECT recsync.pause('bulk_embedding')");
         add_rows(client, "bulk", before + 1, before + sizes.backfill_rows);
         client.run("CHECKPOINT");

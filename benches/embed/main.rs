@@ -60,6 +60,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_wal_size", "8GB"),
     ("checkpoint_timeout", "1h"),
     ("autovacuum", "off"),
+    // Also in a run with few rows.
+    ("recsync.index_min_rows", "100"),
     ("max_worker_processes", "16"),
 ];
 

@@ -31,6 +31,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("shared_buffers", "512MB"),
     ("max_wal_size", "4GB"),
     ("autovacuum", "off"),
+    // Also in a run with few rows.
+    ("recsync.index_min_rows", "100"),
 ];
 
 const MODEL: Model = Model {

@@ -13,6 +13,9 @@ pub mod loopback;
 /// A change until its vector is seen.
 pub mod visible;
 
+/// Indexes that are built after the load.
+pub mod indexes;
+
 /// Tables in Markdown.
 pub mod tables;
 

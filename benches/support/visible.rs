@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use postgres::{Client, Statement};
 
+use super::indexes::wait_for_index;
 use super::loopback::Loopback;
 use super::setting::percentile;
 use crate::support::{Cluster, Sql, wait_until};
@@ -15,7 +16,6 @@ const POLL: Duration = Duration::from_micros(100);
 /// Between two changes: what is measured is a change that comes alone.
 const PAUSE: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// With HNSW, a row takes some milliseconds.
 const BACKFILL: Duration = Duration::from_secs(3600);
 const WARM_UP: usize = 30;
 
@@ -144,6 +144,10 @@ impl Side {
             let took = started.elapsed().as_secs_f64();
             let per_second = rows as f64 / took;
             println!("backfill, index {index}: {rows} rows in {took:.2} s, {per_second:.0} rows/s");
+            if index == "hnsw" {
+                let took = wait_for_index(&mut client, &format!("{table}_embedding_g1"));
+                println!("its index: {:.2} s after that", took.as_secs_f64());
+            }
             client.run(&format!("VACUUM ANALYZE {table}"));
             client.run(&format!("VACUUM ANALYZE {table}_embedding_g1"));
             Watched::new(&cluster, &table, rows)

@@ -105,17 +105,17 @@ pub enum Cause {
     Server,
 }
 
-/// Pauses a pipeline that cannot go on; the reason stands in recsync.status. As recsync's owner.
-pub fn pause_for(pipeline: i32, reason: &str, cause: Cause) -> Result<()> {
-    Spi::run_with_args(
-        "UPDATE recsync.pipeline SET paused = true, paused_reason = $2, paused_by_server = $3 WHERE id = $1 AND NOT paused",
-        &[
-            pipeline.into(),
-            reason.into(),
-            (cause == Cause::Server).into(),
-        ],
-    )?;
-    Ok(())
+/// Pauses a pipeline that cannot go on; the reason stands in recsync.status. As recsync's owner. False where it is paused
+/// already, or was dropped a moment ago.
+pub fn pause_for(pipeline: i32, reason: &str, cause: Cause) -> Result<bool> {
+    const PAUSE: &str = "\
+UPDATE recsync.pipeline SET paused = true, paused_reason = $2, paused_by_server = $3 WHERE id = $1 AND NOT paused
+RETURNING id";
+    Spi::connect_mut(|client| {
+        let by_server = cause == Cause::Server;
+        let arguments = [pipeline.into(), reason.into(), by_server.into()];
+        Ok(!client.update(PAUSE, None, &arguments)?.is_empty())
+    })
 }
 
 /// These servers were changed: the pipelines that are paused because of them go on.

@@ -19,7 +19,7 @@ use super::server;
 use super::watch::{CAPTURES, describe_source, lock_in_tries, notice_of_source, refresh, watch};
 use crate::capture::wake;
 use crate::error::{Error, OrReport, Result};
-use checks::{content_of_columns, relation_name, storage, when};
+use checks::{content_of_columns, form, relation_name, when};
 
 /// What create_pipeline was asked for.
 struct Declaration {
@@ -31,7 +31,7 @@ struct Declaration {
     when: When,
     row_filter: Option<String>,
     storage: Option<String>,
-    index: String,
+    index: Option<String>,
     into_column: Option<String>,
     capture: String,
     on_replica: bool,
@@ -41,10 +41,10 @@ struct Declaration {
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
-    index text DEFAULT 'hnsw', into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw or none; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_pipeline(
@@ -86,7 +86,7 @@ fn create_pipeline(
             when: when(schedule, debounce, max_delay)?,
             row_filter: row_filter.map(str::to_owned),
             storage: storage.map(str::to_owned),
-            index: index.unwrap_or("hnsw").to_owned(),
+            index: index.map(str::to_owned),
             into_column: into_column.map(str::to_owned),
             capture: capture.unwrap_or("keys").to_owned(),
             on_replica: on_replica.unwrap_or(false),
@@ -160,14 +160,11 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
         )?,
         None => None,
     };
-    let storage = storage(stored_as.as_deref().or(wanted_storage), endpoint.dimensions)?;
-    if !matches!(wanted.index.as_str(), "hnsw" | "none") {
-        return Err(Error::argument(
-            "index",
-            format!("\"{}\" is not an index", wanted.index),
-            "The valid ones are hnsw and none.",
-        ));
-    }
+    let (storage, index) = form(
+        stored_as.as_deref().or(wanted_storage),
+        index_asked_for(wanted)?,
+        endpoint.dimensions,
+    )?;
     if !CAPTURES.contains(&wanted.capture.as_str()) {
         return Err(Error::argument(
             "capture",
@@ -186,7 +183,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
             &source_name,
             &content.sql,
             filter.as_ref().map(|f| f.sql.as_str()),
-            storage,
+            (storage, index),
             wanted,
         );
         return match difference {
@@ -238,7 +235,6 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
             &table,
             storage,
             endpoint.dimensions,
-            &wanted.index,
         )?,
     }
     {
@@ -257,7 +253,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
                 used.into(),
                 wanted.server.as_str().into(),
                 storage.into(),
-                wanted.index.as_str().into(),
+                index.into(),
                 (endpoint.dimensions as i32).into(),
                 wanted.backfill.into(),
                 wanted.capture.as_str().into(),
@@ -282,6 +278,22 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     )
 }
 
+/// No index is made on a table of the user's.
+fn index_asked_for(wanted: &Declaration) -> Result<Option<&str>> {
+    match (&wanted.into_column, wanted.index.as_deref()) {
+        (Some(_), None | Some("none")) => Ok(Some("none")),
+        (Some(column), Some("hnsw" | "hnsw_bit")) => Err(Error::argument(
+            "index",
+            "recsync makes no index on a column of the source",
+            format!(
+                "Leave index out, and make one that search uses: CREATE INDEX CONCURRENTLY ON … USING hnsw ({} vector_cosine_ops), or halfvec_cosine_ops.",
+                quote(column)
+            ),
+        )),
+        (_, index) => Ok(index),
+    }
+}
+
 fn existing(relation: &str) -> Result<Option<Pipeline>> {
     let _as = As::extension();
     Ok(pipeline::load_all()?
@@ -294,7 +306,7 @@ fn difference(
     source: &str,
     content: &str,
     filter: Option<&str>,
-    storage: &str,
+    (storage, index): (&str, &str),
     wanted: &Declaration,
 ) -> Option<String> {
     let yes_no = |flag| if flag { "true" } else { "false" };
@@ -310,7 +322,7 @@ fn difference(
         ("server", is.server.as_str(), wanted.server.as_str()),
         ("schedule", schedules.0.as_str(), schedules.1.as_str()),
         ("storage", is.storage.as_str(), storage),
-        ("index", is.index.as_str(), wanted.index.as_str()),
+        ("index", is.index.as_str(), index),
         (
             "into_column",
             is.into_column.as_deref().unwrap_or("none"),

@@ -47,6 +47,8 @@ pub struct Pipeline {
     pub dimensions: i64,
     /// Its vectors have an HNSW index, which makes each of them cost milliseconds.
     pub hnsw: bool,
+    /// The index that was declared is there and valid, whoever made it.
+    pub indexed: bool,
     pub capture: String,
     pub on_replica: bool,
     pub paused: bool,
@@ -174,6 +176,7 @@ impl Pipeline {
         let mut other = other.clone();
         other.dead_letters = self.dead_letters;
         other.hnsw = self.hnsw;
+        other.indexed = self.indexed;
         other.backfilled = self.backfilled;
         other.backfill_after.clone_from(&self.backfill_after);
         other.backfill_round = self.backfill_round;

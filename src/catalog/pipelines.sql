@@ -24,6 +24,16 @@ SELECT pg_catalog.jsonb_build_object(
                          WHERE r.setrole = c.relowner AND o.setting LIKE 'search\_path=%'
                            AND r.setdatabase IN (0, (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()))
                          ORDER BY r.setdatabase DESC LIMIT 1),
+         'indexed', EXISTS (SELECT FROM pg_catalog.pg_index i
+                              JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam
+                              JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0]
+                              LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                             WHERE i.indrelid = h.relation AND i.indisvalid AND m.amname = 'hnsw' AND i.indpred IS NULL
+                               AND CASE p.index
+                                        WHEN 'hnsw' THEN o.opcname = p.storage || '_cosine_ops' AND a.attname = h.vector
+                                        WHEN 'hnsw_bit' THEN o.opcname = 'bit_hamming_ops' AND a.attname IS NULL
+                                             AND pg_catalog.pg_get_indexdef(i.indexrelid) LIKE '%binary_quantize(' || pg_catalog.quote_ident(h.vector) || ')%'
+                                        ELSE false END),
          'vectors_exist', pg_catalog.to_regclass(p.vectors) IS NOT NULL,
          'source_oid', c.oid::bigint,
          'rows_of', CASE WHEN c.relkind = 'p' THEN s.relation ELSE 'ONLY ' || s.relation END,
@@ -65,6 +75,7 @@ SELECT pg_catalog.jsonb_build_object(
          'server_options', v.options, 'mapping_options', v.mapping, 'server_usable', v.usable)::text
   FROM recsync.pipeline p
   JOIN recsync.source s ON s.id = p.source_id
+  CROSS JOIN LATERAL (SELECT pg_catalog.to_regclass(p.vectors) AS relation, 'embedding' AS vector) h
   LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(s.relation)
   LEFT JOIN LATERAL (
        SELECT (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.option_name, o.option_value))

@@ -1,6 +1,7 @@
-//! A pipeline's relations: the table of vectors, its index, and the view that is the pipeline's name.
+//! A pipeline's relations: the table of vectors, and the view that is the pipeline's name.
 //!
-//! It never makes anything in another name than the source's owner's.
+//! It never makes anything in another name than the source's owner's, and no index over vectors that are still to come:
+//! see [`super::index`].
 
 use pgrx::prelude::*;
 
@@ -9,6 +10,10 @@ use super::rights::As;
 use super::watch::SourceTable;
 use crate::error::{Error, Result};
 
+/// Bytes of a vector that stands in its row, where nothing has to be fetched for it. A page has 8 kB, and the key, the
+/// hash and the model stand beside it.
+const WIDEST_IN_ROW: usize = 7_000;
+
 pub fn make_relations(
     relation: &str,
     vectors: &str,
@@ -16,7 +21,6 @@ pub fn make_relations(
     table: &SourceTable,
     storage: &str,
     dimensions: usize,
-    index: &str,
 ) -> Result<()> {
     let schema = super::names::vector_schema()
         .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
@@ -30,15 +34,16 @@ pub fn make_relations(
     ))?;
     Spi::run(&format!(
         "ALTER TABLE {vectors} ADD PRIMARY KEY ({keys}), ALTER embedding SET NOT NULL, ALTER content_hash SET NOT NULL,
-               ALTER model SET NOT NULL, ALTER embedded_at SET NOT NULL, ALTER embedding SET STORAGE PLAIN"
+               ALTER model SET NOT NULL, ALTER embedded_at SET NOT NULL"
     ))?;
-    // By which a text is found that another row has.
-    Spi::run(&format!("CREATE INDEX ON {vectors} (content_hash)"))?;
-    if index == "hnsw" {
+    let number = if storage == "halfvec" { 2 } else { 4 };
+    if dimensions * number <= WIDEST_IN_ROW {
         Spi::run(&format!(
-            "CREATE INDEX ON {vectors} USING hnsw (embedding {schema}.{storage}_cosine_ops)"
+            "ALTER TABLE {vectors} ALTER embedding SET STORAGE PLAIN"
         ))?;
     }
+    // By which a text is found that another row has.
+    Spi::run(&format!("CREATE INDEX ON {vectors} (content_hash)"))?;
     Spi::run(&format!(
         "CREATE VIEW {relation} AS SELECT {keys}, embedding, content_hash, model, embedded_at FROM {vectors}"
     ))?;

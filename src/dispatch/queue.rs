@@ -379,6 +379,14 @@ impl Queue {
         self.waiting.get(&(pipeline, lane)).map_or(0, VecDeque::len)
     }
 
+    /// All that waits, in whatever lane.
+    pub fn waiting(&self, pipeline: i32) -> usize {
+        [Lane::Removal, Lane::Live, Lane::Backfill, Lane::Quiet]
+            .into_iter()
+            .map(|lane| self.waits(pipeline, lane))
+            .sum()
+    }
+
     /// Whether the row waits or is taken.
     pub fn holds(&self, row: &RowKey) -> bool {
         self.entries.contains_key(row)

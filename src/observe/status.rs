@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use crate::catalog::names::select_one;
 use crate::catalog::rights::As;
 use crate::embed::failure::Class;
-use crate::error::{OrReport, Result};
+use crate::error::{OrReport, Result, sqlstate_text};
 use crate::shared;
 
 type Numbers = (
@@ -74,7 +74,8 @@ fn counters() -> TableIterator<
                 counters.embedded.load(SeqCst),
                 counters.requests.load(SeqCst),
                 counters.tokens.load(SeqCst),
-                failure(counters.failure.load(SeqCst)),
+                failure(counters.failure.load(SeqCst))
+                    .or_else(|| index_failure(counters.index_failure.load(SeqCst))),
                 time(counters.last_change_us.load(SeqCst)),
                 time(counters.last_embedded_us.load(SeqCst)),
             )
@@ -96,6 +97,13 @@ fn failure(number: i64) -> Option<String> {
         0 => class.as_str().to_owned(),
         status => format!("{} (HTTP {status})", class.as_str()),
     })
+}
+
+/// The last build of the index.
+fn index_failure(code: i64) -> Option<String> {
+    let code = PgSqlErrorCode::from(code as i32);
+    (code != PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION)
+        .then(|| format!("index (SQLSTATE {})", sqlstate_text(code)))
 }
 
 fn time(microseconds: i64) -> Option<TimestampWithTimeZone> {

@@ -1,4 +1,5 @@
-//! Places for writer processes: as many as run at once in the cluster, each with the database it works for.
+//! Places for writers and indexers: as many as run at once in the cluster or in a database, each with the database it
+//! works for.
 //!
 //! It never lets two processes have one place, nor one that its leader has taken back: each reservation has a number
 //! of its own.
@@ -72,6 +73,13 @@ pub fn reserve(slots: &[Slot], database: pg_sys::Oid, most: usize) -> Option<Res
             number,
         })
     })
+}
+
+/// Whether no place is taken or reserved.
+pub fn are_free(slots: &[Slot]) -> bool {
+    slots
+        .iter()
+        .all(|slot| holder(slot.state.load(SeqCst)) == 0)
 }
 
 /// The process that was started for a reservation takes its place; false where that has been taken back.

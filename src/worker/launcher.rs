@@ -6,11 +6,11 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::HashMap;
-use std::ffi::c_int;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use super::process;
+use super::indexer;
+use super::process::{self, Dynamic};
 use crate::error::Result;
 use crate::settings;
 use crate::shared::{self, Database, Presence, Shared};
@@ -29,7 +29,7 @@ struct Turn {
     not_before: Instant,
     pause: Duration,
     /// Registered, and not yet seen to have ended.
-    handle: Option<*mut pg_sys::BackgroundWorkerHandle>,
+    worker: Option<Dynamic>,
 }
 
 #[pg_guard]
@@ -68,6 +68,7 @@ pub extern "C-unwind" fn recsync_launcher_main(_arg: pg_sys::Datum) {
             );
         }
         let wait = start_workers(shared, &mut turns);
+        let wait = indexer::attend(shared).map_or(wait, |look| wait.min(look));
         process::show(None);
         bell.wait(wait);
     }
@@ -137,7 +138,7 @@ fn start_workers(shared: &Shared, turns: &mut HashMap<u32, Turn>) -> Duration {
             started: now,
             not_before: now,
             pause: FIRST_PAUSE,
-            handle: None,
+            worker: None,
         });
         if still_there(entry, turn, now) || has_worker(entry) {
             running += 1;
@@ -198,19 +199,11 @@ fn has_worker(entry: &Database) -> bool {
 
 /// Whether the worker that was started is still there; when it has ended, when the next may be started.
 fn still_there(entry: &Database, turn: &mut Turn, now: Instant) -> bool {
-    let Some(handle) = turn.handle else {
-        return false;
-    };
-    let mut pid: c_int = 0;
-    // SAFETY: a handle that RegisterDynamicBackgroundWorker gave us and that we free once.
-    unsafe {
-        if pg_sys::GetBackgroundWorkerPid(handle, &mut pid) != pg_sys::BgwHandleStatus::BGWH_STOPPED
-        {
-            return true;
-        }
-        pg_sys::pfree(handle.cast());
+    match &turn.worker {
+        None => return false,
+        Some(worker) if !worker.has_ended() => return true,
+        Some(_) => turn.worker = None,
     }
-    turn.handle = None;
     let in_order = entry.gave_way.load(SeqCst) || entry.presence() != Presence::Present;
     turn.pause = match in_order || now - turn.started > LIVED {
         true => FIRST_PAUSE,
@@ -226,19 +219,11 @@ fn start_worker(entry: &Database, turn: &mut Turn, now: Instant) -> bool {
         "recsync_worker_main",
         pg_sys::Oid::from(entry.oid.load(SeqCst)),
     );
-    let mut handle: *mut pg_sys::BackgroundWorkerHandle = std::ptr::null_mut();
-    // SAFETY: the handle is allocated in a context that lives as long as this process.
-    let registered = unsafe {
-        worker.bgw_notify_pid = pg_sys::MyProcPid;
-        let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
-        let registered = pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle);
-        pg_sys::MemoryContextSwitchTo(context);
-        registered
+    let Some(started) = Dynamic::start(&mut worker) else {
+        return false;
     };
-    if registered {
-        turn.started = now;
-        turn.handle = Some(handle);
-        entry.gave_way.store(false, SeqCst);
-    }
-    registered
+    turn.started = now;
+    turn.worker = Some(started);
+    entry.gave_way.store(false, SeqCst);
+    true
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::flights::Flights;
+use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
 use super::process::{self, Bell, Failed, transaction};
 use super::running::{Lanes, State, Turns};
@@ -62,6 +63,7 @@ pub(super) struct Leader {
     pub(super) lanes: Lanes,
     pub(super) flights: Flights,
     pub(super) writers: Writers,
+    pub(super) indexer: Indexer,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -180,6 +182,7 @@ impl Leader {
             lanes: Lanes::default(),
             flights: Flights::default(),
             writers: Writers::default(),
+            indexer: Indexer::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -257,6 +260,7 @@ impl Leader {
                 self.render_and_send()?;
             }
             self.sweep()?;
+            self.index()?;
         }
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
@@ -293,15 +297,7 @@ impl Leader {
                     .rests_since_us
                     .store(if rests { now } else { 0 }, SeqCst);
             }
-            let waiting: usize = [
-                QueueLane::Removal,
-                QueueLane::Live,
-                QueueLane::Backfill,
-                QueueLane::Quiet,
-            ]
-            .into_iter()
-            .map(|lane| self.queue.waits(*id, lane))
-            .sum();
+            let waiting = self.queue.waiting(*id);
             counters
                 .pending
                 .store((waiting + running.ready_count()) as i64, SeqCst);
@@ -371,6 +367,11 @@ impl Leader {
                 }
             }
         }
+        if settings::enabled()
+            && let Some(at) = self.next_index()
+        {
+            wait = wait.min(at.saturating_duration_since(now) + TICK);
+        }
         wait = wait.min(self.checkpoint.next_rotation());
         wait = wait.min(self.writers.next_end().unwrap_or(wait));
         if !self.queue.is_empty() {
@@ -402,7 +403,8 @@ impl Leader {
         let idle = self.busy_at.elapsed() >= IDLE
             && self.started.elapsed() >= IDLE
             && self.queue.is_empty()
-            && !self.has_jobs();
+            && !self.has_jobs()
+            && !self.is_about_to_index();
         if idle {
             // Whoever commits from here on wakes the launcher; what was committed before has to be looked at once more.
             self.database.wake.follow(&self.shared.launcher);

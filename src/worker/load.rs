@@ -4,10 +4,11 @@
 
 use super::calendar::Calendar;
 use super::claims::Claims;
+use super::indexer::Progress;
 use super::leader::Leader;
 use super::process::{Failed, transaction};
 use super::running::{Running, State};
-use super::unstored::Unstored;
+use super::unstored::{Cost, Unstored};
 use super::upkeep;
 use crate::catalog::change::Cause;
 use crate::catalog::pipeline::Trouble;
@@ -68,7 +69,12 @@ impl Leader {
                     if running.pipeline.backfill_round != pipeline.backfill_round {
                         running.pipeline = pipeline.clone(); // all rows are to be looked at again
                     }
+                    if pipeline.hnsw != running.pipeline.hnsw {
+                        running.unstored.cost = Cost::guess(pipeline.hnsw);
+                    }
                     running.pipeline.hnsw = pipeline.hnsw;
+                    running.pipeline.indexed = pipeline.indexed;
+                    running.index.look_again();
                     State::Runs(running)
                 }
                 before => {
@@ -95,6 +101,7 @@ impl Leader {
             self.writers.forget(id);
         }
         self.abandon_flights();
+        self.follow_up_indexes();
         self.shared
             .keep_counters(self.database_oid(), |id| self.pipelines.contains_key(&id));
         let used: Vec<u64> = self
@@ -196,6 +203,7 @@ impl Leader {
             in_flight: 0,
             grant: None,
             unstored: Unstored::new(slow),
+            index: Progress::unknown(),
             sent_at: 0,
             given_at: 0,
         })))
@@ -281,8 +289,10 @@ fn note_pause(
     reason: &str,
     cause: Cause,
 ) -> std::result::Result<(), Failed> {
-    log!("recsync worker: pipeline {relation} is paused, see recsync.status");
-    transaction(|| change::pause_for(id, reason, cause))
+    if transaction(|| change::pause_for(id, reason, cause))? {
+        log!("recsync worker: pipeline {relation} is paused, see recsync.status");
+    }
+    Ok(())
 }
 
 /// Texts that are ready and vectors that are not stored become jobs that wait: they are rendered anew.

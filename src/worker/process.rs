@@ -51,6 +51,73 @@ pub fn description(name: &str, function: &str, database: pg_sys::Oid) -> pg_sys:
     worker
 }
 
+/// What a process is told at its start, beside its database: plain numbers.
+pub fn tell<T: Copy>(worker: &mut pg_sys::BackgroundWorker, what: T) {
+    const { assert!(size_of::<T>() <= pg_sys::BGW_EXTRALEN as usize) };
+    // SAFETY: it fits into the field.
+    unsafe {
+        worker
+            .bgw_extra
+            .as_mut_ptr()
+            .cast::<T>()
+            .write_unaligned(what)
+    };
+}
+
+/// What this process was told.
+///
+/// # Safety
+/// A `T` was told whoever was started with this process's function.
+pub unsafe fn told<T: Copy>() -> T {
+    // SAFETY: this process's entry, which the server keeps while it runs.
+    unsafe {
+        let extra = &raw const (*pg_sys::MyBgworkerEntry).bgw_extra;
+        extra.cast::<T>().read_unaligned()
+    }
+}
+
+/// A process that this one has asked the server for.
+pub struct Dynamic(*mut pg_sys::BackgroundWorkerHandle);
+
+impl Dynamic {
+    /// `None` where the server has no place for it. This process is woken when it starts and when it ends.
+    pub fn start(worker: &mut pg_sys::BackgroundWorker) -> Option<Dynamic> {
+        let mut handle: *mut pg_sys::BackgroundWorkerHandle = std::ptr::null_mut();
+        // SAFETY: the handle is allocated in a context that lives as long as this process.
+        let registered = unsafe {
+            worker.bgw_notify_pid = pg_sys::MyProcPid;
+            let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+            let registered = pg_sys::RegisterDynamicBackgroundWorker(worker, &mut handle);
+            pg_sys::MemoryContextSwitchTo(context);
+            registered
+        };
+        if !registered {
+            return None;
+        }
+        Some(Dynamic(handle))
+    }
+
+    /// Also where it never began.
+    pub fn has_ended(&self) -> bool {
+        let mut pid: c_int = 0;
+        // SAFETY: a handle that the server gave us.
+        let status = unsafe { pg_sys::GetBackgroundWorkerPid(self.0, &mut pid) };
+        status == pg_sys::BgwHandleStatus::BGWH_STOPPED
+    }
+
+    /// For queues that are to notice its end. Not to be used once this is dropped.
+    pub fn handle(&self) -> *mut pg_sys::BackgroundWorkerHandle {
+        self.0
+    }
+}
+
+impl Drop for Dynamic {
+    fn drop(&mut self) {
+        // SAFETY: freed once.
+        unsafe { pg_sys::pfree(self.0.cast()) };
+    }
+}
+
 fn fill(field: &mut [std::ffi::c_char], text: &str) {
     for (to, from) in field.iter_mut().zip(text.bytes()) {
         *to = from as std::ffi::c_char;
@@ -107,15 +174,20 @@ pub fn start(database: Option<pg_sys::Oid>) {
         // A row-level policy would hide rows from a worker that is no superuser; see `As::owner`.
         (c"row_security", c"off"),
     ] {
-        // SAFETY: PostgreSQL copies both strings.
-        unsafe {
-            pg_sys::SetConfigOption(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_OVERRIDE,
-            );
-        }
+        set(name, value);
+    }
+}
+
+/// A setting of this process from now on, whatever the configuration says.
+pub fn set(name: &CStr, value: &CStr) {
+    // SAFETY: PostgreSQL copies both strings.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
     }
 }
 

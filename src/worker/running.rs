@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::calendar::Calendar;
 use super::claims::Claims;
+use super::indexer::Progress;
 use super::storing::LOCKED;
 use super::unstored::Unstored;
 use crate::catalog::pipeline::Pipeline;
@@ -78,6 +79,8 @@ pub struct Running {
     pub grant: Option<Grant>,
     /// Vectors that have come.
     pub unstored: Unstored,
+    /// What is known on the way to its index, where it lacks one.
+    pub index: Progress,
     /// When it last sent a request, and gave a writer rows: turns, in which others come first that waited longer.
     pub sent_at: u64,
     pub given_at: u64,

@@ -178,6 +178,9 @@ impl Leader {
         for job in part.jobs() {
             self.queue.finish(&job.row);
         }
+        if let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) {
+            running.index.stored(written.inserted);
+        }
         if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
             for (counter, count) in [
                 (&counters.embedded, written.count()),

@@ -280,7 +280,7 @@ impl Cost {
     const PAST: f64 = 0.5;
 
     /// Before anything is known. `slow`: there is an HNSW index, or the rows are users', with triggers of theirs.
-    fn guess(slow: bool) -> Cost {
+    pub fn guess(slow: bool) -> Cost {
         let seconds = if slow { 0.003 } else { 0.000_1 };
         Cost { seconds, rows: 1.0 }
     }

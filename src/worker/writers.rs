@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::process::{Failed, transaction};
+use super::process::{Dynamic, Failed, transaction};
 use super::running::Running;
 use super::storing::Task;
 use super::unstored::Part;
@@ -59,8 +59,9 @@ pub enum Heard {
 }
 
 struct Writer {
+    // Before the process, of whose handle it knows.
     channel: Channel,
-    worker: *mut pg_sys::BackgroundWorkerHandle,
+    _process: Dynamic,
     place: Reservation,
     /// The declarations that it knows, by pipeline.
     knows: HashMap<i32, u64>,
@@ -221,27 +222,18 @@ impl Writers {
                 return Ok(None);
             };
             let mut worker = process::description(database, channel.handle(), place);
-            let mut handle: *mut pg_sys::BackgroundWorkerHandle = std::ptr::null_mut();
-            // SAFETY: the handle is allocated in a context that lives as long as this process.
-            let registered = unsafe {
-                worker.bgw_notify_pid = pg_sys::MyProcPid;
-                let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
-                let registered = pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle);
-                pg_sys::MemoryContextSwitchTo(context);
-                registered
-            };
-            if !registered {
+            let Some(process) = Dynamic::start(&mut worker) else {
                 return Ok(None);
-            }
-            channel.watch(handle);
-            Ok::<_, Error>(Some((channel, handle)))
+            };
+            channel.watch(process.handle());
+            Ok::<_, Error>(Some((channel, process)))
         });
         match started {
-            Ok(Some((channel, worker))) => {
+            Ok(Some((channel, process))) => {
                 self.retry_at = None;
                 self.writers.push(Writer {
                     channel,
-                    worker,
+                    _process: process,
                     place,
                     knows: HashMap::new(),
                     outgoing: VecDeque::new(),
@@ -318,8 +310,5 @@ impl Drop for Writer {
         if let Some(shared) = crate::shared::shared() {
             slots::take_back(&shared.writers, self.place); // in case it never began
         }
-        // SAFETY: a handle that RegisterDynamicBackgroundWorker gave us and that is freed once. The channel, which
-        // refers to it, asks nothing of it when it is closed.
-        unsafe { pg_sys::pfree(self.worker.cast()) };
     }
 }

@@ -13,3 +13,6 @@ mod worker;
 
 /// Processes that store for the worker.
 mod writers;
+
+/// The index, built after the load.
+mod indexing;

@@ -74,7 +74,8 @@ fn writers_run_during_a_backfill_into_hnsw_and_leave_afterwards() {
 
 #[test]
 fn pipeline_without_an_hnsw_index_needs_no_writer() {
-    let cluster = cluster(&[]);
+    // More rows than there are: none is built meanwhile.
+    let cluster = cluster(&[("recsync.index_min_rows", "100000")]);
     let api = Api::start();
     let mut db = cluster.database();
     db.slow_items(&api, "", 1_000, Duration::ZERO);

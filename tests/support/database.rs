@@ -187,6 +187,38 @@ impl Database<'_> {
         .copied()
     }
 
+    /// The process that builds an index of this database, if one does.
+    pub fn indexer(&mut self) -> Option<i32> {
+        let name = self.name.clone();
+        self.column(&format!(
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'recsync indexer' AND datname = '{name}'"
+        ))
+        .first()
+        .copied()
+    }
+
+    /// Waits until an index of this database is in the middle of its build.
+    #[track_caller]
+    pub fn wait_until_index_is_being_built(&mut self) {
+        wait_until(PATIENCE, "an index is being built", || {
+            self.one(
+                "SELECT count(*) > 0 FROM pg_stat_progress_create_index p JOIN pg_stat_activity a USING (pid)
+                  WHERE a.datname = current_database() AND a.backend_type = 'recsync indexer' AND p.phase LIKE 'building index%'",
+            )
+        });
+    }
+
+    /// Waits until the build of an index waits for somebody's transaction to end.
+    #[track_caller]
+    pub fn wait_until_indexer_waits(&mut self) {
+        wait_until(PATIENCE, "the indexer waits", || {
+            self.one(
+                "SELECT count(*) > 0 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                  WHERE NOT l.granted AND l.locktype = 'virtualxid' AND a.backend_type = 'recsync indexer' AND a.datname = current_database()",
+            )
+        });
+    }
+
     /// Waits until this database's worker waits for a lock that the test holds: its store is half done.
     #[track_caller]
     pub fn wait_until_worker_waits_for_lock(&mut self) {

@@ -9,8 +9,8 @@ use super::sql::Sql;
 use super::wait::{PATIENCE, wait_until};
 
 impl Database<'_> {
-    /// Table `item` with `rows` rows, server `api`, and pipeline `item_embedding` with an HNSW index, into which each
-    /// row takes `store` longer. Table `stored_by` notes the process that stored a row.
+    /// Table `item` with `rows` rows, server `api`, and pipeline `item_embedding` with an HNSW index, which is there
+    /// before the load as somebody may make it, and into which each row takes `store` longer. Table `stored_by` notes the process that stored a row.
     pub fn slow_items(&mut self, api: &Api, options: &str, rows: usize, store: Duration) {
         self.server("api", api, options);
         self.run(&format!(
@@ -30,6 +30,7 @@ impl Database<'_> {
         self.run(
             "BEGIN;
              SELECT recsync.create_pipeline('item_embedding', 'item', columns => '{title}', server => 'api', index => 'hnsw');
+             CREATE INDEX ON item_embedding_g1 USING hnsw (embedding vector_cosine_ops);
              CREATE TRIGGER slowly BEFORE INSERT OR UPDATE ON item_embedding_g1 FOR EACH ROW EXECUTE FUNCTION slowly();
              COMMIT",
         );

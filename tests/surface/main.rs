@@ -17,6 +17,8 @@ mod rows;
 /// embed, search, wait_for, change_log, status.
 mod reading;
 
+/// Indexes by width, searches by them.
+mod indexes;
 /// Vectors in a column of the source.
 mod into_column;
 

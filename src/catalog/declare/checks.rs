@@ -123,34 +123,63 @@ pub fn content_of_columns(source: pg_sys::Oid, name: &str, columns: &[String]) -
     ))
 }
 
-pub fn storage(wanted: Option<&str>, dimensions: usize) -> Result<&'static str> {
-    let widest = match wanted {
-        None if dimensions <= 2_000 => return Ok("vector"),
-        None if dimensions <= 4_000 => {
+/// How vectors of that width are stored, and the index over them: what was asked for, or what the width allows.
+pub fn form(
+    storage: Option<&str>,
+    index: Option<&str>,
+    dimensions: usize,
+) -> Result<(&'static str, &'static str)> {
+    let known = |argument, of: &[&'static str], name: Option<&str>, hint: &str| match name {
+        None => Ok(None),
+        Some(name) => match of.iter().find(|known| **known == name) {
+            Some(known) => Ok(Some(*known)),
+            None => Err(Error::argument(
+                argument,
+                format!("\"{name}\" is not one"),
+                hint.to_owned(),
+            )),
+        },
+    };
+    let given = known(
+        "storage",
+        &["vector", "halfvec"],
+        storage,
+        "The valid ones are vector and halfvec.",
+    )?;
+    let index = known(
+        "index",
+        &["hnsw", "hnsw_bit", "none"],
+        index,
+        "The valid ones are hnsw, hnsw_bit and none.",
+    )?;
+    // What pgvector's graphs take.
+    let widest = |storage| if storage == "halfvec" { 4_000 } else { 2_000 };
+    let storage = given.unwrap_or(match dimensions {
+        2_001..=4_000 => {
             notice!(
                 "{dimensions} dimensions are too wide for an index on vector: storage is halfvec"
             );
-            return Ok("halfvec");
+            "halfvec"
         }
-        None | Some("vector") => ("vector", 2_000),
-        Some("halfvec") => ("halfvec", 4_000),
-        Some(other) => {
-            return Err(Error::argument(
-                "storage",
-                format!("\"{other}\" is not a storage"),
-                "The valid ones are vector (up to 2,000 dimensions) and halfvec (up to 4,000).",
-            ));
-        }
-    };
-    if dimensions > widest.1 {
-        return Err(Error::argument(
-            "storage",
+        _ => "vector",
+    });
+    let fits = dimensions <= widest(storage);
+    match index {
+        Some("hnsw") if !fits => Err(Error::argument(
+            "index",
             format!(
-                "{dimensions} dimensions are more than {} can index ({})",
-                widest.0, widest.1
+                "hnsw takes up to {} dimensions of {storage}, not {dimensions}",
+                widest(storage)
             ),
-            "Choose a model with fewer dimensions, or ask it for fewer with the server's option dimensions.",
-        ));
+            "hnsw_bit takes any width, and storage => 'halfvec' up to 4,000 with hnsw; or choose a model with fewer dimensions, or ask it for fewer with the server's option dimensions.",
+        )),
+        Some(index) => Ok((storage, index)),
+        None if fits => Ok((storage, "hnsw")),
+        None => {
+            notice!(
+                "{dimensions} dimensions are too wide for an index on {storage}: index is hnsw_bit"
+            );
+            Ok((storage, "hnsw_bit"))
+        }
     }
-    Ok(widest.0)
 }

@@ -36,15 +36,7 @@ pub fn description(
     place: Reservation,
 ) -> pg_sys::BackgroundWorker {
     let mut worker = process::description(NAME, "recsync_writer_main", database);
-    let start = Start { channel, place };
-    // SAFETY: plain numbers, fewer than the field's 128 bytes.
-    unsafe {
-        worker
-            .bgw_extra
-            .as_mut_ptr()
-            .cast::<Start>()
-            .write_unaligned(start)
-    };
+    process::tell(&mut worker, Start { channel, place });
     worker
 }
 
@@ -58,14 +50,8 @@ pub extern "C-unwind" fn recsync_writer_main(database: pg_sys::Datum) {
     let Some(entry) = shared.database(oid) else {
         return;
     };
-    // SAFETY: this process's id and entry, which `description` has filled in.
-    let (pid, start) = unsafe {
-        let extra = (*pg_sys::MyBgworkerEntry).bgw_extra;
-        (
-            pg_sys::MyProcPid,
-            extra.as_ptr().cast::<Start>().read_unaligned(),
-        )
-    };
+    // SAFETY: what `description` has filled in, and this process's id.
+    let (start, pid) = unsafe { (process::told::<Start>(), pg_sys::MyProcPid) };
     if !slots::take(&shared.writers, start.place, pid) {
         return; // the leader has ended
     }
