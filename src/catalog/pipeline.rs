@@ -170,6 +170,11 @@ impl Pipeline {
         }
     }
 
+    /// There is an HNSW index, or the rows are users', with triggers of theirs.
+    pub fn is_slow_to_store(&self) -> bool {
+        self.hnsw || self.into_column.is_some()
+    }
+
     /// Whether nothing has changed but what the worker itself changes, the backfill's position and dead letters, and
     /// what needs no other statements, an index.
     pub fn is_declared_as(&self, other: &Pipeline) -> bool {

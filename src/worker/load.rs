@@ -70,7 +70,7 @@ impl Leader {
                         running.pipeline = pipeline.clone(); // all rows are to be looked at again
                     }
                     if pipeline.hnsw != running.pipeline.hnsw {
-                        running.unstored.cost = Cost::guess(pipeline.hnsw);
+                        running.unstored.cost = Cost::guess(pipeline.is_slow_to_store());
                     }
                     running.pipeline.hnsw = pipeline.hnsw;
                     running.pipeline.indexed = pipeline.indexed;
@@ -181,7 +181,7 @@ impl Leader {
             });
         let recipe = Recipe::of(&endpoint, &pipeline.storage);
         let unlogged = pipeline.unlogged;
-        let slow = pipeline.hnsw || pipeline.into_column.is_some();
+        let slow = pipeline.is_slow_to_store();
         self.declarations += 1;
         Ok(State::Runs(Box::new(Running {
             renderer: Renderer::new(&pipeline, vector_schema, recipe.clone()),

@@ -279,7 +279,7 @@ impl Cost {
     /// What the past counts against the next store.
     const PAST: f64 = 0.5;
 
-    /// Before anything is known. `slow`: there is an HNSW index, or the rows are users', with triggers of theirs.
+    /// Before anything is known. `slow`: see [`Pipeline::is_slow_to_store`](crate::catalog::pipeline::Pipeline::is_slow_to_store).
     pub fn guess(slow: bool) -> Cost {
         let seconds = if slow { 0.003 } else { 0.000_1 };
         Cost { seconds, rows: 1.0 }
