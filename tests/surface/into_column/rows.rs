@@ -260,6 +260,7 @@ fn writers_store_into_a_column_with_an_index_and_none_of_it_is_captured() {
             CREATE TRIGGER note BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION note();
             INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 800) i");
     db.run(CREATE);
+    db.run("SELECT recsync.audit('item')"); // which would log each update of another column
     let mut writers = Vec::new();
     wait_until(PATIENCE, "writers are there", || {
         writers = db.writers();
