@@ -8,19 +8,7 @@ SELECT pg_catalog.jsonb_build_object(
          'capture', p.capture, 'on_replica', p.on_replica,
          'paused', p.paused, 'paused_reason', p.paused_reason,
          'owner', (SELECT c.relowner::bigint FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)),
-         'hnsw', EXISTS (SELECT FROM pg_catalog.pg_index i
-                           JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam
-                          WHERE i.indrelid = h.relation AND i.indisready AND m.amname = 'hnsw'),
-         'indexed', EXISTS (SELECT FROM pg_catalog.pg_index i
-                              JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam
-                              JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0]
-                              LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                             WHERE i.indrelid = h.relation AND i.indisvalid AND m.amname = 'hnsw' AND i.indpred IS NULL
-                               AND CASE p.index
-                                        WHEN 'hnsw' THEN o.opcname = p.storage || '_cosine_ops' AND a.attname = h.vector
-                                        WHEN 'hnsw_bit' THEN o.opcname = 'bit_hamming_ops' AND a.attname IS NULL
-                                             AND pg_catalog.pg_get_indexdef(i.indexrelid) LIKE '%binary_quantize(' || pg_catalog.quote_ident(h.vector) || ')%'
-                                        ELSE false END),
+         'hnsw', COALESCE(g.ready, false), 'indexed', COALESCE(g.declared, false),
          'vectors_exist', pg_catalog.to_regclass(p.vectors) IS NOT NULL,
          'source_oid', c.oid::bigint,
          'rows_of', CASE WHEN c.relkind = 'p' THEN s.relation ELSE 'ONLY ' || s.relation END,
@@ -63,6 +51,17 @@ SELECT pg_catalog.jsonb_build_object(
   FROM recsync.pipeline p
   JOIN recsync.source s ON s.id = p.source_id
   CROSS JOIN LATERAL (SELECT pg_catalog.to_regclass(p.vectors) AS relation, 'embedding' AS vector) h
+  CROSS JOIN LATERAL (
+       SELECT pg_catalog.bool_or(i.indisready) AS ready,
+              pg_catalog.bool_or(i.indisvalid AND i.indpred IS NULL AND CASE p.index
+                  WHEN 'hnsw' THEN o.opcname = p.storage || '_cosine_ops'
+                       AND pg_catalog.pg_get_indexdef(i.indexrelid, 1, false) = pg_catalog.quote_ident(h.vector)
+                  WHEN 'hnsw_bit' THEN o.opcname = 'bit_hamming_ops'
+                       AND pg_catalog.pg_get_indexdef(i.indexrelid, 1, false) LIKE '%binary_quantize(' || pg_catalog.quote_ident(h.vector) || ')%'
+                  ELSE false END) AS declared
+         FROM pg_catalog.pg_index i
+         JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] JOIN pg_catalog.pg_am m ON m.oid = o.opcmethod
+        WHERE i.indrelid = h.relation AND m.amname = 'hnsw') g
   LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(s.relation)
   LEFT JOIN LATERAL (
        SELECT (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.option_name, o.option_value))
