@@ -8,12 +8,7 @@ SELECT pg_catalog.jsonb_build_object(
          'capture', p.capture, 'on_replica', p.on_replica,
          'paused', p.paused, 'paused_reason', p.paused_reason,
          'owner', (SELECT c.relowner::bigint FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)),
-         -- A row of the source that gets a vector has a new entry in each of its indexes.
-         'hnsw', EXISTS (SELECT FROM pg_catalog.pg_index i
-                           JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam
-                          WHERE i.indisready AND m.amname = 'hnsw'
-                            AND CASE WHEN p.into_column IS NULL THEN i.indrelid = pg_catalog.to_regclass(p.vectors)
-                                     ELSE i.indrelid = c.oid OR i.indrelid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid::regclass) t) END),
+         'hnsw', COALESCE(g.ready, false), 'indexed', COALESCE(g.declared, false),
          'column_misfit', (SELECT pg_catalog.format_type(a.atttypid, a.atttypmod)
                              FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
                             WHERE a.attrelid = c.oid AND a.attname = p.into_column AND NOT a.attisdropped
@@ -24,16 +19,6 @@ SELECT pg_catalog.jsonb_build_object(
                          WHERE r.setrole = c.relowner AND o.setting LIKE 'search\_path=%'
                            AND r.setdatabase IN (0, (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()))
                          ORDER BY r.setdatabase DESC LIMIT 1),
-         'indexed', EXISTS (SELECT FROM pg_catalog.pg_index i
-                              JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam
-                              JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0]
-                              LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-                             WHERE i.indrelid = h.relation AND i.indisvalid AND m.amname = 'hnsw' AND i.indpred IS NULL
-                               AND CASE p.index
-                                        WHEN 'hnsw' THEN o.opcname = p.storage || '_cosine_ops' AND a.attname = h.vector
-                                        WHEN 'hnsw_bit' THEN o.opcname = 'bit_hamming_ops' AND a.attname IS NULL
-                                             AND pg_catalog.pg_get_indexdef(i.indexrelid) LIKE '%binary_quantize(' || pg_catalog.quote_ident(h.vector) || ')%'
-                                        ELSE false END),
          'vectors_exist', pg_catalog.to_regclass(p.vectors) IS NOT NULL,
          'source_oid', c.oid::bigint,
          'rows_of', CASE WHEN c.relkind = 'p' THEN s.relation ELSE 'ONLY ' || s.relation END,
@@ -75,8 +60,20 @@ SELECT pg_catalog.jsonb_build_object(
          'server_options', v.options, 'mapping_options', v.mapping, 'server_usable', v.usable)::text
   FROM recsync.pipeline p
   JOIN recsync.source s ON s.id = p.source_id
-  CROSS JOIN LATERAL (SELECT pg_catalog.to_regclass(p.vectors) AS relation, 'embedding' AS vector) h
   LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(s.relation)
+  CROSS JOIN LATERAL (
+       SELECT pg_catalog.bool_or(i.indisready) AS ready,
+              pg_catalog.bool_or(i.indisvalid AND i.indpred IS NULL AND CASE p.index
+                  WHEN 'hnsw' THEN o.opcname = p.storage || '_cosine_ops'
+                       AND pg_catalog.pg_get_indexdef(i.indexrelid, 1, false) = 'embedding'
+                  WHEN 'hnsw_bit' THEN o.opcname = 'bit_hamming_ops'
+                       AND pg_catalog.pg_get_indexdef(i.indexrelid, 1, false) LIKE '%binary_quantize(embedding)%'
+                  ELSE false END) AS declared
+         FROM pg_catalog.pg_index i
+         JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[0] JOIN pg_catalog.pg_am m ON m.oid = o.opcmethod
+        WHERE m.amname = 'hnsw' -- a row of the source that gets a vector has a new entry in each of its indexes
+          AND CASE WHEN p.into_column IS NULL THEN i.indrelid = pg_catalog.to_regclass(p.vectors)
+                   ELSE i.indrelid = c.oid OR i.indrelid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid::regclass) t) END) g
   LEFT JOIN LATERAL (
        SELECT (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.option_name, o.option_value))
                  FROM pg_catalog.pg_options_to_table(f.srvoptions) o) AS options,
