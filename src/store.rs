@@ -86,7 +86,7 @@ impl Writer {
             "SELECT e.content_hash, e.embedding::pg_catalog.float4[]
                FROM {} AS v ({names}, stored_hash) JOIN {vectors} e ON {} AND e.content_hash = v.stored_hash WHERE e.model = ${}::text",
             given(count, &format!(", pg_catalog.unnest(${}::bytea[])", count + 1)),
-            keyed(pipeline, "e", |key| &key.stored, "v"),
+            keyed(keys, "e", |key| &key.stored, "v"),
             count + 2,
         );
         let more = format!("{more}, pg_catalog.unnest(${}::bytea[])", count + 4);
@@ -95,7 +95,7 @@ impl Writer {
                FROM {} AS v ({names}, embedding, hash, stored_hash) WHERE {} AND e.content_hash = v.stored_hash",
             count + 3,
             given(count, &more),
-            keyed(pipeline, "e", |key| &key.stored, "v"),
+            keyed(keys, "e", |key| &key.stored, "v"),
         );
         Writer {
             pipeline: pipeline.clone(),
