@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::flights::Flights;
 use super::intake::REST_PATIENCE;
+use super::keeping::Keeping;
 use super::process::{self, Bell, Failed, transaction};
 use super::running::{Lanes, State, Turns};
 use super::upkeep::{self, Checkpoint};
@@ -57,7 +58,9 @@ pub(super) struct Leader {
     pub(super) incomplete_since: HashMap<i32, Instant>,
     pub(super) secret: Vec<u8>,
     pub(super) pipelines: BTreeMap<i32, State>,
-    /// Sources of all pipelines, running or not.
+    /// Those that run.
+    pub(super) recommenders: BTreeMap<i32, Keeping>,
+    /// Sources of all pipelines and recommenders, running or not.
     pub(super) sources: HashSet<i32>,
     pub(super) lanes: Lanes,
     pub(super) flights: Flights,
@@ -176,6 +179,7 @@ impl Leader {
             incomplete_since: HashMap::new(),
             secret: Vec::new(),
             pipelines: BTreeMap::new(),
+            recommenders: BTreeMap::new(),
             sources: HashSet::new(),
             lanes: Lanes::default(),
             flights: Flights::default(),
@@ -249,6 +253,7 @@ impl Leader {
             return Ok(false);
         }
         self.queue.release_due(Instant::now());
+        self.keep()?;
         if settings::enabled() {
             self.start_runs()?;
             self.claim()?;
@@ -269,6 +274,7 @@ impl Leader {
     }
 
     fn publish(&mut self) {
+        self.publish_recommenders();
         let database = self.database_oid();
         for (id, state) in &self.pipelines {
             let State::Runs(running) = state else {
@@ -369,6 +375,7 @@ impl Leader {
         }
         wait = wait.min(self.checkpoint.next_rotation());
         wait = wait.min(self.writers.next_end().unwrap_or(wait));
+        wait = wait.min(self.keeps_on().unwrap_or(wait));
         if !self.queue.is_empty() {
             wait = wait.min(PATIENCE); // to write down what cannot be sent
         }
@@ -398,6 +405,7 @@ impl Leader {
         let idle = self.busy_at.elapsed() >= IDLE
             && self.started.elapsed() >= IDLE
             && self.queue.is_empty()
+            && self.keeps_on().is_none()
             && !self.has_jobs();
         if idle {
             // Whoever commits from here on wakes the launcher; what was committed before has to be looked at once more.
