@@ -18,8 +18,7 @@ fn notices(db: &Database, sql: &str) -> Vec<String> {
         .connect(NoTls)
         .unwrap();
     client.run(sql);
-    let notices = said.lock().unwrap().clone();
-    notices
+    said.lock().unwrap().clone()
 }
 
 #[test]
