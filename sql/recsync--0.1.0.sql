@@ -50,7 +50,7 @@ CREATE TABLE source (
     key_columns  text[] NOT NULL CHECK (pg_catalog.cardinality(key_columns) > 0),
     used_columns text[] NOT NULL DEFAULT '{}',   -- of all its pipelines
     capture      text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
-    dispatched   boolean NOT NULL DEFAULT false, -- it has pipelines
+    dispatched   boolean NOT NULL DEFAULT false, -- it has pipelines or recommenders
     audit        text CHECK (audit IN ('keys', 'full')), -- every change is logged
     large_values boolean NOT NULL DEFAULT false,
     on_replica   boolean NOT NULL DEFAULT false,
@@ -86,6 +86,30 @@ CREATE TABLE pipeline (
     CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
 );
 
+-- What is recommended, by whose interactions. Its id is one of the pipelines' numbers: backfills, dead letters and the
+-- worker's counters know both by one number. What the worker keeps for it is in tables of its own, interaction_<id>,
+-- item_<id> and pair_<id>, which are the extension's and so not dumped.
+CREATE TABLE recommender (
+    id              integer PRIMARY KEY DEFAULT pg_catalog.nextval('@extschema@.pipeline_id_seq'),
+    name            text NOT NULL UNIQUE,            -- qualified and quoted; its functions are <name>_recommend and so on
+    items           text NOT NULL,
+    source_id       integer NOT NULL REFERENCES source, -- the interactions
+    user_expression text NOT NULL,                   -- of a row s of the interactions
+    item_expression text NOT NULL,
+    at_expression   text NOT NULL,
+    weight          text NOT NULL,
+    seen            text NOT NULL,
+    eligible        text NOT NULL,                   -- of a row s of the items
+    boost           text NOT NULL,
+    used_columns    text[] NOT NULL,                 -- of the interactions
+    half_life       interval NOT NULL CHECK (half_life > interval '0'),
+    history         integer NOT NULL CHECK (history > 0),
+    paused          boolean NOT NULL DEFAULT false,
+    paused_reason   text,
+    created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    CHECK (paused OR paused_reason IS NULL)
+);
+
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
 -- older one is that of the restored vectors, and is the one that counts.
 CREATE TABLE secret (
@@ -95,9 +119,9 @@ CREATE TABLE secret (
 INSERT INTO secret (key)
 SELECT pg_catalog.decode(pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');
 
--- Where the existing rows of a pipeline have been queued up to: resumable after a crash at the slice.
+-- Where the existing rows of a pipeline or recommender have been queued up to: resumable after a crash at the slice.
 CREATE TABLE backfill (
-    pipeline_id integer PRIMARY KEY REFERENCES pipeline ON DELETE CASCADE,
+    pipeline_id integer PRIMARY KEY,
     after_key   text[],
     done        bigint NOT NULL DEFAULT 0,
     finished_at timestamptz,
@@ -126,7 +150,7 @@ CREATE UNLOGGED TABLE known_text_1 (LIKE known_text_0 INCLUDING ALL);
 CREATE VIEW known_text AS SELECT * FROM known_text_0 UNION ALL SELECT * FROM known_text_1;
 
 CREATE TABLE dead_letter_log (
-    pipeline_id integer NOT NULL REFERENCES pipeline ON DELETE CASCADE,
+    pipeline_id integer NOT NULL,         -- or a recommender's
     record_key  text[] NOT NULL,
     attempt     integer NOT NULL,
     class       text NOT NULL,
@@ -190,6 +214,7 @@ SELECT pg_catalog.pg_extension_config_dump('source', '');
 SELECT pg_catalog.pg_extension_config_dump('source_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('recommender', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
 
 CREATE FUNCTION capture_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'capture_v1';
@@ -253,11 +278,29 @@ COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, in
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::catalog::recommender::create::create_recommender
+
+CREATE FUNCTION create_recommender(name text, items regclass, interactions regclass, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL,
+    weight text DEFAULT '1', seen text DEFAULT 'true', eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
+RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_recommender_wrapper';
+COMMENT ON FUNCTION create_recommender(text, regclass, regclass, text, text, text, text, text, text, text, interval, integer, boolean) IS
+'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::change::drop_pipeline
 
 CREATE FUNCTION drop_pipeline(name text, keep_vectors boolean DEFAULT false, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_pipeline_wrapper';
 COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
 'Ends a pipeline: its view, its vectors (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::catalog::recommender::drop::drop_recommender
+
+CREATE FUNCTION drop_recommender(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_recommender_wrapper';
+COMMENT ON FUNCTION drop_recommender(text, boolean) IS
+'Ends a recommender: its functions, what is kept for it, and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -274,7 +317,24 @@ AS 'MODULE_PATHNAME', 'owner_of_wrapper';
 -- recsync::catalog::change::pause
 
 CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'pause_wrapper';
-COMMENT ON FUNCTION pause(text) IS 'Stops embedding for a pipeline; capture goes on, so nothing is lost. resume(name) picks up.';
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline or recommender; capture goes on, so nothing is lost. resume(name) picks up.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::recommend::lists::popular
+
+CREATE FUNCTION popular(name text, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'popular_wrapper';
+COMMENT ON FUNCTION popular(text, integer, jsonb) IS
+'Items by their interactions'' weights, of which half is left after the recommender''s half_life; those without any come last, the latest first. name: a recommender; filter: as in recommend. Returns item (the key as text), score (a share of the most popular one''s), rank; as many as pass, up to k. Needs EXECUTE on <name>_popular and SELECT on the items. Errors: as recommend.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::recommend::lists::popular_of
+
+CREATE FUNCTION popular_of(recommender integer, k integer, filter jsonb)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'popular_of_wrapper';
+COMMENT ON FUNCTION popular_of(integer, integer, jsonb) IS 'popular() by the recommender''s number: for <name>_popular.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -318,10 +378,27 @@ COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::recommend::lists::recommend
+
+CREATE FUNCTION recommend(name text, user_id text DEFAULT NULL, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true, session_items text[] DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'recommend_wrapper';
+COMMENT ON FUNCTION recommend(text, text, integer, jsonb, boolean, text[]) IS
+'k items for a user: neighbours of what they have had to do with, the popular, the latest. name: a recommender; user_id: NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; session_items: keys of items that count as seen a moment ago, without a user, too. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, popular, latest; rest: what was left) and list_id (the same for the same question). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::recommend::lists::recommend_of
+
+CREATE FUNCTION recommend_of(recommender integer, user_id text, k integer, filter jsonb, exclude_seen boolean, session_items text[])
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'recommend_of_wrapper';
+COMMENT ON FUNCTION recommend_of(integer, text, integer, jsonb, boolean, text[]) IS 'recommend() by the recommender''s number: for <name>_recommend.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::change::resume
 
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'resume_wrapper';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline run again. All its rows are looked at; those whose text is unchanged cost no call.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -386,6 +463,47 @@ COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::recommend::lists::similar
+
+CREATE FUNCTION similar(name text, item_id text, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'similar_wrapper';
+COMMENT ON FUNCTION "similar"(text, text, integer, jsonb) IS
+'Items that the users of an item have had to do with, too: by the cosine of their users, shrunk where these are few. name: a recommender; filter: as in recommend. Returns item (the key as text), score, rank; as many as there are, up to k. Needs EXECUTE on <name>_similar and SELECT on the items. Errors: as recommend.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   recommend
+--   similar
+
+
+CREATE FUNCTION recommend(name text, user_id bigint, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true, session_items text[] DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10
+AS $$ SELECT r.item, r.score, r.rank, r.reason, r.list_id FROM recsync.recommend($1, $2::pg_catalog.text, $3, $4, $5, $6) r $$;
+CREATE FUNCTION recommend(name text, user_id uuid, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true, session_items text[] DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10
+AS $$ SELECT r.item, r.score, r.rank, r.reason, r.list_id FROM recsync.recommend($1, $2::pg_catalog.text, $3, $4, $5, $6) r $$;
+CREATE FUNCTION "similar"(name text, item_id bigint, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10
+AS $$ SELECT r.item, r.score, r.rank FROM recsync."similar"($1, $2::pg_catalog.text, $3, $4) r $$;
+CREATE FUNCTION "similar"(name text, item_id uuid, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10
+AS $$ SELECT r.item, r.score, r.rank FROM recsync."similar"($1, $2::pg_catalog.text, $3, $4) r $$;
+COMMENT ON FUNCTION recommend(text, bigint, integer, jsonb, boolean, text[]) IS 'recommend() for users with a bigint key.';
+COMMENT ON FUNCTION recommend(text, uuid, integer, jsonb, boolean, text[]) IS 'recommend() for users with a uuid key.';
+COMMENT ON FUNCTION "similar"(text, bigint, integer, jsonb) IS 'similar() for items with a bigint key.';
+COMMENT ON FUNCTION "similar"(text, uuid, integer, jsonb) IS 'similar() for items with a uuid key.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::recommend::lists::similar_of
+
+CREATE FUNCTION similar_of(recommender integer, item_id text, k integer, filter jsonb)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'similar_of_wrapper';
+COMMENT ON FUNCTION similar_of(integer, text, integer, jsonb) IS 'similar() by the recommender''s number: for <name>_similar.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::audit::unaudit
 
 CREATE FUNCTION unaudit(source regclass, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'unaudit_wrapper';
@@ -398,7 +516,7 @@ COMMENT ON FUNCTION unaudit(regclass, boolean) IS
 
 CREATE FUNCTION wait_for(name text, timeout interval DEFAULT '30 s') RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'wait_for_wrapper';
 COMMENT ON FUNCTION wait_for(text, interval) IS
-'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown pipeline, 25006 on a standby, 55000 where recsync is not preloaded or the pipeline is paused.';
+'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter, or counts for a recommender; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown name, 25006 on a standby, 55000 where recsync is not preloaded or it is paused.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -416,7 +534,7 @@ AS 'MODULE_PATHNAME', 'worker_missing_wrapper';
 --   owner_of
 
 
-COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines that the caller may see; see recsync.status.';
+COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines and recommenders that the caller may see; see recsync.status.';
 COMMENT ON FUNCTION owner_of(text) IS 'The owner of a pipeline''s relation; for the views of recsync.';
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
 /* </end connected objects> */
@@ -444,10 +562,11 @@ COMMENT ON VIEW change_log IS 'Every committed change of a watched table: the au
 
 CREATE VIEW dead_letter WITH (security_barrier) AS
     SELECT p.relation AS pipeline, d.record_key, d.attempt, d.class, d.status, d.message, d.failed_at
-      FROM dead_letter_log d JOIN pipeline p ON p.id = d.pipeline_id
-      CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
+      FROM dead_letter_log d
+      JOIN (SELECT id, relation, relation AS owned FROM pipeline UNION ALL SELECT id, name, items FROM recommender) p ON p.id = d.pipeline_id
+      CROSS JOIN LATERAL (SELECT owner_of(p.owned) AS owner) o
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE');
-COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the pipeline''s owner and recsync_admin. See retry_dead_letters.';
+COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline or of the recommender''s items, and recsync_admin. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
 
 CREATE VIEW status WITH (security_barrier) AS
     SELECT 'pipeline'::text AS kind, p.relation AS name,
@@ -477,12 +596,31 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
+    SELECT 'recommender', r.name,
+           CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN b.finished_at IS NULL THEN 'backfill' ELSE 'running' END,
+           GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
+           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
+           n.last_change, NULL, d.last_error, r.paused_reason, w.missing
+      FROM recommender r
+      LEFT JOIN backfill b ON b.pipeline_id = r.id
+      LEFT JOIN counters() n ON n.pipeline_id = r.id
+      CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
+      CROSS JOIN (SELECT worker_missing() AS missing) w
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead, (pg_catalog.array_agg(class ORDER BY failed_at DESC))[1] AS last_error
+                            FROM dead_letter_log WHERE pipeline_id = r.id) d
+      CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.changes), 0)::bigint AS undispatched, pg_catalog.min(l.changed_at) AS oldest
+                            FROM checkpoint k, log l
+                           WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = r.source_id AND NOT l.audit_only
+                             AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE')
+    UNION ALL
     SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
 
 GRANT SELECT ON change_log, dead_letter, status TO PUBLIC;
 

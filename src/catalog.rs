@@ -1,4 +1,4 @@
-//! What the user declared: servers and pipelines, by name, and who may do what with them.
+//! What the user declared: servers, pipelines and recommenders, by name, and who may do what with them.
 //!
 //! It never stores an OID or an attribute number, and never a key.
 
@@ -22,6 +22,9 @@ mod declare;
 
 // Watched tables: what they must be, their lock and triggers.
 mod watch;
+
+// Recommenders: as they are stored, made, dropped.
+pub mod recommender;
 
 // The table and view of a pipeline.
 mod relations;

@@ -27,6 +27,20 @@ pub enum Error {
     PipelineDiffers { name: String, difference: String },
     #[error("pipeline \"{0}\" already exists")]
     PipelineExists(String),
+    #[error("recommender \"{0}\" does not exist")]
+    NoSuchRecommender(String),
+    #[error("recommender \"{name}\" already exists with another definition")]
+    RecommenderDiffers { name: String, difference: String },
+    #[error("recommender \"{0}\" already exists")]
+    RecommenderExists(String),
+    #[error("recommender \"{name}\" is broken: {reason}")]
+    BrokenRecommender { name: String, reason: String },
+    #[error("several columns of \"{relation}\" can be meant by {argument}")]
+    AmbiguousColumn {
+        argument: &'static str,
+        relation: String,
+        candidates: String,
+    },
     #[error("relation \"{0}\" already exists")]
     RelationExists(String),
     #[error("table \"{0}\" has no primary key")]
@@ -59,7 +73,7 @@ pub enum Error {
     FixedSnapshot(&'static str),
     #[error("cannot be done on a standby server")]
     Recovery,
-    #[error("pipeline \"{0}\" is paused")]
+    #[error("\"{0}\" is paused")]
     Paused(String),
     #[error("pipeline \"{0}\" has no counters")]
     NoCounters(String),
@@ -164,6 +178,26 @@ impl Error {
             Error::PipelineExists(_) => (
                 C::ERRCODE_DUPLICATE_OBJECT,
                 Some("It has the same definition: pass if_not_exists => true to accept it.".into()),
+            ),
+            Error::NoSuchRecommender(_) => (
+                C::ERRCODE_UNDEFINED_OBJECT,
+                Some("Recommenders are named like relations, search_path applies; SELECT name FROM recsync.status WHERE kind = 'recommender' lists them.".into()),
+            ),
+            Error::RecommenderDiffers { difference, .. } => (
+                C::ERRCODE_DUPLICATE_OBJECT,
+                Some(format!("It differs in {difference}. Drop it first with recsync.drop_recommender, or give the new one another name.")),
+            ),
+            Error::RecommenderExists(_) => (
+                C::ERRCODE_DUPLICATE_OBJECT,
+                Some("It has the same definition: pass if_not_exists => true to accept it.".into()),
+            ),
+            Error::BrokenRecommender { .. } => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("Mend the cause, then call recsync.resume; or drop the recommender.".into()),
+            ),
+            Error::AmbiguousColumn { argument, candidates, .. } => (
+                C::ERRCODE_AMBIGUOUS_COLUMN,
+                Some(format!("Give {argument} => '…': {candidates}.")),
             ),
             Error::RelationExists(_) => (
                 C::ERRCODE_DUPLICATE_TABLE,

@@ -9,6 +9,8 @@
 //!  change_log --commit--> wake ----> dispatch --> job --> render --> embed --> store + complete
 //!                                    snapshot     one a               retry,   fenced, one
 //!                                    checkpoint   row                 bisect   transaction
+//!                                      |
+//!                                      +----> keep: interactions, pairs and heat of items ----> recommend
 //! ```
 //!
 //! What holds whatever happens:
@@ -40,7 +42,7 @@ pub mod embed;
 // Vectors written, jobs completed.
 pub mod store;
 
-// What is asked of the vectors: embed and search.
+// What is asked of the vectors, embed and search; recommenders' lists, and what is kept for them.
 pub mod recommend;
 
 // The processes that run it.
@@ -49,7 +51,7 @@ pub mod worker;
 // The views and functions that watch it.
 pub mod observe;
 
-// What the user declared: servers and pipelines, and who may do what.
+// What the user declared: servers, pipelines and recommenders, and who may do what.
 pub mod catalog;
 
 // A statement that is planned once.

@@ -1,4 +1,4 @@
-//! What is asked of the vectors, in the caller's session.
+//! What is asked of the vectors and recommended, in the caller's session; and what the worker keeps for that.
 //!
 //! It never shows a row that is not there any more, or that the caller may not read.
 
@@ -16,3 +16,9 @@ mod search;
 
 // The JSON filter, as SQL over parameters.
 mod filter;
+
+// What is kept of interactions, in step with them.
+pub mod keep;
+
+// recommend, similar, popular: the lists.
+mod lists;

@@ -109,7 +109,7 @@ impl Writer {
             held.vector,
             held.from,
             given(count, &format!(", pg_catalog.unnest(${}::bytea[])", count + 1)),
-            keyed(pipeline, "e", |key| &key.stored, "v"),
+            keyed(keys, "e", |key| &key.stored, "v"),
             count + 2,
         );
         let of = |into| Writer {
@@ -137,7 +137,7 @@ impl Writer {
                FROM {} AS v ({names}, embedding, hash, stored_hash) WHERE {} AND e.content_hash = v.stored_hash",
             count + 3,
             given(count, &more),
-            keyed(pipeline, "e", |key| &key.stored, "v"),
+            keyed(keys, "e", |key| &key.stored, "v"),
         );
         of(Target::Table {
             insert: Statement::new(insert),

@@ -24,6 +24,9 @@ mod calendar;
 // Jobs that are due.
 mod claims;
 
+// What is kept for recommenders.
+mod keeping;
+
 // Rows to texts, texts to requests.
 mod rendering;
 

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use super::column;
 use super::names::quote;
 use super::pipeline;
+use super::recommender;
 use super::rights::As;
 use super::watch::release;
 use crate::capture::wake;
@@ -33,10 +34,7 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
         }
         {
             let _as = As::extension();
-            Spi::run_with_args(
-                "DELETE FROM recsync.pipeline WHERE id = $1",
-                &[pipeline.id.into()],
-            )?;
+            pipeline::delete(pipeline.id)?;
         }
         if pipeline.owner() != pg_sys::InvalidOid {
             let function = column::function_of(&pipeline.relation)?;
@@ -68,7 +66,7 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION pause(text) IS 'Stops embedding for a pipeline; capture goes on, so nothing is lost. resume(name) picks up.';
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline or recommender; capture goes on, so nothing is lost. resume(name) picks up.';
 "#)]
 fn pause(name: &str) {
     set_paused(name, true).or_report();
@@ -76,14 +74,22 @@ fn pause(name: &str) {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline run again. All its rows are looked at; those whose text is unchanged cost no call.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call.';
 "#)]
 fn resume(name: &str) {
     set_paused(name, false).or_report();
 }
 
 fn set_paused(name: &str, paused: bool) -> Result<()> {
-    let pipeline = pipeline::find(name)?;
+    let pipeline = match pipeline::find(name) {
+        Err(unknown @ Error::NoSuchPipeline(_)) => {
+            return match recommender::set_paused(name, paused) {
+                Err(Error::NoSuchRecommender(_)) => Err(unknown),
+                done => done,
+            };
+        }
+        found => found?,
+    };
     pipeline::require_owner(&pipeline)?;
     let _as = As::extension();
     Spi::run_with_args(

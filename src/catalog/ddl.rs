@@ -7,6 +7,9 @@
 // The command's effects.
 mod follow;
 
+// Those on recommenders.
+mod recommenders;
+
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
@@ -19,6 +22,7 @@ use super::rights::{As, in_subtransaction};
 use super::utility::list;
 use crate::capture::wake;
 use crate::error::Result;
+use recommenders::Recommender;
 
 /// What is declared, as it is.
 const STATE: &str = include_str!("ddl.sql");
@@ -27,6 +31,7 @@ const STATE: &str = include_str!("ddl.sql");
 struct State {
     sources: Option<Vec<Source>>,
     pipelines: Option<Vec<Pipeline>>,
+    recommenders: Option<Vec<Recommender>>,
 }
 
 /// `stored` is the name in recsync's tables, `current` that of the relation that is meant; `None` where it is gone.
@@ -87,6 +92,8 @@ pub struct Before {
     rewrites: bool,
     /// By pipeline: content and row_filter, where a name in them may change.
     expressions: Vec<(i32, Analysed, Option<Analysed>)>,
+    /// By recommender and column of its declaration.
+    of_recommenders: Vec<(i32, String, Analysed)>,
 }
 
 thread_local! {
@@ -118,16 +125,17 @@ pub unsafe fn before(node: *mut pg_sys::Node) -> Option<Before> {
         let Some(state) = state(None)? else {
             return Ok(None);
         };
-        let expressions = if renames {
-            analysed(&state)
+        let (expressions, of_recommenders) = if renames {
+            (analysed(&state), recommenders::analysed(&state))
         } else {
-            Vec::new()
+            Default::default()
         };
         Ok(Some(Before {
             state,
             attaches,
             rewrites,
             expressions,
+            of_recommenders,
         }))
     })
     .flatten()

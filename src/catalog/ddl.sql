@@ -1,7 +1,7 @@
--- The declared tables and pipelines as they are: by their names, or ($1) by the OIDs that their names had before a command.
+-- The declared tables, pipelines and recommenders as they are: by their names, or ($1) by the OIDs that their names had before a command.
 WITH relation AS (
     SELECT n.name, c.oid, c.relowner AS owner, pg_catalog.format('%I.%I', s.nspname, c.relname) AS current
-      FROM (SELECT relation AS name FROM recsync.source UNION SELECT relation FROM recsync.pipeline UNION SELECT vectors FROM recsync.pipeline) n
+      FROM (SELECT relation AS name FROM recsync.source UNION SELECT relation FROM recsync.pipeline UNION SELECT vectors FROM recsync.pipeline UNION SELECT items FROM recsync.recommender) n
       JOIN pg_catalog.pg_class c ON c.oid = COALESCE(($1::jsonb -> 'relations' ->> n.name)::oid, CASE WHEN $1 IS NULL THEN pg_catalog.to_regclass(n.name) END)
       JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
 ), tree AS (
@@ -38,5 +38,17 @@ SELECT pg_catalog.jsonb_build_object(
             FROM recsync.pipeline p JOIN recsync.source s ON s.id = p.source_id
             LEFT JOIN relation r ON r.name = p.relation LEFT JOIN relation v ON v.name = p.vectors
             LEFT JOIN pg_catalog.pg_foreign_server f
-                   ON CASE WHEN $1 IS NULL THEN f.srvname = p.server ELSE f.oid = ($1::jsonb -> 'servers' ->> p.server)::oid END))::text
+                   ON CASE WHEN $1 IS NULL THEN f.srvname = p.server ELSE f.oid = ($1::jsonb -> 'servers' ->> p.server)::oid END),
+         'recommenders', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+              'id', m.id, 'source_id', m.source_id, 'name', (pg_catalog.parse_ident(m.name))[2],
+              'schema_oid', n.oid::bigint, 'schema', n.nspname,
+              'stored', m.items, 'oid', r.oid::bigint, 'current', r.current, 'used_columns', m.used_columns,
+              'of_interactions', pg_catalog.jsonb_build_object(
+                  'user_expression', m.user_expression, 'item_expression', m.item_expression, 'at_expression', m.at_expression,
+                  'weight', m.weight, 'seen', m.seen),
+              'of_items', pg_catalog.jsonb_build_object('eligible', m.eligible, 'boost', m.boost))
+                ORDER BY m.id)
+            FROM recsync.recommender m LEFT JOIN relation r ON r.name = m.items
+            LEFT JOIN pg_catalog.pg_namespace n
+                   ON CASE WHEN $1 IS NULL THEN n.nspname = (pg_catalog.parse_ident(m.name))[1] ELSE n.oid = ($1::jsonb -> 'schemas' ->> m.id::text)::oid END))::text
  WHERE EXISTS (SELECT FROM recsync.source)

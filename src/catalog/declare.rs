@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 // Its arguments, one by one.
-mod checks;
+pub mod checks;
 
 use super::column;
 use super::expression::{self, Wanted};
@@ -112,7 +112,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     })?;
     let table = describe_source(wanted.source, &source_name)?;
     table.require_create()?;
-    let relation_name = relation_name(&wanted.name, &table.schema)?;
+    let relation_name = relation_name(&wanted.name, &table.schema, 59)?;
     let relation = format!("{}.{}", quote(&table.schema), quote(&relation_name));
     let vectors = format!(
         "{}.{}",

@@ -1,4 +1,4 @@
-//! Expressions of a pipeline: parsed with the creator's search_path, stored fully qualified.
+//! Expressions of pipelines and recommenders: parsed with the creator's search_path, stored fully qualified.
 //!
 //! It never accepts what would change by itself: subqueries, aggregates and volatile functions are refused.
 
@@ -21,6 +21,23 @@ pub struct Expression {
 pub enum Wanted {
     Text,
     Boolean,
+    /// A double precision number.
+    Number,
+    /// A timestamp with time zone.
+    Time,
+    Any,
+}
+
+impl Wanted {
+    /// The type that it has to become, and its name; `None` where any will do.
+    fn target(self) -> Option<(pg_sys::Oid, &'static str)> {
+        match self {
+            Wanted::Text => Some((pg_sys::TEXTOID, "text")),
+            Wanted::Number => Some((pg_sys::FLOAT8OID, "double precision")),
+            Wanted::Time => Some((pg_sys::TIMESTAMPTZOID, "timestamp with time zone")),
+            Wanted::Boolean | Wanted::Any => None,
+        }
+    }
 }
 
 /// Parses `text` for the rows of `source`. Syntax errors and unknown columns are PostgreSQL's own errors.
@@ -37,7 +54,7 @@ pub fn parse(
             return Err(Error::argument(
                 argument,
                 "it calls a volatile function",
-                "A text that changes by itself would be paid for again and again: use stable or immutable functions of the row.",
+                "What changes by itself is never right, and a text would be paid for again and again: use stable or immutable functions of the row.",
             ));
         }
         let relation = pg_sys::table_open(source, pg_sys::AccessShareLock as _);
@@ -92,27 +109,28 @@ impl Analysed {
             pg_sys::addNSItemToQuery(state, item, true, true, true);
             let kind = pg_sys::ParseExprKind::EXPR_KIND_GENERATED_COLUMN;
             let mut expression = pg_sys::transformExpr(state, node, kind);
-            expression = match wanted {
-                Wanted::Boolean => {
-                    pg_sys::coerce_to_boolean(state, expression, c"row_filter".as_ptr())
-                }
-                Wanted::Text => pg_sys::coerce_to_target_type(
+            if wanted == Wanted::Boolean {
+                let name = CString::new(argument).unwrap_or_default();
+                expression = pg_sys::coerce_to_boolean(state, expression, name.as_ptr());
+            }
+            if let Some((target, name)) = wanted.target() {
+                expression = pg_sys::coerce_to_target_type(
                     state,
                     expression,
                     pg_sys::exprType(expression),
-                    pg_sys::TEXTOID,
+                    target,
                     -1,
                     pg_sys::CoercionContext::COERCION_EXPLICIT,
                     pg_sys::CoercionForm::COERCE_EXPLICIT_CAST,
                     -1,
-                ),
-            };
-            if expression.is_null() {
-                return Err(Error::argument(
-                    argument,
-                    "it is not text",
-                    "Cast the expression to text.",
-                ));
+                );
+                if expression.is_null() {
+                    return Err(Error::argument(
+                        argument,
+                        format!("it is not {name}"),
+                        format!("Cast the expression to {name}."),
+                    ));
+                }
             }
             pg_sys::assign_expr_collations(state, expression);
             pg_sys::table_close(relation, pg_sys::NoLock as _);

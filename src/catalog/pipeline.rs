@@ -17,6 +17,9 @@ use crate::statement::Statement;
 /// All pipelines, or the one of `$1`, as JSON.
 const LOAD: &str = include_str!("pipelines.sql");
 
+/// The columns of an index, as JSON that makes a list of [`Key`].
+const KEYS: &str = include_str!("keys.sql");
+
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Pipeline {
     pub id: i32,
@@ -88,7 +91,7 @@ pub struct Key {
     pub stored: String,
     /// and in the pipeline's view.
     pub shown: String,
-    /// Qualified where it must be.
+    /// Qualified where it must be; without a length, to which a cast would cut a value off.
     #[serde(rename = "type")]
     pub type_name: String,
     pub equals: String,
@@ -255,6 +258,46 @@ impl Pipeline {
     }
 }
 
+/// For [`keys_sql`]: the primary key.
+pub const PRIMARY: &str = "i.indisprimary";
+
+/// SQL that gives the columns of an index of `relation`; all are expressions: `stored` and `shown` of a column's names.
+pub fn keys_sql(relation: &str, index: &str, stored: &str, shown: &str) -> String {
+    let mut sql = KEYS.to_owned();
+    for (name, value) in [
+        ("{relation}", relation),
+        ("{index}", index),
+        ("{stored}", stored),
+        ("{shown}", shown),
+    ] {
+        sql = sql.replace(name, value);
+    }
+    sql
+}
+
+/// The column of `relation` that stands where the key's column stands in its index.
+fn column_of(relation: &str) -> String {
+    format!(
+        "(SELECT pg_catalog.quote_ident(v.attname) FROM pg_catalog.pg_attribute v WHERE v.attrelid = pg_catalog.to_regclass({relation}) AND v.attnum = k.n)"
+    )
+}
+
+/// The pipeline is no more, and nothing of it is left in recsync's tables. As recsync's owner.
+pub fn delete(id: i32) -> Result<()> {
+    forget(id)?;
+    Spi::run_with_args("DELETE FROM recsync.pipeline WHERE id = $1", &[id.into()])?;
+    Ok(())
+}
+
+/// What is known of a pipeline or recommender by its number alone goes. As recsync's owner.
+pub fn forget(id: i32) -> Result<()> {
+    Spi::run_with_args(
+        "WITH b AS (DELETE FROM recsync.backfill WHERE pipeline_id = $1) DELETE FROM recsync.dead_letter_log WHERE pipeline_id = $1",
+        &[id.into()],
+    )?;
+    Ok(())
+}
+
 /// Every pipeline of the database. Runs as recsync's owner.
 pub fn load_all() -> Result<Vec<Pipeline>> {
     load(None)
@@ -278,7 +321,7 @@ pub fn find(name: &str) -> Result<Pipeline> {
 
 fn load(relation: Option<&str>) -> Result<Vec<Pipeline>> {
     thread_local! {
-        static STATEMENT: Statement = Statement::new(LOAD);
+        static STATEMENT: Statement = Statement::new(LOAD.replace("{keys}", &keys_sql("s.relation", PRIMARY, &column_of("p.vectors"), &column_of("p.relation"))));
     }
     let _canonical = names::Canonical::begin();
     Spi::connect(|client| {

@@ -26,29 +26,7 @@ SELECT pg_catalog.jsonb_build_object(
          'captured', (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_trigger t
                        WHERE t.tgrelid = pg_catalog.to_regclass(s.relation)
                          AND t.tgname IN ('00_recsync_capture_' || s.id, '00_recsync_truncate_' || s.id) AND t.tgenabled IN ('O', 'A')),
-         'keys', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-                            'name', a.attname, 'column', pg_catalog.quote_ident(a.attname),
-                            'stored', COALESCE((SELECT pg_catalog.quote_ident(v.attname) FROM pg_catalog.pg_attribute v
-                                                 WHERE v.attrelid = pg_catalog.to_regclass(p.vectors) AND v.attnum = k.n), ''),
-                            'shown', COALESCE((SELECT pg_catalog.quote_ident(v.attname) FROM pg_catalog.pg_attribute v
-                                                WHERE v.attrelid = pg_catalog.to_regclass(p.relation) AND v.attnum = k.n), ''),
-                            'type', pg_catalog.format_type(a.atttypid, a.atttypmod),
-                            'equals', pg_catalog.format('OPERATOR(%I.%s)', en.nspname, e.oprname),
-                            'after', pg_catalog.format('OPERATOR(%I.%s)', gn.nspname, g.oprname)) ORDER BY k.n)
-                    FROM pg_catalog.pg_index i
-                    CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(i.indkey::int2[]), pg_catalog.unnest(i.indclass::oid[]))
-                         WITH ORDINALITY AS k (attnum, opclass, n)
-                    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                    JOIN pg_catalog.pg_opclass o ON o.oid = k.opclass
-                    JOIN pg_catalog.pg_amop ea ON ea.amopfamily = o.opcfamily AND ea.amopstrategy = 3
-                         AND ea.amoplefttype = o.opcintype AND ea.amoprighttype = o.opcintype
-                    JOIN pg_catalog.pg_operator e ON e.oid = ea.amopopr
-                    JOIN pg_catalog.pg_namespace en ON en.oid = e.oprnamespace
-                    JOIN pg_catalog.pg_amop ga ON ga.amopfamily = o.opcfamily AND ga.amopstrategy = 5
-                         AND ga.amoplefttype = o.opcintype AND ga.amoprighttype = o.opcintype
-                    JOIN pg_catalog.pg_operator g ON g.oid = ga.amopopr
-                    JOIN pg_catalog.pg_namespace gn ON gn.oid = g.oprnamespace
-                   WHERE i.indrelid = pg_catalog.to_regclass(s.relation) AND i.indisprimary AND k.n <= i.indnkeyatts),
+         'keys', {keys},
          'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(p.used_columns || s.key_columns || p.into_column) AS u (name)
                              WHERE u.name IS NOT NULL AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
                                                 WHERE a.attrelid = pg_catalog.to_regclass(s.relation)

@@ -39,7 +39,7 @@ CREATE TABLE source (
     key_columns  text[] NOT NULL CHECK (pg_catalog.cardinality(key_columns) > 0),
     used_columns text[] NOT NULL DEFAULT '{}',   -- of all its pipelines
     capture      text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
-    dispatched   boolean NOT NULL DEFAULT false, -- it has pipelines
+    dispatched   boolean NOT NULL DEFAULT false, -- it has pipelines or recommenders
     audit        text CHECK (audit IN ('keys', 'full')), -- every change is logged
     large_values boolean NOT NULL DEFAULT false,
     on_replica   boolean NOT NULL DEFAULT false,
@@ -75,6 +75,30 @@ CREATE TABLE pipeline (
     CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
 );
 
+-- What is recommended, by whose interactions. Its id is one of the pipelines' numbers: backfills, dead letters and the
+-- worker's counters know both by one number. What the worker keeps for it is in tables of its own, interaction_<id>,
+-- item_<id> and pair_<id>, which are the extension's and so not dumped.
+CREATE TABLE recommender (
+    id              integer PRIMARY KEY DEFAULT pg_catalog.nextval('@extschema@.pipeline_id_seq'),
+    name            text NOT NULL UNIQUE,            -- qualified and quoted; its functions are <name>_recommend and so on
+    items           text NOT NULL,
+    source_id       integer NOT NULL REFERENCES source, -- the interactions
+    user_expression text NOT NULL,                   -- of a row s of the interactions
+    item_expression text NOT NULL,
+    at_expression   text NOT NULL,
+    weight          text NOT NULL,
+    seen            text NOT NULL,
+    eligible        text NOT NULL,                   -- of a row s of the items
+    boost           text NOT NULL,
+    used_columns    text[] NOT NULL,                 -- of the interactions
+    half_life       interval NOT NULL CHECK (half_life > interval '0'),
+    history         integer NOT NULL CHECK (history > 0),
+    paused          boolean NOT NULL DEFAULT false,
+    paused_reason   text,
+    created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    CHECK (paused OR paused_reason IS NULL)
+);
+
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
 -- older one is that of the restored vectors, and is the one that counts.
 CREATE TABLE secret (
@@ -84,9 +108,9 @@ CREATE TABLE secret (
 INSERT INTO secret (key)
 SELECT pg_catalog.decode(pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');
 
--- Where the existing rows of a pipeline have been queued up to: resumable after a crash at the slice.
+-- Where the existing rows of a pipeline or recommender have been queued up to: resumable after a crash at the slice.
 CREATE TABLE backfill (
-    pipeline_id integer PRIMARY KEY REFERENCES pipeline ON DELETE CASCADE,
+    pipeline_id integer PRIMARY KEY,
     after_key   text[],
     done        bigint NOT NULL DEFAULT 0,
     finished_at timestamptz,
@@ -115,7 +139,7 @@ CREATE UNLOGGED TABLE known_text_1 (LIKE known_text_0 INCLUDING ALL);
 CREATE VIEW known_text AS SELECT * FROM known_text_0 UNION ALL SELECT * FROM known_text_1;
 
 CREATE TABLE dead_letter_log (
-    pipeline_id integer NOT NULL REFERENCES pipeline ON DELETE CASCADE,
+    pipeline_id integer NOT NULL,         -- or a recommender's
     record_key  text[] NOT NULL,
     attempt     integer NOT NULL,
     class       text NOT NULL,
@@ -179,6 +203,7 @@ SELECT pg_catalog.pg_extension_config_dump('source', '');
 SELECT pg_catalog.pg_extension_config_dump('source_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('recommender', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
 
 CREATE FUNCTION capture_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'capture_v1';

@@ -19,10 +19,11 @@ COMMENT ON VIEW change_log IS 'Every committed change of a watched table: the au
 
 CREATE VIEW dead_letter WITH (security_barrier) AS
     SELECT p.relation AS pipeline, d.record_key, d.attempt, d.class, d.status, d.message, d.failed_at
-      FROM dead_letter_log d JOIN pipeline p ON p.id = d.pipeline_id
-      CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
+      FROM dead_letter_log d
+      JOIN (SELECT id, relation, relation AS owned FROM pipeline UNION ALL SELECT id, name, items FROM recommender) p ON p.id = d.pipeline_id
+      CROSS JOIN LATERAL (SELECT owner_of(p.owned) AS owner) o
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE');
-COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the pipeline''s owner and recsync_admin. See retry_dead_letters.';
+COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline or of the recommender''s items, and recsync_admin. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
 
 CREATE VIEW status WITH (security_barrier) AS
     SELECT 'pipeline'::text AS kind, p.relation AS name,
@@ -52,12 +53,31 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
+    SELECT 'recommender', r.name,
+           CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN b.finished_at IS NULL THEN 'backfill' ELSE 'running' END,
+           GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
+           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
+           n.last_change, NULL, d.last_error, r.paused_reason, w.missing
+      FROM recommender r
+      LEFT JOIN backfill b ON b.pipeline_id = r.id
+      LEFT JOIN counters() n ON n.pipeline_id = r.id
+      CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
+      CROSS JOIN (SELECT worker_missing() AS missing) w
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead, (pg_catalog.array_agg(class ORDER BY failed_at DESC))[1] AS last_error
+                            FROM dead_letter_log WHERE pipeline_id = r.id) d
+      CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.changes), 0)::bigint AS undispatched, pg_catalog.min(l.changed_at) AS oldest
+                            FROM checkpoint k, log l
+                           WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = r.source_id AND NOT l.audit_only
+                             AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE')
+    UNION ALL
     SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
 
 GRANT SELECT ON change_log, dead_letter, status TO PUBLIC;
 

@@ -34,13 +34,15 @@ impl SourceTable {
     }
 }
 
+/// The owner of a table; none where it is gone.
+pub fn table_owner(table: pg_sys::Oid) -> Result<pg_sys::Oid> {
+    const OWNER: &str = "SELECT relowner FROM pg_catalog.pg_class WHERE oid = $1";
+    Ok(select_one::<pg_sys::Oid>(OWNER, &[table.into()])?.unwrap_or(pg_sys::InvalidOid))
+}
+
 /// The owner of a table, which the caller has to be.
 pub fn owns_source(source: pg_sys::Oid, name: &str) -> Result<pg_sys::Oid> {
-    let owner = select_one::<pg_sys::Oid>(
-        "SELECT relowner FROM pg_catalog.pg_class WHERE oid = $1",
-        &[source.into()],
-    )?
-    .unwrap_or(pg_sys::InvalidOid);
+    let owner = table_owner(source)?;
     // SAFETY: look-ups of roles by OID; an unknown one has the name of its number.
     let (may, role) = unsafe {
         let role = pg_sys::GetUserNameFromId(owner, true);
@@ -189,15 +191,17 @@ pub fn lock_in_tries(relation: pg_sys::Oid, name: &str, mode: u32) -> Result<()>
 /// What of a row the change log is to hold. The widest wish of a table's pipelines and its audit counts.
 pub const CAPTURES: [&str; 3] = ["keys", "columns", "full"];
 
-/// What the triggers log follows from the pipelines and the audit of the table.
+/// What the triggers log follows from the pipelines, recommenders and the audit of the table.
 const REFRESH: &str = "\
 UPDATE recsync.source s
-   SET used_columns = p.used, dispatched = p.pipelines > 0, on_replica = p.on_replica,
+   SET used_columns = p.used, on_replica = p.on_replica,
+       dispatched = p.pipelines > 0 OR EXISTS (SELECT FROM recsync.recommender WHERE source_id = $1),
        capture = CASE WHEN s.audit = 'full' OR 'full' = ANY (p.captures) THEN 'full'
                       WHEN 'columns' = ANY (p.captures) THEN 'columns' ELSE 'keys' END
   FROM (SELECT pg_catalog.count(*) AS pipelines, COALESCE(pg_catalog.bool_or(on_replica), false) AS on_replica,
                pg_catalog.array_agg(capture) AS captures,
-               ARRAY(SELECT DISTINCT u FROM recsync.pipeline, pg_catalog.unnest(used_columns) AS u WHERE source_id = $1 ORDER BY u) AS used
+               ARRAY(SELECT pg_catalog.unnest(used_columns) AS u FROM recsync.pipeline WHERE source_id = $1
+                      UNION SELECT pg_catalog.unnest(used_columns) FROM recsync.recommender WHERE source_id = $1 ORDER BY u) AS used
           FROM recsync.pipeline WHERE source_id = $1) p
  WHERE s.id = $1
 RETURNING s.on_replica";
@@ -278,12 +282,13 @@ pub fn refresh(source: pg_sys::Oid, name: &str, id: i32, owner: pg_sys::Oid) -> 
     forget_cached(source)
 }
 
-/// A pipeline or the audit of the table is gone: the triggers log less, or go with the last of them.
+/// A pipeline, a recommender or the audit of the table is gone: the triggers log less, or go with the last of them.
 pub fn release(source: pg_sys::Oid, name: &str, id: i32, owner: pg_sys::Oid) -> Result<()> {
     let wanted = {
         let _as = As::extension();
         select_one::<bool>(
-            "SELECT s.audit IS NOT NULL OR EXISTS (SELECT FROM recsync.pipeline p WHERE p.source_id = s.id) FROM recsync.source s WHERE s.id = $1",
+            "SELECT s.audit IS NOT NULL OR EXISTS (SELECT FROM recsync.pipeline p WHERE p.source_id = s.id)
+                 OR EXISTS (SELECT FROM recsync.recommender r WHERE r.source_id = s.id) FROM recsync.source s WHERE s.id = $1",
             &[id.into()],
         )?
     };

@@ -2,19 +2,28 @@
 //!
 //! It never remembers a slice before its rows are done, so that a crash repeats it; unchanged rows cost no call.
 
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::capture::json::KEY_SETTINGS;
-use crate::catalog::pipeline::{Key, Pipeline};
+use crate::catalog::pipeline::Key;
 use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
 
 /// Rows a slice.
 pub const SLICE: usize = 1_000;
 
+/// Rows that are read in slices, and by whom.
+pub struct Rows<'a> {
+    /// As it stands in a FROM.
+    pub of: &'a str,
+    pub keys: &'a [Key],
+    pub owner: pg_sys::Oid,
+}
+
 /// The keys of the next slice after `after`.
-pub fn slice(pipeline: &Pipeline, after: Option<&[String]>) -> Result<Vec<Vec<String>>> {
-    let keys = pipeline.keys();
+pub fn slice(rows: &Rows, after: Option<&[String]>) -> Result<Vec<Vec<String>>> {
+    let keys = rows.keys;
     let columns: Vec<String> = keys.iter().map(|key| format!("s.{}", key.column)).collect();
     let texts: Vec<String> = columns
         .iter()
@@ -32,7 +41,7 @@ pub fn slice(pipeline: &Pipeline, after: Option<&[String]>) -> Result<Vec<Vec<St
     let sql = format!(
         "SELECT ARRAY[{}] FROM {} s {condition} ORDER BY {} LIMIT {SLICE}",
         texts.join(", "),
-        pipeline.rows_of,
+        rows.of,
         order.join(", ")
     );
     let arguments: Vec<_> = after
@@ -40,7 +49,7 @@ pub fn slice(pipeline: &Pipeline, after: Option<&[String]>) -> Result<Vec<Vec<St
         .iter()
         .map(|value| value.as_str().into())
         .collect();
-    let _as = As::owner(pipeline.owner());
+    let _as = As::owner(rows.owner);
     // A row's key has one text, here and in the change log.
     with_settings(KEY_SETTINGS, || {
         Spi::connect(|client| {

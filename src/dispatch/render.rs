@@ -65,7 +65,7 @@ impl Renderer {
         let keys = pipeline.keys();
         let source = &pipeline.rows_of;
         let vectors = &pipeline.vectors;
-        let on_vectors = keyed(pipeline, "e", |key| &key.stored, "k");
+        let on_vectors = keyed(keys, "e", |key| &key.stored, "k");
         let wanted = match &pipeline.row_filter {
             Some(filter) => format!("s.ctid IS NOT NULL AND ({filter})"),
             None => "s.ctid IS NOT NULL".to_owned(),
@@ -89,7 +89,7 @@ impl Renderer {
             content = pipeline.content,
             given = given(keys.len(), ""),
             names = names(keys.len()),
-            on_source = keyed(pipeline, "s", |key| &key.column, "k"),
+            on_source = keyed(keys, "s", |key| &key.column, "k"),
         );
         let (given, names, model) = (given(keys.len(), ""), names(keys.len()), keys.len() + 1);
         let remove = match &pipeline.into_column {
@@ -308,15 +308,8 @@ pub fn names(columns: usize) -> String {
 }
 
 /// `table.key = given.k1::type AND …` by the operators of the primary key; `name` is the key's in that table.
-pub fn keyed(
-    pipeline: &Pipeline,
-    table: &str,
-    name: impl Fn(&Key) -> &String,
-    given: &str,
-) -> String {
-    pipeline
-        .keys()
-        .iter()
+pub fn keyed(keys: &[Key], table: &str, name: impl Fn(&Key) -> &String, given: &str) -> String {
+    keys.iter()
         .enumerate()
         .map(|(index, key)| {
             format!(

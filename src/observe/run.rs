@@ -50,7 +50,8 @@ COMMENT ON FUNCTION run(text) IS
 );
 
 fn run_now(name: &str) -> Result<Outcome> {
-    let (pipeline, database) = waitable(name)?;
+    let database = waitable()?;
+    let pipeline = pipeline::find(name)?;
     pipeline::require_owner(&pipeline)?;
     // SAFETY: this process's database.
     let oid = unsafe { pg_sys::MyDatabaseId };
@@ -59,7 +60,7 @@ fn run_now(name: &str) -> Result<Outcome> {
         .ok_or_else(|| Error::NoCounters(pipeline.relation.clone()))?;
     let started = Instant::now();
     let before = totals(counters);
-    let mut goal = Goal::tried(&pipeline)?;
+    let mut goal = Goal::tried(pipeline.id)?;
     let ask = || {
         database.checkpoint_wanted.store(true, SeqCst);
         counters.runs_wanted.fetch_add(1, SeqCst);

@@ -1,4 +1,4 @@
-//! recsync.status: one row a pipeline, from the catalog and from the numbers that the worker keeps in shared memory.
+//! recsync.status: one row a pipeline or recommender, from the catalog and from the numbers that the worker keeps in shared memory.
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -31,9 +31,11 @@ fn owner_of(relation: &str) -> Option<pg_sys::Oid> {
     select_one::<pg_sys::Oid>(OWNER, &[relation.into()]).or_report()
 }
 
-/// The pipelines whose numbers the caller may see: all of them for pg_monitor and recsync_admin, otherwise their own.
+/// The pipelines and recommenders whose numbers the caller may see: all of them for pg_monitor and recsync_admin, otherwise their own.
 fn visible() -> Result<Vec<i32>> {
-    const VISIBLE: &str = "SELECT pg_catalog.array_agg(p.id) FROM recsync.pipeline p LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
+    const VISIBLE: &str = "SELECT pg_catalog.array_agg(p.id)
+          FROM (SELECT id, relation FROM recsync.pipeline UNION ALL SELECT id, items FROM recsync.recommender) p
+          LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
          WHERE pg_catalog.pg_has_role($1, 'recsync_admin', 'USAGE') OR pg_catalog.pg_has_role($1, 'pg_monitor', 'USAGE') OR pg_catalog.pg_has_role($1, c.relowner, 'USAGE')";
     // SAFETY: the current user's OID.
     let user = unsafe { pg_sys::GetUserId() };
@@ -144,7 +146,7 @@ fn worker_missing() -> Option<String> {
 
 extension_sql!(
     r#"
-COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines that the caller may see; see recsync.status.';
+COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines and recommenders that the caller may see; see recsync.status.';
 COMMENT ON FUNCTION owner_of(text) IS 'The owner of a pipeline''s relation; for the views of recsync.';
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
 "#,

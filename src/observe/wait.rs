@@ -1,4 +1,4 @@
-//! wait_for: true once every change committed before the call is embedded, removed or given up.
+//! wait_for: true once every change committed before the call is embedded, removed, counted or given up.
 //!
 //! It never polls: the worker signals when its checkpoint has moved.
 
@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 
 use crate::capture::wake;
 use crate::catalog::names::select_one;
-use crate::catalog::pipeline::{self, Pipeline};
+use crate::catalog::pipeline;
+use crate::catalog::recommender;
 use crate::catalog::rights::As;
 use crate::dispatch::read::current_snapshot;
 use crate::dispatch::snapshot::Snapshot;
 use crate::error::{Error, OrReport, Result};
 use crate::shared::{self, Database};
 
-/// The rows that were there before the pipeline have been dispatched.
+/// The rows that were there before the pipeline or recommender have been dispatched.
 const BACKFILLED: &str = "\
 SELECT NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NULL)";
 
@@ -26,12 +27,13 @@ const NOTHING_LEFT: &str = "\
 SELECT NOT EXISTS (SELECT FROM recsync.job WHERE pipeline_id = $1 AND created_at <= $2
                       AND ($3::timestamptz IS NULL OR last_attempt_at IS NULL OR last_attempt_at < $3::timestamptz))";
 
-const PAUSED: &str = "SELECT relation FROM recsync.pipeline WHERE id = $1 AND paused";
+const PAUSED: &str = "\
+SELECT relation FROM recsync.pipeline WHERE id = $1 AND paused UNION ALL SELECT name FROM recsync.recommender WHERE id = $1 AND paused";
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION wait_for(name text, timeout interval DEFAULT '30 s') RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION wait_for(text, interval) IS
-'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown pipeline, 25006 on a standby, 55000 where recsync is not preloaded or the pipeline is paused.';
+'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter, or counts for a recommender; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown name, 25006 on a standby, 55000 where recsync is not preloaded or it is paused.';
 "#)]
 fn wait_for(name: &str, timeout: Interval) -> bool {
     let timeout =
@@ -40,8 +42,12 @@ fn wait_for(name: &str, timeout: Interval) -> bool {
 }
 
 fn wait(name: &str, timeout: Duration) -> Result<bool> {
-    let (pipeline, database) = waitable(name)?;
-    let mut goal = Goal::new(&pipeline)?;
+    let database = waitable()?;
+    let id = match pipeline::find(name) {
+        Err(unknown @ Error::NoSuchPipeline(_)) => recommender::find(name).map_err(|_| unknown)?.id,
+        found => found?.id,
+    };
+    let mut goal = Goal::new(id)?;
     let deadline = Instant::now() + timeout;
     // An idle worker does not write its checkpoint: it has to be asked.
     goal.wait(
@@ -54,8 +60,8 @@ fn wait(name: &str, timeout: Duration) -> Result<bool> {
     )
 }
 
-/// A pipeline whose work the caller may wait for, here and now.
-pub fn waitable(name: &str) -> Result<(Pipeline, &'static Database)> {
+/// The database for whose work the caller may wait, here and now.
+pub fn waitable() -> Result<&'static Database> {
     // SAFETY: plain questions to the server.
     let (recovery, isolation) =
         unsafe { (pg_sys::RecoveryInProgress(), pg_sys::XactIsoLevel as u32) };
@@ -69,12 +75,10 @@ pub fn waitable(name: &str) -> Result<(Pipeline, &'static Database)> {
         return Err(Error::FixedSnapshot("REPEATABLE READ or SERIALIZABLE"));
     }
     crate::catalog::install::require_worker()?;
-    let pipeline = pipeline::find(name)?;
-    let database = shared::shared()
+    shared::shared()
         .ok_or(Error::NotPreloaded)?
         .own_database()
-        .ok_or(Error::NotPreloaded)?;
-    Ok((pipeline, database))
+        .ok_or(Error::NotPreloaded)
 }
 
 /// What is waited for: all that is visible now is done.
@@ -88,9 +92,10 @@ pub struct Goal {
 }
 
 impl Goal {
-    pub fn new(pipeline: &Pipeline) -> Result<Goal> {
+    /// Of a pipeline or recommender, by its number.
+    pub fn new(id: i32) -> Result<Goal> {
         Ok(Goal {
-            pipeline: pipeline.id,
+            pipeline: id,
             target: current_snapshot()?,
             covered_at: None,
             since: None,
@@ -98,10 +103,10 @@ impl Goal {
     }
 
     /// The same, but that a job is done once it has been tried.
-    pub fn tried(pipeline: &Pipeline) -> Result<Goal> {
+    pub fn tried(id: i32) -> Result<Goal> {
         Ok(Goal {
             since: select_one("SELECT pg_catalog.clock_timestamp()", &[])?,
-            ..Goal::new(pipeline)?
+            ..Goal::new(id)?
         })
     }
 

@@ -63,7 +63,7 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
             reason,
         });
     }
-    require_select(&pipeline)?;
+    require_select(&[&pipeline.relation, &pipeline.source])?;
     let schema = names::vector_schema()
         .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
     let (vector_type, _) = names::vector_types()
@@ -74,7 +74,12 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
 
     let (conditions, parameters) = match &filter {
         None => Default::default(),
-        Some(filter) => filter::conditions(filter, &columns(&pipeline)?, &pipeline.source, 2)?,
+        Some(filter) => filter::conditions(
+            filter,
+            &columns(pipeline.source_oid())?,
+            &pipeline.source,
+            2,
+        )?,
     };
     let search = Search::new(&pipeline, &schema, &conditions, k as usize);
     let run = |sql: &str| -> Result<Vec<Found>> {
@@ -119,9 +124,9 @@ fn candidates(k: usize) -> usize {
         .max(2 * k)
 }
 
-/// SELECT on the relation and on the source, or an error that hints at the GRANT.
-fn require_select(pipeline: &Pipeline) -> Result<()> {
-    for relation in [&pipeline.relation, &pipeline.source] {
+/// SELECT on all of them, or an error that hints at the GRANT.
+pub fn require_select(relations: &[&String]) -> Result<()> {
+    for relation in relations {
         let may = names::select_one::<bool>(
             "SELECT pg_catalog.has_table_privilege($1, 'SELECT') OR pg_catalog.has_any_column_privilege($1, 'SELECT')",
             &[relation.as_str().into()],
@@ -222,12 +227,12 @@ impl<'a> Search<'a> {
     }
 }
 
-fn columns(pipeline: &Pipeline) -> Result<Vec<Column>> {
-    let source: pg_sys::Oid = pipeline.source_oid();
+/// The columns that a filter may name.
+pub fn columns(source: pg_sys::Oid) -> Result<Vec<Column>> {
     Spi::connect(|client| {
         let mut columns = Vec::new();
         let rows = client.select(
-            "SELECT a.attname::text, pg_catalog.quote_ident(a.attname), pg_catalog.format_type(a.atttypid, NULL)
+            "SELECT a.attname::text, pg_catalog.quote_ident(a.attname), pg_catalog.format_type(a.atttypid, -1)
                FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
             None,
             &[source.into()],

@@ -101,8 +101,8 @@ impl Column {
         let column = pipeline.holder().column;
         let hash = hash(pipeline, vector_schema);
         let names = names(count);
-        let on_source = |given| keyed(pipeline, "s", |key| &key.column, given);
-        let on_vectors = keyed(pipeline, "e", |key| &key.stored, "v");
+        let on_source = |given| keyed(keys, "s", |key| &key.column, given);
+        let on_vectors = keyed(keys, "e", |key| &key.stored, "v");
         let stored: Vec<&str> = keys.iter().map(|key| key.stored.as_str()).collect();
         let stored = stored.join(", ");
         let values: Vec<String> = keys

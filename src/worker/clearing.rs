@@ -5,8 +5,10 @@
 use std::time::{Duration, Instant};
 
 use super::intake::write_down;
-use super::leader::{Leader, is_definition, is_passing};
-use super::process::{Failed, guard_user_code, release_user_code, transaction};
+use super::leader::Leader;
+use super::process::{
+    Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
+};
 use super::running::State;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::Job;

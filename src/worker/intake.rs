@@ -13,7 +13,7 @@ use super::leader::{Leader, PATIENCE, report};
 use super::process::{Failed, guard_user_code, transaction};
 use super::running::State;
 use super::upkeep;
-use crate::dispatch::backfill;
+use crate::dispatch::backfill::{self, Rows};
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::pace::Pace;
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey, Ticket};
@@ -56,7 +56,9 @@ impl Leader {
         for block in &page.blocks {
             self.busy_at = Instant::now();
             self.dispatch_block(block, ticket, &mut put_down);
+            self.dispatch_to_recommenders(block, ticket);
         }
+        self.start_over()?;
         self.note_changes();
         for ((id, delay), (again, jobs)) in put_down {
             write_down(id, &jobs, delay, again)?;
@@ -155,9 +157,14 @@ impl Leader {
             }
             let after = running.pipeline.backfill_after.clone();
             let pipeline = &running.pipeline;
+            let rows = Rows {
+                of: &pipeline.rows_of,
+                keys: pipeline.keys(),
+                owner: pipeline.owner(),
+            };
             let slice = transaction(|| {
                 guard_user_code()?;
-                backfill::slice(pipeline, after.as_deref())
+                backfill::slice(&rows, after.as_deref())
             });
             let slice = match slice {
                 Ok(slice) => slice,
@@ -172,21 +179,33 @@ impl Leader {
             let up_to = if last { None } else { slice.last().cloned() };
             running.pipeline.backfill_after.clone_from(&up_to);
             running.pipeline.backfilled = last;
-            let ticket = self.queue.open(Ticket::Backfill {
-                pipeline: id,
-                round: running.pipeline.backfill_round,
-                up_to,
-                rows: slice.len() as i64,
-            });
-            for key in slice {
-                let row = RowKey {
-                    pipeline: id,
-                    key: Arc::from(key),
-                };
-                self.queue.add(row, QueueLane::Backfill, Some(ticket));
-            }
+            let round = running.pipeline.backfill_round;
+            self.queue_slice(id, round, slice, up_to);
         }
         Ok(())
+    }
+
+    /// A slice of a pipeline's or recommender's rows, `up_to` its last one; `None`: there are no more.
+    pub(super) fn queue_slice(
+        &mut self,
+        id: i32,
+        round: i32,
+        slice: Vec<Vec<String>>,
+        up_to: Option<Vec<String>>,
+    ) {
+        let ticket = self.queue.open(Ticket::Backfill {
+            pipeline: id,
+            round,
+            up_to,
+            rows: slice.len() as i64,
+        });
+        for key in slice {
+            let row = RowKey {
+                pipeline: id,
+                key: Arc::from(key),
+            };
+            self.queue.add(row, QueueLane::Backfill, Some(ticket));
+        }
     }
 
     /// What cannot be sent for now is written down, so that the checkpoint can move and memory is bounded.

@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::flights::Flights;
 use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
+use super::keeping::Keeping;
 use super::process::{self, Bell, Failed, transaction};
 use super::running::{Lanes, State, Turns};
 use super::upkeep::{self, Checkpoint};
@@ -58,7 +59,9 @@ pub(super) struct Leader {
     pub(super) incomplete_since: HashMap<i32, Instant>,
     pub(super) secret: Vec<u8>,
     pub(super) pipelines: BTreeMap<i32, State>,
-    /// Sources of all pipelines, running or not.
+    /// Those that run.
+    pub(super) recommenders: BTreeMap<i32, Keeping>,
+    /// Sources of all pipelines and recommenders, running or not.
     pub(super) sources: HashSet<i32>,
     pub(super) lanes: Lanes,
     pub(super) flights: Flights,
@@ -178,6 +181,7 @@ impl Leader {
             incomplete_since: HashMap::new(),
             secret: Vec::new(),
             pipelines: BTreeMap::new(),
+            recommenders: BTreeMap::new(),
             sources: HashSet::new(),
             lanes: Lanes::default(),
             flights: Flights::default(),
@@ -252,6 +256,7 @@ impl Leader {
             return Ok(false);
         }
         self.queue.release_due(Instant::now());
+        self.keep()?;
         if settings::enabled() {
             self.start_runs()?;
             self.claim()?;
@@ -273,6 +278,7 @@ impl Leader {
     }
 
     fn publish(&mut self) {
+        self.publish_recommenders();
         let database = self.database_oid();
         for (id, state) in &self.pipelines {
             let State::Runs(running) = state else {
@@ -374,6 +380,7 @@ impl Leader {
         }
         wait = wait.min(self.checkpoint.next_rotation());
         wait = wait.min(self.writers.next_end().unwrap_or(wait));
+        wait = wait.min(self.keeps_on().unwrap_or(wait));
         if !self.queue.is_empty() {
             wait = wait.min(PATIENCE); // to write down what cannot be sent
         }
@@ -403,6 +410,7 @@ impl Leader {
         let idle = self.busy_at.elapsed() >= IDLE
             && self.started.elapsed() >= IDLE
             && self.queue.is_empty()
+            && self.keeps_on().is_none()
             && !self.has_jobs()
             && !self.is_about_to_index();
         if idle {
@@ -464,30 +472,4 @@ impl Leader {
     pub(super) fn database_oid(&self) -> pg_sys::Oid {
         pg_sys::Oid::from(self.database.oid.load(SeqCst))
     }
-}
-
-/// Errors that mean that the declaration does not fit the tables any more.
-pub(super) fn is_definition(code: PgSqlErrorCode) -> bool {
-    use PgSqlErrorCode as C;
-    matches!(
-        code,
-        C::ERRCODE_UNDEFINED_TABLE
-            | C::ERRCODE_UNDEFINED_COLUMN
-            | C::ERRCODE_UNDEFINED_FUNCTION
-            | C::ERRCODE_UNDEFINED_OBJECT
-            | C::ERRCODE_INVALID_SCHEMA_NAME
-            | C::ERRCODE_INSUFFICIENT_PRIVILEGE
-            | C::ERRCODE_DATATYPE_MISMATCH
-    )
-}
-
-/// Errors that pass by themselves.
-pub(super) fn is_passing(code: PgSqlErrorCode) -> bool {
-    use PgSqlErrorCode as C;
-    matches!(
-        code,
-        C::ERRCODE_T_R_DEADLOCK_DETECTED
-            | C::ERRCODE_LOCK_NOT_AVAILABLE
-            | C::ERRCODE_T_R_SERIALIZATION_FAILURE
-    )
 }

@@ -12,7 +12,7 @@ use super::unstored::{Cost, Unstored};
 use super::upkeep;
 use crate::catalog::change::Cause;
 use crate::catalog::pipeline::Trouble;
-use crate::catalog::{change, names, pipeline};
+use crate::catalog::{change, names, pipeline, recommender};
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::render::Renderer;
 use crate::dispatch::{backfill, jobs};
@@ -26,8 +26,8 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-/// How long a pipeline that has not run yet may lack its table, key or triggers: a restore may be under way.
-const RESTORE: Duration = Duration::from_secs(60);
+/// How long a pipeline or recommender that has not run yet may lack its table, key or triggers: a restore may be under way.
+pub(super) const RESTORE: Duration = Duration::from_secs(60);
 
 impl Leader {
     /// Loads what is declared. False when the extension is gone.
@@ -35,12 +35,13 @@ impl Leader {
         let loaded = transaction(|| {
             let version = upkeep::installed_version()?;
             if version.as_deref() != Some(env!("CARGO_PKG_VERSION")) {
-                return Ok((version, Vec::new(), String::new(), Vec::new()));
+                return Ok((version, Vec::new(), Vec::new(), String::new(), Vec::new()));
             }
             let schema = names::vector_schema().unwrap_or_default();
-            Ok((version, pipeline::load_all()?, schema, upkeep::secret()?))
+            let (pipelines, recommenders) = (pipeline::load_all()?, recommender::load_all()?);
+            Ok((version, pipelines, recommenders, schema, upkeep::secret()?))
         })?;
-        let (version, pipelines, vector_schema, secret) = loaded;
+        let (version, pipelines, recommenders, vector_schema, secret) = loaded;
         let Some(version) = version else {
             self.shared.keep_counters(self.database_oid(), |_| false);
             self.database.set_presence(Presence::Absent);
@@ -57,9 +58,11 @@ impl Leader {
         self.secret = secret;
         self.restoring = false;
         let mut known = std::mem::take(&mut self.pipelines);
+        let of_recommenders = recommenders.iter().map(|recommender| recommender.source_id);
         self.sources = pipelines
             .iter()
             .map(|pipeline| pipeline.source_id)
+            .chain(of_recommenders)
             .collect();
         let mut off = Vec::new();
         for pipeline in pipelines {
@@ -102,8 +105,10 @@ impl Leader {
         }
         self.abandon_flights();
         self.follow_up_indexes();
-        self.shared
-            .keep_counters(self.database_oid(), |id| self.pipelines.contains_key(&id));
+        self.load_recommenders(recommenders)?;
+        self.shared.keep_counters(self.database_oid(), |id| {
+            self.pipelines.contains_key(&id) || self.recommenders.contains_key(&id)
+        });
         let used: Vec<u64> = self
             .pipelines
             .values_mut()

@@ -381,3 +381,29 @@ impl Bell {
         while matches!(self.reader.read(&mut rung), Ok(count) if count == rung.len()) {}
     }
 }
+
+/// Errors that mean that the declaration does not fit the tables any more.
+pub fn is_definition(code: PgSqlErrorCode) -> bool {
+    use PgSqlErrorCode as C;
+    matches!(
+        code,
+        C::ERRCODE_UNDEFINED_TABLE
+            | C::ERRCODE_UNDEFINED_COLUMN
+            | C::ERRCODE_UNDEFINED_FUNCTION
+            | C::ERRCODE_UNDEFINED_OBJECT
+            | C::ERRCODE_INVALID_SCHEMA_NAME
+            | C::ERRCODE_INSUFFICIENT_PRIVILEGE
+            | C::ERRCODE_DATATYPE_MISMATCH
+    )
+}
+
+/// Errors that pass by themselves.
+pub fn is_passing(code: PgSqlErrorCode) -> bool {
+    use PgSqlErrorCode as C;
+    matches!(
+        code,
+        C::ERRCODE_T_R_DEADLOCK_DETECTED
+            | C::ERRCODE_LOCK_NOT_AVAILABLE
+            | C::ERRCODE_T_R_SERIALIZATION_FAILURE
+    )
+}

@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::intake::write_down;
-use super::leader::{CHUNK, Leader, is_definition, is_passing, report};
-use super::process::{Failed, guard_user_code, release_user_code, transaction};
+use super::leader::{CHUNK, Leader, report};
+use super::process::{
+    Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
+};
 use super::running::{Ready, Running, State};
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::{Job, Lane as QueueLane};

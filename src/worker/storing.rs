@@ -9,8 +9,10 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::intake::write_down;
-use super::leader::{Leader, is_definition, is_passing, report};
-use super::process::{Failed, guard_user_code, release_user_code, transaction};
+use super::leader::{Leader, report};
+use super::process::{
+    Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
+};
 use super::running::{Running, State};
 use super::unstored::Part;
 use crate::dispatch::jobs::{self, Again, Put};

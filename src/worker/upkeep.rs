@@ -82,11 +82,11 @@ pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
     let snapshot = match own {
         Some(text) => text.parse().map_err(Error::Internal)?,
         None => {
-            let pipelines = select_one::<Vec<i32>>(
-                "SELECT pg_catalog.array_agg(id) FROM recsync.pipeline",
+            let declared = select_one::<Vec<i32>>(
+                "SELECT pg_catalog.array_agg(id) FROM (SELECT id FROM recsync.pipeline UNION ALL SELECT id FROM recsync.recommender) d",
                 &[],
             )?;
-            backfill::restart(&pipelines.unwrap_or_default())?;
+            backfill::restart(&declared.unwrap_or_default())?;
             let now = current_snapshot()?;
             write(&now, None)?;
             now

@@ -48,15 +48,37 @@ impl Cluster {
         Cluster::start_with(settings, &[], false)
     }
 
+    /// A hot standby of it.
+    pub fn standby(&self) -> Cluster {
+        let directory = new_directory();
+        own(&directory);
+        let mut copy = Command::new(bin().join("pg_basebackup"));
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+            .args(["--username=postgres", "--pgdata"])
+            .arg(directory.join("data"))
+            .arg("--host")
+            .arg(&self.directory);
+        as_server_user(&mut copy);
+        run(&mut copy);
+        let standby = Cluster {
+            postmaster: Mutex::new(None),
+            environment: self.environment.clone(),
+            kept: false,
+            directory,
+        };
+        let sockets = standby.directory.to_str().unwrap();
+        standby.set_for_next_start("unix_socket_directories", sockets);
+        standby.start_again();
+        standby
+    }
+
     /// The same, with more environment for the server. One that is `kept` outlives this process.
     pub fn start_with(
         settings: &[(&str, &str)],
         environment: &[(&str, &str)],
         kept: bool,
     ) -> Cluster {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let directory = base().join(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
-        fs::create_dir(&directory).unwrap();
+        let directory = new_directory();
         // As the caller: as root, the copy keeps its owner.
         run(Command::new("cp")
             .arg("-a")
@@ -300,6 +322,14 @@ pub fn bin() -> &'static Path {
 
 /// Whether a cluster of this process outlives it.
 static KEPT: AtomicBool = AtomicBool::new(false);
+
+/// For a cluster.
+fn new_directory() -> PathBuf {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let directory = base().join(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
+    fs::create_dir(&directory).unwrap();
+    directory
+}
 
 /// A folder of this test run's, which ends with it.
 fn base() -> &'static Path {

@@ -4,13 +4,15 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::json;
 
-use super::{Attribute, Before, Pipeline, Source, quietly, state};
+use super::{Attribute, Before, Pipeline, Recommender, Source, quietly, state};
 use crate::capture::buffer::{self, Change, Kind, Op};
 use crate::capture::wake;
 use crate::catalog::change::{Cause, pause_for};
 use crate::catalog::column;
 use crate::catalog::expression::Analysed;
 use crate::catalog::names::quote;
+use crate::catalog::pipeline;
+use crate::catalog::recommender;
 use crate::catalog::rights::{As, in_subtransaction};
 use crate::catalog::watch::{drop_triggers, forget_cached, lock_in_tries, watch_truncate};
 use crate::dispatch::backfill;
@@ -30,7 +32,12 @@ pub fn follow(before: &Before) -> Result<()> {
         relations.insert(pipeline.stored_vectors.clone(), json!(pipeline.vectors_oid));
         servers.insert(pipeline.stored_server.clone(), json!(pipeline.server_oid));
     }
-    let known = json!({ "relations": relations, "servers": servers });
+    let mut schemas = serde_json::Map::new();
+    for recommender in before.state.recommenders.iter().flatten() {
+        relations.insert(recommender.stored.clone(), json!(recommender.oid));
+        schemas.insert(recommender.id.to_string(), json!(recommender.schema_oid));
+    }
+    let known = json!({ "relations": relations, "servers": servers, "schemas": schemas });
     let Some(now) = state(Some(known.to_string()))? else {
         return Ok(());
     };
@@ -45,10 +52,16 @@ pub fn follow(before: &Before) -> Result<()> {
             .flatten()
             .filter(|pipeline| pipeline.source_id == is.id)
             .collect();
+        let recommenders: Vec<_> = now
+            .recommenders
+            .iter()
+            .flatten()
+            .filter(|recommender| recommender.source_id == is.id)
+            .collect();
         if was.oid.is_some() {
             quietly(|| match is.current {
-                Some(_) => follow_source(was, is, &of_source, before),
-                None => clean_up(is, &of_source),
+                Some(_) => follow_source(was, is, &of_source, &recommenders, before),
+                None => clean_up(is, &of_source, &recommenders),
             });
         }
     }
@@ -59,6 +72,7 @@ fn follow_source(
     was: &Source,
     is: &Source,
     pipelines: &[&Pipeline],
+    recommenders: &[&Recommender],
     before: &Before,
 ) -> Result<()> {
     let renamed = |names: &[String]| -> Vec<String> {
@@ -66,12 +80,20 @@ fn follow_source(
     };
     let key = renamed(&is.key_columns);
     for pipeline in pipelines {
-        if let Some(reason) = is.misfit(was, pipeline) {
+        if let Some(reason) = is.misfit(was, &pipeline.used_columns, pipeline.into_column.as_ref())
+        {
             let _as = As::extension();
             pause_for(pipeline.id, &reason, Cause::Declaration)?;
         }
         carry_pipeline(pipeline, &renamed, before)?;
         quietly(|| show_keys(pipeline, &key));
+    }
+    for recommender in recommenders {
+        if let Some(reason) = is.misfit(was, &recommender.used_columns, None) {
+            let _as = As::extension();
+            recommender::pause_for(recommender.id, &reason)?;
+        }
+        recommender.carry(&renamed, before)?;
     }
     let used = renamed(&is.used_columns);
     let shows_others = is.current.as_ref() != Some(&is.stored) || key != is.key_columns;
@@ -83,15 +105,23 @@ fn follow_source(
             quietly(|| column::show_again(relation));
         }
     }
-    follow_partitions(was, is, pipelines, before)
+    let ids = pipelines.iter().map(|pipeline| pipeline.id);
+    let ids: Vec<i32> = ids
+        .chain(recommenders.iter().map(|recommender| recommender.id))
+        .collect();
+    follow_partitions(was, is, &ids, before)?;
+    for recommender in recommenders {
+        recommender.end_without_items(is, before)?;
+    }
+    Ok(())
 }
 
 impl Source {
-    fn owner(&self) -> pg_sys::Oid {
+    pub(super) fn owner(&self) -> pg_sys::Oid {
         pg_sys::Oid::from(self.owner.unwrap_or_default() as u32)
     }
 
-    fn relation(&self) -> pg_sys::Oid {
+    pub(super) fn relation(&self) -> pg_sys::Oid {
         pg_sys::Oid::from(self.oid.unwrap_or_default() as u32)
     }
 
@@ -118,10 +148,16 @@ impl Source {
         }
     }
 
-    /// Why the pipeline cannot go on as it was: a column of its key or its text is gone or of another type.
-    fn misfit(&self, was: &Source, pipeline: &Pipeline) -> Option<String> {
-        let columns = was.key_columns.iter().chain(&pipeline.used_columns);
-        columns.chain(&pipeline.into_column).find_map(|name| {
+    /// Why what uses these columns, or writes one of them, cannot go on as it was: one of them or of the key is gone or
+    /// of another type.
+    fn misfit(
+        &self,
+        was: &Source,
+        used_columns: &[String],
+        into_column: Option<&String>,
+    ) -> Option<String> {
+        let columns = was.key_columns.iter().chain(used_columns);
+        columns.chain(into_column).find_map(|name| {
             let (old, new) = self.attribute(was, name)?;
             let source = self.current.as_deref().unwrap_or_default();
             let column = quote(name);
@@ -137,7 +173,7 @@ impl Source {
                     old.unwrap_or_default()
                 ));
             }
-            let is_text = pipeline.into_column.as_ref() != Some(name);
+            let is_text = into_column != Some(name);
             (old.modifier != new.modifier && rewritten && is_text)
                 .then(|| format!("the values of column {column} of {source} were rewritten"))
         })
@@ -235,15 +271,15 @@ fn show_keys(pipeline: &Pipeline, key: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The table was dropped: its pipelines go with it. A view that others depend on is left to them.
-fn clean_up(source: &Source, pipelines: &[&Pipeline]) -> Result<()> {
+/// The table was dropped: its pipelines and recommenders go with it. A view that others depend on is left to them.
+fn clean_up(source: &Source, pipelines: &[&Pipeline], recommenders: &[&Recommender]) -> Result<()> {
+    for recommender in recommenders {
+        recommender.end()?;
+    }
     for pipeline in pipelines {
         {
             let _as = As::extension();
-            Spi::run_with_args(
-                "DELETE FROM recsync.pipeline WHERE id = $1",
-                &[pipeline.id.into()],
-            )?;
+            pipeline::delete(pipeline.id)?;
         }
         let owner = pg_sys::Oid::from(pipeline.owner.unwrap_or_default() as u32);
         let dropped = in_subtransaction(|| {
@@ -282,13 +318,7 @@ fn clean_up(source: &Source, pipelines: &[&Pipeline]) -> Result<()> {
 
 /// Partitions that came get a TRUNCATE trigger and, with what they brought, a look at all rows; those that went
 /// leave orphans, which the worker removes as after a TRUNCATE. Triggers that were off may have missed changes.
-fn follow_partitions(
-    was: &Source,
-    is: &Source,
-    pipelines: &[&Pipeline],
-    before: &Before,
-) -> Result<()> {
-    let pipelines: Vec<i32> = pipelines.iter().map(|pipeline| pipeline.id).collect();
+fn follow_partitions(was: &Source, is: &Source, declared: &[i32], before: &Before) -> Result<()> {
     let tables = |source: &Source| source.tables.clone().unwrap_or_default();
     let (old, new) = (tables(was), tables(is));
     let came = new.iter().any(|table| !old.contains(table));
@@ -301,17 +331,17 @@ fn follow_partitions(
             source: is.id,
             relation: pg_sys::Oid::from(*table as u32),
             op: Op::Truncate,
-            audit_only: pipelines.is_empty(),
+            audit_only: declared.is_empty(),
         };
         buffer::add(kind, &Change::default());
         wake::after_changes();
         drop_triggers(kind.relation, is.id, is.owner())?; // a detached partition keeps none of its root's
     }
     if (came && before.attaches || before.rewrites || was.disabled != is.disabled)
-        && !pipelines.is_empty()
+        && !declared.is_empty()
     {
         let _as = As::extension();
-        backfill::restart(&pipelines)?;
+        backfill::restart(declared)?;
     }
     Ok(())
 }

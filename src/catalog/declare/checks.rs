@@ -67,8 +67,8 @@ fn positive(argument: &'static str, seconds: f64) -> Result<f64> {
 }
 
 /// The relation's own name in `name`, which is read like any relation's: `product_embedding`, `"Mixed"`,
-/// `shop.product_embedding`. It lives in the source's schema.
-pub fn relation_name(name: &str, schema: &str) -> Result<String> {
+/// `shop.product_embedding`. It lives in the source's schema, and has up to `longest` bytes, so that suffixes fit.
+pub fn relation_name(name: &str, schema: &str, longest: usize) -> Result<String> {
     let parts = names::parts(name);
     let refused = |reason: String, hint: &str| Err(Error::argument("name", reason, hint));
     let relation = match parts.as_deref() {
@@ -78,7 +78,7 @@ pub fn relation_name(name: &str, schema: &str) -> Result<String> {
         Some([_, _]) => {
             return refused(
                 format!("\"{name}\" is not in the source's schema {schema}"),
-                "A pipeline's relation lives beside its source: leave the schema out.",
+                "What it is the name of lives beside the table: leave the schema out.",
             );
         }
         _ => {
@@ -88,10 +88,10 @@ pub fn relation_name(name: &str, schema: &str) -> Result<String> {
             );
         }
     };
-    if relation.is_empty() || relation.len() > 59 {
+    if relation.is_empty() || relation.len() > longest {
         return refused(
-            format!("\"{relation}\" leaves no room for a generation's suffix"),
-            "Give 1 to 59 bytes.",
+            format!("\"{relation}\" leaves no room for suffixes"),
+            &format!("Give 1 to {longest} bytes."),
         );
     }
     Ok(relation)

@@ -1,0 +1,149 @@
+//! What a command did to a recommender's tables, carried over into its declaration.
+//!
+//! It never changes what is kept: the worker does that by the declaration.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use super::{Before, Source, State, quietly, seeing_its_effects};
+use crate::catalog::expression::{Analysed, Wanted};
+use crate::catalog::names::quote;
+use crate::catalog::recommender::{self, drop};
+use crate::catalog::rights::{As, in_subtransaction};
+use crate::catalog::watch::release;
+use crate::error::Result;
+
+#[derive(Deserialize)]
+pub struct Recommender {
+    pub id: i32,
+    pub source_id: i32,
+    name: String,
+    pub schema_oid: Option<i64>,
+    schema: Option<String>,
+    /// The items: the name that is stored; what is meant now, where it is there.
+    pub stored: String,
+    pub oid: Option<i64>,
+    current: Option<String>,
+    pub used_columns: Vec<String>,
+    /// Expressions by the columns of the declaration.
+    of_interactions: BTreeMap<String, String>,
+    of_items: BTreeMap<String, String>,
+}
+
+/// The recommenders' expressions, those that can be analysed.
+pub fn analysed(state: &State) -> Vec<(i32, String, Analysed)> {
+    let _as = As::extension();
+    let mut all = Vec::new();
+    for recommender in state.recommenders.iter().flatten() {
+        let mut sources = state.sources.iter().flatten();
+        let source = sources.find(|source| source.id == recommender.source_id);
+        for (table, expressions) in [
+            (
+                source.and_then(|source| source.oid),
+                &recommender.of_interactions,
+            ),
+            (recommender.oid, &recommender.of_items),
+        ] {
+            let Some(table) = table.map(|oid| pg_sys::Oid::from(oid as u32)) else {
+                continue;
+            };
+            for (column, text) in expressions {
+                let analysed = in_subtransaction(|| {
+                    Analysed::of("expression", table, text, Some(c"s"), Wanted::Any)
+                });
+                all.extend(
+                    analysed
+                        .ok()
+                        .map(|analysed| (recommender.id, column.clone(), analysed)),
+                );
+            }
+        }
+    }
+    all
+}
+
+impl Recommender {
+    /// Names and expressions as they are now.
+    pub fn carry(
+        &self,
+        renamed: &impl Fn(&[String]) -> Vec<String>,
+        before: &Before,
+    ) -> Result<()> {
+        const CARRY: &str = "\
+UPDATE recsync.recommender r
+   SET name = COALESCE($2, r.name), items = $3, used_columns = $4,
+       user_expression = n.user_expression, item_expression = n.item_expression, at_expression = n.at_expression,
+       weight = n.weight, seen = n.seen, eligible = n.eligible, boost = n.boost
+  FROM pg_catalog.jsonb_to_record($5::jsonb)
+       AS n (user_expression text, item_expression text, at_expression text, weight text, seen text, eligible text, boost text)
+ WHERE r.id = $1";
+        let stored: BTreeMap<&String, &String> =
+            self.of_interactions.iter().chain(&self.of_items).collect();
+        let mut now: BTreeMap<&String, String> = stored
+            .iter()
+            .map(|(column, text)| (*column, (*text).clone()))
+            .collect();
+        for (_, column, analysed) in before
+            .of_recommenders
+            .iter()
+            .filter(|(id, ..)| *id == self.id)
+        {
+            now.insert(column, analysed.sql());
+        }
+        let was = before
+            .state
+            .recommenders
+            .iter()
+            .flatten()
+            .find(|was| was.id == self.id);
+        let items = self.current.as_ref().unwrap_or(&self.stored);
+        let used = renamed(&self.used_columns);
+        let moved = was.is_some_and(|was| was.schema != self.schema);
+        let same = now
+            .iter()
+            .all(|(column, text)| stored.get(column) == Some(&text));
+        if same && *items == self.stored && !moved && used == self.used_columns {
+            return Ok(());
+        }
+        let name = self
+            .schema
+            .as_ref()
+            .map(|schema| format!("{}.{}", quote(schema), quote(&self.name)));
+        let _as = As::extension();
+        Spi::run_with_args(
+            CARRY,
+            &[
+                self.id.into(),
+                name.into(),
+                items.as_str().into(),
+                used.into(),
+                serde_json::json!(now).to_string().into(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// It goes with its items, and the triggers on its interactions with it where nothing else needs them.
+    pub fn end_without_items(&self, source: &Source, before: &Before) -> Result<()> {
+        let mut those = before.state.recommenders.iter().flatten();
+        let had_items = those.any(|was| was.id == self.id && was.oid.is_some());
+        if self.current.is_some() || !had_items {
+            return Ok(());
+        }
+        self.end()?;
+        let name = source.current.as_deref().unwrap_or_default();
+        seeing_its_effects(|| {
+            quietly(|| release(source.relation(), name, source.id, source.owner()));
+        });
+        Ok(())
+    }
+
+    pub fn end(&self) -> Result<()> {
+        match recommender::by_id(self.id)? {
+            Some(recommender) => drop::end(&recommender),
+            None => Ok(()),
+        }
+    }
+}

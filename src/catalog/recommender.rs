@@ -1,0 +1,296 @@
+//! Recommenders as they are stored, with all that their SQL needs: names resolved, key types and operators looked up.
+//!
+//! It never keeps what it read: names may mean something else a moment later, so callers load again when told.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde::Deserialize;
+
+// create_recommender.
+mod create;
+
+// Columns found from foreign keys, types and names.
+mod columns;
+
+// drop_recommender.
+pub mod drop;
+
+// The typed functions.
+pub mod functions;
+
+// The tables that the worker keeps.
+pub mod tables;
+
+use super::names;
+use super::pipeline::{Key, PRIMARY, Trouble, keys_sql};
+use super::rights::{As, with_settings};
+use crate::capture::wake;
+use crate::dispatch::backfill;
+use crate::error::{Error, Result};
+use crate::statement::Statement;
+
+/// All recommenders, or the one of `$1`, as JSON.
+const LOAD: &str = include_str!("recommenders.sql");
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub struct Recommender {
+    pub id: i32,
+    /// Qualified and quoted.
+    pub name: String,
+    pub items: String,
+    pub source_id: i32,
+    pub interactions: String,
+    key_columns: Vec<String>,
+    /// SQL over a row `s` of the interactions, fully qualified.
+    pub user_expression: String,
+    pub item_expression: String,
+    pub at_expression: String,
+    pub weight: String,
+    pub seen: String,
+    /// SQL over a row `s` of the items.
+    pub eligible: String,
+    pub boost: String,
+    pub half_life_s: f64,
+    pub history: i32,
+    pub paused: bool,
+    pub paused_reason: Option<String>,
+    items_oid: Option<i64>,
+    owner: Option<i64>,
+    /// The items in a FROM.
+    pub items_rows: Option<String>,
+    item_keys: Option<Vec<Key>>,
+    source_oid: Option<i64>,
+    /// The interactions in a FROM.
+    pub rows_of: Option<String>,
+    pub unlogged: bool,
+    captured: bool,
+    keys: Option<Vec<Key>>,
+    user_keys: Option<Vec<Key>>,
+    kept: bool,
+    missing_column: Option<String>,
+    pub dead_letters: bool,
+    pub backfilled: bool,
+    pub backfill_round: i32,
+    pub backfill_after: Option<Vec<String>>,
+}
+
+fn oid(number: Option<i64>) -> pg_sys::Oid {
+    number.map_or(pg_sys::InvalidOid, |oid| pg_sys::Oid::from(oid as u32))
+}
+
+impl Recommender {
+    /// Who owns the items, and with whose rights everything of the recommender's is done.
+    pub fn owner(&self) -> pg_sys::Oid {
+        oid(self.owner)
+    }
+
+    pub fn items_oid(&self) -> pg_sys::Oid {
+        oid(self.items_oid)
+    }
+
+    pub fn source_oid(&self) -> pg_sys::Oid {
+        oid(self.source_oid)
+    }
+
+    /// The key of the interactions.
+    pub fn keys(&self) -> &[Key] {
+        self.keys.as_deref().unwrap_or_default()
+    }
+
+    /// The key of the items, which is called `item_id` in the kept tables.
+    ///
+    /// # Errors
+    /// Where the items have no key of one column any more.
+    pub fn item_key(&self) -> Result<&Key> {
+        match self.item_keys.as_deref() {
+            Some([key]) => Ok(key),
+            _ => Err(self.broken(self.no_item_key())),
+        }
+    }
+
+    /// What users are called by, as it is kept.
+    ///
+    /// # Errors
+    /// Where nothing is kept yet.
+    pub fn user_key(&self) -> Result<&Key> {
+        self.user_keys
+            .as_deref()
+            .and_then(<[Key]>::first)
+            .ok_or_else(|| self.broken("its tables do not exist yet".into()))
+    }
+
+    fn no_item_key(&self) -> String {
+        format!("{} has no primary key of one column any more", self.items)
+    }
+
+    pub fn broken(&self, reason: String) -> Error {
+        Error::BrokenRecommender {
+            name: self.name.clone(),
+            reason,
+        }
+    }
+
+    /// Whether nothing has changed but what the worker itself changes.
+    pub fn is_declared_as(&self, other: &Recommender) -> bool {
+        let mut other = other.clone();
+        other.dead_letters = self.dead_letters;
+        other.take_position(self);
+        *self == other
+    }
+
+    /// How far the backfill is.
+    pub fn take_position(&mut self, other: &Recommender) {
+        self.backfilled = other.backfilled;
+        self.backfill_round = other.backfill_round;
+        self.backfill_after.clone_from(&other.backfill_after);
+    }
+
+    /// Whether the tables are there that the worker keeps, for the owner of now.
+    pub fn is_kept(&self) -> bool {
+        self.kept && self.user_keys.is_some()
+    }
+
+    /// What is wrong with it, if anything.
+    pub fn trouble(&self) -> Option<Trouble> {
+        let broken = |reason: String| Some(Trouble::Broken(reason));
+        for (table, oid) in [
+            (&self.items, self.items_oid),
+            (&self.interactions, self.source_oid),
+        ] {
+            if oid.is_none() {
+                return broken(format!("table {table} does not exist"));
+            }
+        }
+        if let Some(column) = &self.missing_column {
+            return broken(format!(
+                "column \"{column}\" of {} does not exist",
+                self.interactions
+            ));
+        }
+        if self
+            .keys()
+            .iter()
+            .map(|key| &key.name)
+            .ne(&self.key_columns)
+        {
+            return broken(format!(
+                "the primary key of {} is not ({}) any more",
+                self.interactions,
+                self.key_columns.join(", ")
+            ));
+        }
+        if self.item_key().is_err() {
+            return broken(self.no_item_key());
+        }
+        (!self.captured).then_some(Trouble::Restoring)
+    }
+}
+
+/// Every recommender of the database. Runs as recsync's owner.
+pub fn load_all() -> Result<Vec<Recommender>> {
+    load(None)
+}
+
+/// The recommender that `name` means: its full name as recsync.status shows it, or a name by search_path.
+pub fn find(name: &str) -> Result<Recommender> {
+    let unknown = || Error::NoSuchRecommender(name.to_owned());
+    let names = names_of(name)?;
+    const FIND: &str = "SELECT id FROM recsync.recommender WHERE name = ANY ($1) ORDER BY pg_catalog.array_position($1, name) LIMIT 1";
+    let _as = As::extension();
+    let id = names::select_one::<i32>(FIND, &[names.into()])?.ok_or_else(unknown)?;
+    by_id(id)?.ok_or_else(unknown)
+}
+
+/// The recommender of that number.
+pub fn by_id(id: i32) -> Result<Option<Recommender>> {
+    let _as = As::extension();
+    Ok(load(Some(id))?.pop())
+}
+
+/// The full names that a name may stand for, in the order of the search path.
+fn names_of(name: &str) -> Result<Vec<String>> {
+    let full =
+        |schema: &str, name: &str| format!("{}.{}", names::quote(schema), names::quote(name));
+    match names::parts(name).as_deref() {
+        Some([schema, name]) => Ok(vec![full(schema, name)]),
+        Some([name]) => {
+            let schemas = names::select_one::<Vec<String>>(
+                "SELECT pg_catalog.current_schemas(true)::text[]",
+                &[],
+            )?;
+            let schemas = schemas.unwrap_or_default();
+            Ok(schemas.iter().map(|schema| full(schema, name)).collect())
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
+    thread_local! {
+        static STATEMENT: Statement = Statement::new(
+            LOAD.replace("{item_keys}", &keys_sql("r.items", PRIMARY, "'item_id'", "''"))
+                .replace("{keys}", &keys_sql("s.relation", PRIMARY, "'k' || k.n", "''"))
+                .replace("{user_keys}", &keys_sql(
+                    "'recsync.interaction_' || r.id",
+                    "i.indexrelid = pg_catalog.to_regclass('recsync.interaction_' || r.id || '_user')",
+                    "a.attname",
+                    "''",
+                )),
+        );
+    }
+    let _canonical = names::Canonical::begin();
+    // Types are called as they are for whom the worker and `As::owner` run.
+    with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], || {
+        Spi::connect(|client| {
+            let mut recommenders = Vec::new();
+            let rows = STATEMENT.with(|statement| statement.select(client, &[id.into()]))?;
+            for row in rows {
+                let json = row.get::<String>(1)?.unwrap_or_default();
+                recommenders.push(
+                    serde_json::from_str(&json).map_err(|error| {
+                        Error::Internal(format!("recsync.recommender: {error}"))
+                    })?,
+                );
+            }
+            Ok(recommenders)
+        })
+    })
+}
+
+/// pause and resume. When it runs again, all its interactions are looked at.
+pub fn set_paused(name: &str, paused: bool) -> Result<()> {
+    let recommender = find(name)?;
+    require_owner(&recommender)?;
+    let _as = As::extension();
+    Spi::run_with_args(
+        "UPDATE recsync.recommender SET paused = $2, paused_reason = NULL WHERE id = $1",
+        &[recommender.id.into(), paused.into()],
+    )?;
+    if !paused && recommender.paused {
+        backfill::restart(&[recommender.id])?;
+    }
+    wake::after_catalog_change();
+    Ok(())
+}
+
+/// Pauses one that cannot go on; the reason stands in recsync.status. As recsync's owner.
+pub fn pause_for(id: i32, reason: &str) -> Result<()> {
+    Spi::run_with_args(
+        "UPDATE recsync.recommender SET paused = true, paused_reason = $2 WHERE id = $1 AND NOT paused",
+        &[id.into(), reason.into()],
+    )?;
+    Ok(())
+}
+
+/// Refuses unless the caller may do with the recommender what its owner may.
+pub fn require_owner(recommender: &Recommender) -> Result<()> {
+    // SAFETY: role look-ups by OID.
+    let is_owner = unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), recommender.owner()) };
+    if is_owner || super::rights::is_admin() {
+        return Ok(());
+    }
+    Err(Error::Denied {
+        what: format!("you do not own the items of recommender {}", recommender.name),
+        grant: "Their owner may call this, a member of that role, and recsync_admin (GRANT recsync_admin TO …).".into(),
+    })
+}

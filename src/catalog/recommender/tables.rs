@@ -1,0 +1,107 @@
+//! The tables that the worker keeps for a recommender: its interactions, what is known of each item, and how many
+//! users each two items have in common.
+//!
+//! They are the extension's, so that they go with it and are in no dump, and their names are made of the
+//! recommender's number, so that no name of a user's is taken. It never gives them to anybody but the owner of the
+//! items, as whom they are written.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::Recommender;
+use crate::catalog::names::quote;
+use crate::catalog::rights::As;
+use crate::error::Result;
+
+pub fn interactions(id: i32) -> String {
+    format!("recsync.interaction_{id}")
+}
+
+pub fn items(id: i32) -> String {
+    format!("recsync.item_{id}")
+}
+
+pub fn pairs(id: i32) -> String {
+    format!("recsync.pair_{id}")
+}
+
+/// Makes them, in place of those that are there. All rows have to be looked at after that.
+pub fn make(recommender: &Recommender) -> Result<()> {
+    let id = recommender.id;
+    let item = recommender.item_key()?;
+    let (interactions, items, pairs) = (interactions(id), items(id), pairs(id));
+    let stored: Vec<String> = recommender
+        .keys()
+        .iter()
+        .map(|key| key.stored.clone())
+        .collect();
+    let keys: Vec<String> = recommender
+        .keys()
+        .iter()
+        .map(|key| format!("s.{} AS {}", key.column, key.stored))
+        .collect();
+    let (keys, stored) = (keys.join(", "), stored.join(", "));
+    let (source, user) = (&recommender.interactions, &recommender.user_expression);
+    let owner = owner_name(recommender.owner());
+    drop(id)?;
+    let _as = As::extension();
+    // Columns take their types, collations included, from the sources.
+    for sql in [
+        format!(
+            "CREATE TABLE {interactions} AS
+             SELECT {keys}, {user} AS user_id, i.{item} AS item_id, NULL::timestamptz AS at, NULL::float8 AS weight, NULL::boolean AS seen
+               FROM {source} s, {catalogue} i WITH NO DATA",
+            item = item.column,
+            catalogue = recommender.items,
+        ),
+        format!(
+            "ALTER TABLE {interactions} ADD PRIMARY KEY ({stored}), ALTER user_id SET NOT NULL, ALTER item_id SET NOT NULL,
+                   ALTER at SET NOT NULL, ALTER weight SET NOT NULL, ALTER seen SET NOT NULL"
+        ),
+        format!("CREATE INDEX interaction_{id}_user ON {interactions} (user_id, at, {stored})"),
+        format!("CREATE INDEX ON {interactions} (item_id)"),
+        format!(
+            "CREATE TABLE {items} AS
+             SELECT item_id, 0 AS users, 0::bigint AS interactions, NULL::float8 AS heat FROM {interactions} WITH NO DATA"
+        ),
+        format!(
+            "ALTER TABLE {items} ADD PRIMARY KEY (item_id), ALTER users SET NOT NULL, ALTER interactions SET NOT NULL"
+        ),
+        format!("CREATE INDEX ON {items} (heat, item_id)"),
+        format!(
+            "CREATE TABLE {pairs} AS SELECT item_id, item_id AS other_id, 0 AS users FROM {interactions} WITH NO DATA"
+        ),
+        format!("ALTER TABLE {pairs} ADD PRIMARY KEY (item_id, other_id), ALTER users SET NOT NULL"),
+        // Before they are the extension's: a dump holds only what was granted after that.
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {interactions}, {items}, {pairs} TO {owner}"),
+        format!("ALTER EXTENSION recsync ADD TABLE {interactions}"),
+        format!("ALTER EXTENSION recsync ADD TABLE {items}"),
+        format!("ALTER EXTENSION recsync ADD TABLE {pairs}"),
+    ] {
+        Spi::run(&sql)?;
+    }
+    Ok(())
+}
+
+/// Drops those that are there.
+pub fn drop(id: i32) -> Result<()> {
+    let _as = As::extension();
+    for table in [interactions(id), items(id), pairs(id)] {
+        let there = crate::catalog::names::resolve(&table)?;
+        if there.is_some() {
+            Spi::run(&format!("ALTER EXTENSION recsync DROP TABLE {table}"))?;
+            Spi::run(&format!("DROP TABLE {table}"))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn owner_name(owner: pg_sys::Oid) -> String {
+    // SAFETY: a look-up of a role by OID; an unknown one has the name of its number.
+    let name = unsafe { pg_sys::GetUserNameFromId(owner, true) };
+    if name.is_null() {
+        return String::from("\"\"");
+    }
+    // SAFETY: a NUL-terminated name.
+    quote(&unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy())
+}

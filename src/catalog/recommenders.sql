@@ -1,0 +1,34 @@
+SELECT pg_catalog.jsonb_build_object(
+         'id', r.id, 'name', r.name, 'items', r.items,
+         'source_id', s.id, 'interactions', s.relation, 'key_columns', s.key_columns,
+         'user_expression', r.user_expression, 'item_expression', r.item_expression, 'at_expression', r.at_expression,
+         'weight', r.weight, 'seen', r.seen, 'eligible', r.eligible, 'boost', r.boost,
+         'half_life_s', extract(epoch FROM r.half_life), 'history', r.history,
+         'paused', r.paused, 'paused_reason', r.paused_reason,
+         'items_oid', i.oid::bigint, 'owner', i.relowner::bigint,
+         'items_rows', CASE WHEN i.relkind = 'p' THEN r.items ELSE 'ONLY ' || r.items END,
+         'item_keys', {item_keys},
+         'source_oid', c.oid::bigint,
+         'rows_of', CASE WHEN c.relkind = 'p' THEN s.relation ELSE 'ONLY ' || s.relation END,
+         'unlogged', COALESCE(c.relpersistence = 'u', false),
+         'captured', (SELECT pg_catalog.count(*) = 2 FROM pg_catalog.pg_trigger t
+                       WHERE t.tgrelid = c.oid
+                         AND t.tgname IN ('00_recsync_capture_' || s.id, '00_recsync_truncate_' || s.id) AND t.tgenabled IN ('O', 'A')),
+         'keys', {keys},
+         -- What the worker keeps: where it is, whom it is written as.
+         'user_keys', {user_keys},
+         'kept', COALESCE(pg_catalog.has_table_privilege(i.relowner, pg_catalog.to_regclass('recsync.pair_' || r.id), 'INSERT'), false),
+         'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(r.used_columns || s.key_columns) AS u (name)
+                             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                                                WHERE a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped)),
+         'dead_letters', EXISTS (SELECT FROM recsync.dead_letter_log l WHERE l.pipeline_id = r.id),
+         'backfilled', COALESCE(b.finished_at IS NOT NULL, false),
+         'backfill_round', COALESCE(b.round, 0),
+         'backfill_after', pg_catalog.to_jsonb(b.after_key))::text
+  FROM recsync.recommender r
+  JOIN recsync.source s ON s.id = r.source_id
+  LEFT JOIN pg_catalog.pg_class i ON i.oid = pg_catalog.to_regclass(r.items)
+  LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(s.relation)
+  LEFT JOIN recsync.backfill b ON b.pipeline_id = r.id
+ WHERE $1 IS NULL OR r.id = $1
+ ORDER BY r.id

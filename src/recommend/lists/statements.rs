@@ -1,0 +1,209 @@
+//! What is asked as the owner of the items: candidates in order, each with score and reason.
+//!
+//! It never holds a value of a caller's: $1 is the user or item, $2 the items of the session, $3 whether what was seen
+//! is left out, $4 what has been looked at.
+
+use crate::catalog::recommender::{Recommender, tables};
+use crate::error::Result;
+
+/// Added to the cosine's divisor: two items that few users have in common are less alike than they look (shrinkage:
+/// Ferrari Dacrema, Cremonesi, Jannach, RecSys 2019, "Are we really making much progress?").
+const SHRINKAGE: f64 = 10.0;
+/// Neighbours of one item that count.
+const NEIGHBOURS: usize = 100;
+/// Candidates of one source.
+const MOST: usize = 500;
+/// Of which the latest are taken: no source reads all items.
+const NEWEST: usize = 1_000;
+/// Reciprocal-rank fusion: a source adds weight / (60 + place) (Cormack, Clarke, Büttcher, SIGIR 2009).
+const FUSION: f64 = 60.0;
+const WEIGHTS: [(&str, f64); 3] = [("neighbours", 1.0), ("popular", 0.3), ("latest", 0.1)];
+
+/// The parts that all statements are made of.
+struct Parts {
+    interactions: String,
+    items: String,
+    pairs: String,
+    /// The items' rows.
+    rows: String,
+    key: String,
+    kind: String,
+    equals: String,
+}
+
+impl Parts {
+    fn new(r: &Recommender) -> Result<Parts> {
+        let key = r.item_key()?;
+        Ok(Parts {
+            interactions: tables::interactions(r.id),
+            items: tables::items(r.id),
+            pairs: tables::pairs(r.id),
+            rows: r.items_rows.clone().unwrap_or_default(),
+            key: format!("s.{}", key.column),
+            kind: key.type_name.clone(),
+            equals: key.equals.clone(),
+        })
+    }
+
+    /// Items that must not be listed.
+    fn hidden(&self, r: &Recommender) -> Result<String> {
+        let user = r.user_key()?;
+        Ok(format!(
+            "hidden AS MATERIALIZED (
+               SELECT e.item_id FROM {} e WHERE $3 AND e.seen AND e.user_id {} $1::{}
+                UNION SELECT given::{} FROM pg_catalog.unnest($2::text[]) AS given WHERE $3)",
+            self.interactions, user.equals, user.type_name, self.kind,
+        ))
+    }
+
+    /// Of the items' rows: that they may be listed.
+    fn open(&self, r: &Recommender) -> String {
+        format!(
+            "({}) AND NOT EXISTS (SELECT FROM hidden h WHERE h.item_id {} {})",
+            r.eligible, self.equals, self.key
+        )
+    }
+
+    /// How alike item `a` and its neighbours `b` are.
+    fn likeness(&self) -> String {
+        format!("p.users / (pg_catalog.sqrt(a.users::float8 * b.users) + {SHRINKAGE})")
+    }
+}
+
+/// Neighbours of the user's items and the session's, the popular, the latest; fused.
+pub fn recommend(r: &Recommender) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let Parts {
+        interactions,
+        items,
+        pairs,
+        rows,
+        key,
+        kind,
+        equals,
+    } = &parts;
+    let user = r.user_key()?;
+    let latest_first: Vec<String> = r
+        .keys()
+        .iter()
+        .map(|key| format!("e.{} DESC", key.stored))
+        .collect();
+    let weights: Vec<String> = WEIGHTS
+        .iter()
+        .map(|(source, weight)| format!("WHEN '{source}' THEN {weight}"))
+        .collect();
+    Ok(format!(
+        "WITH history AS MATERIALIZED (
+           SELECT e.item_id, pg_catalog.max(e.at) AS at, pg_catalog.sum(e.weight::numeric)::float8 AS weight
+             FROM (SELECT e.item_id, e.at, e.weight FROM {interactions} e WHERE e.user_id {user_equals} $1::{user_type}
+                    ORDER BY e.at DESC, {latest_first} LIMIT {history}) e
+            GROUP BY e.item_id HAVING pg_catalog.sum(e.weight::numeric) > 0
+         ), seeds AS MATERIALIZED (
+           SELECT h.item_id, h.weight / pg_catalog.max(h.weight) OVER ()
+                  * pg_catalog.power(2::float8, GREATEST(extract(epoch FROM h.at - pg_catalog.max(h.at) OVER ())::float8 / {half_life}::float8, -60)) AS weight
+             FROM history h
+            UNION ALL SELECT DISTINCT given::{kind}, 1 FROM pg_catalog.unnest($2::text[]) AS given
+         ), {hidden}, near AS (
+           SELECT n.other_id AS item_id, pg_catalog.sum(g.weight * n.likeness) AS score
+             FROM seeds g JOIN {items} a ON a.item_id {equals} g.item_id
+            CROSS JOIN LATERAL (SELECT p.other_id, {likeness} AS likeness
+                                  FROM {pairs} p JOIN {items} b ON b.item_id {equals} p.other_id
+                                 WHERE p.item_id {equals} g.item_id ORDER BY 2 DESC, 1 LIMIT {NEIGHBOURS}) n
+            GROUP BY n.other_id
+         ), listed AS (
+           SELECT 'neighbours' AS source, c.item_id, pg_catalog.row_number() OVER (ORDER BY c.score DESC, c.item_id) AS place
+             FROM (SELECT n.item_id, n.score FROM near n JOIN {rows} s ON {key} {equals} n.item_id
+                    WHERE {open} ORDER BY n.score DESC, n.item_id LIMIT {MOST}) c
+            UNION ALL
+           SELECT 'popular', c.item_id, pg_catalog.row_number() OVER (ORDER BY c.heat DESC, c.item_id DESC)
+             FROM (SELECT t.item_id, t.heat FROM {items} t JOIN {rows} s ON {key} {equals} t.item_id
+                    WHERE t.heat IS NOT NULL AND {open} ORDER BY t.heat DESC, t.item_id DESC LIMIT {MOST}) c
+            UNION ALL
+           SELECT 'latest', c.item_id, pg_catalog.row_number() OVER (ORDER BY c.item_id DESC)
+             FROM (SELECT {key} AS item_id FROM (SELECT s.* FROM {rows} s ORDER BY {key} DESC LIMIT {NEWEST}) s
+                    WHERE NOT EXISTS (SELECT FROM {items} t WHERE t.item_id {equals} {key}) AND {open}) c
+         )
+         SELECT f.item_id::text, f.score * COALESCE(GREATEST(({boost})::float8, 0), 1), f.reason
+           FROM (SELECT l.item_id, pg_catalog.sum(CASE l.source {weights} END / ({FUSION} + l.place))::float8 AS score,
+                        pg_catalog.jsonb_object_agg(l.source, l.place) AS reason
+                   FROM listed l GROUP BY l.item_id) f
+           JOIN {rows} s ON {key} {equals} f.item_id
+          ORDER BY 2 DESC, f.item_id",
+        user_equals = user.equals,
+        user_type = user.type_name,
+        latest_first = latest_first.join(", "),
+        history = r.history,
+        half_life = r.half_life_s,
+        hidden = parts.hidden(r)?,
+        open = parts.open(r),
+        likeness = parts.likeness(),
+        boost = r.boost,
+        weights = weights.join(" "),
+    ))
+}
+
+/// Every item that may be listed and has not been looked at: the popular, then the latest.
+pub fn rest(r: &Recommender) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let Parts {
+        items,
+        rows,
+        key,
+        kind,
+        equals,
+        ..
+    } = &parts;
+    Ok(format!(
+        "WITH {hidden}, given AS MATERIALIZED (SELECT given::{kind} AS item_id FROM pg_catalog.unnest($4::text[]) AS given)
+         SELECT {key}::text, 0::float8, pg_catalog.jsonb_build_object('rest', pg_catalog.row_number() OVER (ORDER BY t.heat DESC NULLS LAST, {key} DESC))
+           FROM {rows} s LEFT JOIN {items} t ON t.item_id {equals} {key}
+          WHERE {open} AND NOT EXISTS (SELECT FROM given g WHERE g.item_id {equals} {key})
+          ORDER BY t.heat DESC NULLS LAST, {key} DESC",
+        hidden = parts.hidden(r)?,
+        open = parts.open(r),
+    ))
+}
+
+/// All items that have users in common with one, the most alike first.
+pub fn similar(r: &Recommender) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let Parts {
+        items,
+        pairs,
+        rows,
+        key,
+        kind,
+        equals,
+        ..
+    } = &parts;
+    Ok(format!(
+        "SELECT p.other_id::text, {likeness}, NULL::jsonb
+           FROM {items} a JOIN {pairs} p ON p.item_id {equals} a.item_id JOIN {items} b ON b.item_id {equals} p.other_id
+           JOIN {rows} s ON {key} {equals} p.other_id
+          WHERE a.item_id {equals} $1::{kind} AND ({eligible})
+          ORDER BY 2 DESC, p.other_id",
+        likeness = parts.likeness(),
+        eligible = r.eligible,
+    ))
+}
+
+/// The most popular items; the rest is in [`rest`].
+pub fn popular(r: &Recommender) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let Parts {
+        items,
+        rows,
+        key,
+        equals,
+        ..
+    } = &parts;
+    Ok(format!(
+        "WITH {hidden}
+         SELECT c.item_id::text, pg_catalog.power(2::float8, GREATEST(c.heat - pg_catalog.max(c.heat) OVER (), -1000)), NULL::jsonb
+           FROM (SELECT t.item_id, t.heat FROM {items} t JOIN {rows} s ON {key} {equals} t.item_id
+                  WHERE t.heat IS NOT NULL AND {open} ORDER BY t.heat DESC, t.item_id DESC LIMIT {MOST}) c
+          ORDER BY c.heat DESC, c.item_id DESC",
+        hidden = parts.hidden(r)?,
+        open = parts.open(r),
+    ))
+}

@@ -1,0 +1,395 @@
+//! What is kept for recommenders: changed interactions and those that were there before, a chunk at a time.
+//!
+//! It never works for long before the log is looked at again, and never lets a bad row hold up the others: a chunk that
+//! fails is halved until the row is alone, which is put aside as a dead letter.
+
+use pgrx::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::intake::MOST_IN_MEMORY;
+use super::leader::Leader;
+use super::load::RESTORE;
+use super::process::{
+    Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
+};
+use crate::catalog::pipeline::Trouble;
+use crate::catalog::recommender::{self, Recommender, tables};
+use crate::dispatch::backfill;
+use crate::dispatch::jobs;
+use crate::dispatch::queue::{Job, Lane, RowKey};
+use crate::dispatch::read::Block;
+use crate::error::sqlstate_text;
+use crate::recommend::keep::{Keeper, Rows};
+
+/// Interactions taken at once.
+const CHUNK: usize = 256;
+/// How long a round spends here: texts and vectors wait no longer for it.
+const SLICE: Duration = Duration::from_millis(20);
+/// After a failure that passes by itself.
+const REST: Duration = Duration::from_secs(1);
+
+/// A recommender as the worker runs it.
+pub struct Keeping {
+    pub recommender: Recommender,
+    keeper: Keeper,
+    rests_until: Option<Instant>,
+    /// All its rows are to be looked at again: too much has changed at once to be remembered row by row.
+    starts_over: bool,
+}
+
+impl Leader {
+    /// Takes up what is declared.
+    pub(super) fn load_recommenders(
+        &mut self,
+        declared: Vec<Recommender>,
+    ) -> std::result::Result<(), Failed> {
+        let mut known = std::mem::take(&mut self.recommenders);
+        for recommender in declared {
+            let id = recommender.id;
+            let keeping = match known.remove(&id) {
+                Some(mut keeping) if keeping.recommender.is_declared_as(&recommender) => {
+                    if keeping.recommender.backfill_round != recommender.backfill_round {
+                        keeping.recommender.take_position(&recommender);
+                    }
+                    Some(keeping)
+                }
+                before => self.taken_up(recommender, before.is_some())?,
+            };
+            match keeping {
+                Some(keeping) => drop(self.recommenders.insert(id, keeping)),
+                None => self.queue.forget(id),
+            }
+        }
+        for id in known.into_keys() {
+            self.queue.forget(id);
+        }
+        Ok(())
+    }
+
+    fn taken_up(
+        &mut self,
+        mut recommender: Recommender,
+        ran: bool,
+    ) -> std::result::Result<Option<Keeping>, Failed> {
+        let id = recommender.id;
+        if recommender.paused {
+            return Ok(None);
+        }
+        if let Some(trouble) = recommender.trouble() {
+            let since = *self.incomplete_since.entry(id).or_insert_with(Instant::now);
+            match trouble {
+                Trouble::Broken(reason) if ran || since.elapsed() > RESTORE => {
+                    note_pause(&recommender, &reason)?;
+                }
+                _ => {
+                    self.restoring = true;
+                    transaction(|| backfill::restart(&[id]))?;
+                }
+            }
+            return Ok(None);
+        }
+        self.incomplete_since.remove(&id);
+        // After a restore its tables are not there, after a change of owner they are not the owner's. After a crash an
+        // unlogged table is empty, and nobody says so.
+        if !recommender.is_kept() || recommender.unlogged && !ran {
+            let loaded = transaction(|| {
+                if !recommender.is_kept() {
+                    tables::make(&recommender)?;
+                }
+                backfill::restart(&[id])?;
+                recommender::by_id(id)
+            });
+            match loaded {
+                Ok(Some(loaded)) => recommender = loaded,
+                Ok(None) => return Ok(None),
+                Err(failed) => {
+                    report(&recommender, &failed);
+                    note_pause(&recommender, &failed.message)?;
+                    return Ok(None);
+                }
+            }
+        }
+        match Keeper::new(&recommender) {
+            Ok(keeper) => Ok(Some(Keeping {
+                recommender,
+                keeper,
+                rests_until: None,
+                starts_over: false,
+            })),
+            Err(error) => {
+                note_pause(&recommender, &error.to_string())?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Changes of the log, row by row.
+    pub(super) fn dispatch_to_recommenders(&mut self, block: &Block, ticket: u64) {
+        let database = self.database_oid();
+        for (id, keeping) in &mut self.recommenders {
+            if keeping.recommender.source_id != block.source_id {
+                continue;
+            }
+            if let Some(counters) = self.shared.counters_or_new(database, *id) {
+                counters.last_change_us.store(block.changed_at, SeqCst);
+            }
+            let full = self.queue.waits(*id, Lane::Live) >= MOST_IN_MEMORY;
+            keeping.starts_over |= full || block.op == 'T';
+            if keeping.starts_over {
+                continue;
+            }
+            let width = keeping.recommender.keys().len();
+            // Keys of another width were logged before the primary key was another.
+            for key in block.keys.iter().chain(&block.old_keys) {
+                if key.len() == width {
+                    self.queue.add(row_of(*id, key), Lane::Live, Some(ticket));
+                }
+            }
+        }
+    }
+
+    /// Those for which too much has changed look at all rows again: that is written before the checkpoint may pass.
+    pub(super) fn start_over(&mut self) -> std::result::Result<(), Failed> {
+        let wanted = self.recommenders.values_mut();
+        let ids: Vec<i32> = wanted
+            .filter_map(|keeping| {
+                std::mem::take(&mut keeping.starts_over).then_some(keeping.recommender.id)
+            })
+            .collect();
+        self.restart(&ids)
+    }
+
+    fn restart(&mut self, ids: &[i32]) -> std::result::Result<(), Failed> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let positions = transaction(|| {
+            backfill::restart(ids)?;
+            ids.iter()
+                .map(|id| recommender::by_id(*id))
+                .collect::<crate::error::Result<Vec<_>>>()
+        })?;
+        for position in positions.into_iter().flatten() {
+            self.queue.forget(position.id);
+            if let Some(keeping) = self.recommenders.get_mut(&position.id) {
+                keeping.recommender.take_position(&position);
+            }
+        }
+        Ok(())
+    }
+
+    /// What waits is taken, changes first, for a slice of time; a chunk of each recommender in any case.
+    pub(super) fn keep(&mut self) -> std::result::Result<(), Failed> {
+        let until = Instant::now() + SLICE;
+        let ids: Vec<i32> = self.recommenders.keys().copied().collect();
+        for id in ids {
+            self.backfill_recommender(id)?;
+            while self.keep_a_chunk(id)? && Instant::now() < until {}
+        }
+        Ok(())
+    }
+
+    /// False when nothing of this recommender's can be taken now.
+    fn keep_a_chunk(&mut self, id: i32) -> std::result::Result<bool, Failed> {
+        let Some(keeping) = self
+            .recommenders
+            .get_mut(&id)
+            .filter(|keeping| !keeping.rests())
+        else {
+            return Ok(false);
+        };
+        let taken = [Lane::Live, Lane::Backfill].into_iter().find_map(|lane| {
+            let jobs = self.queue.take(id, lane, CHUNK);
+            (!jobs.is_empty()).then_some((lane, jobs))
+        });
+        let Some((lane, jobs)) = taken else {
+            return Ok(false);
+        };
+        self.busy_at = Instant::now();
+        match keeping.follow(&jobs) {
+            Ok(()) => {
+                for job in &jobs {
+                    self.queue.finish(&job.row);
+                }
+            }
+            Err(failed) => {
+                report(&keeping.recommender, &failed);
+                keeping.rests_until = Some(Instant::now() + REST);
+                for job in jobs.iter().rev() {
+                    self.queue.put_back(&job.row, lane);
+                }
+                if !is_passing(failed.code) {
+                    self.pause_recommender(id, &failed.message)?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The next slice of the rows that were there before. When all have been read, what is kept of rows that are
+    /// gone goes, and only then is it the last.
+    fn backfill_recommender(&mut self, id: i32) -> std::result::Result<(), Failed> {
+        let Some(keeping) = self
+            .recommenders
+            .get_mut(&id)
+            .filter(|keeping| !keeping.rests())
+        else {
+            return Ok(());
+        };
+        let waits = self.queue.waits(id, Lane::Backfill);
+        if keeping.recommender.backfilled || waits > backfill::SLICE / 2 {
+            return Ok(());
+        }
+        let (recommender, keeper) = (&keeping.recommender, &keeping.keeper);
+        let read = transaction(|| {
+            guard_user_code()?;
+            let rows = backfill::Rows {
+                of: recommender.rows_of.as_deref().unwrap_or_default(),
+                keys: recommender.keys(),
+                owner: recommender.owner(),
+            };
+            let slice = backfill::slice(&rows, recommender.backfill_after.as_deref())?;
+            if slice.len() == backfill::SLICE {
+                return Ok((slice, false));
+            }
+            release_user_code(); // what follows are keys
+            if keeper.empty()? {
+                return Ok((slice, true));
+            }
+            let orphans: Vec<Job> = keeper
+                .orphans()?
+                .into_iter()
+                .map(|key| Job::new(row_of(id, &Arc::from(key))))
+                .collect();
+            keeper.keep(&orphans, Rows::new())?;
+            Ok((slice, orphans.is_empty()))
+        });
+        let (slice, last) = match read {
+            Ok(read) => read,
+            Err(failed) => {
+                report(&keeping.recommender, &failed);
+                keeping.rests_until = Some(Instant::now() + REST);
+                if !is_passing(failed.code) {
+                    self.pause_recommender(id, &failed.message)?;
+                }
+                return Ok(());
+            }
+        };
+        if slice.len() < backfill::SLICE && !last {
+            return Ok(()); // more orphans
+        }
+        let recommender = &mut keeping.recommender;
+        let round = recommender.backfill_round;
+        let up_to = if last { None } else { slice.last().cloned() };
+        recommender.backfill_after.clone_from(&up_to);
+        recommender.backfilled = last;
+        self.queue_slice(id, round, slice, up_to);
+        Ok(())
+    }
+
+    pub(super) fn publish_recommenders(&self) {
+        let database = self.database_oid();
+        for id in self.recommenders.keys() {
+            if let Some(counters) = self.shared.counters_or_new(database, *id) {
+                let waiting = [Lane::Live, Lane::Backfill].map(|lane| self.queue.waits(*id, lane));
+                counters
+                    .pending
+                    .store(waiting.iter().sum::<usize>() as i64, SeqCst);
+            }
+        }
+    }
+
+    /// In how long a recommender has something to do; `None`: nothing waits.
+    pub(super) fn keeps_on(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let busy = self.recommenders.iter().filter(|(id, keeping)| {
+            !keeping.recommender.backfilled && self.queue.waits(**id, Lane::Backfill) == 0
+                || [Lane::Live, Lane::Backfill]
+                    .into_iter()
+                    .any(|lane| self.queue.waits(**id, lane) > 0)
+        });
+        busy.map(|(_, keeping)| {
+            let until = keeping.rests_until.unwrap_or(now);
+            until.saturating_duration_since(now)
+        })
+        .min()
+    }
+
+    /// After an error that is not the fault of one row. A rename may have been faster than this worker's look at it:
+    /// one that is declared otherwise by now goes on so.
+    fn pause_recommender(&mut self, id: i32, reason: &str) -> std::result::Result<(), Failed> {
+        self.database.catalog_changed.store(true, SeqCst);
+        let declared = transaction(|| recommender::by_id(id))?;
+        if let (Some(declared), Some(keeping)) = (declared, self.recommenders.get(&id))
+            && keeping.recommender.is_declared_as(&declared)
+        {
+            note_pause(&declared, reason)?;
+        }
+        Ok(())
+    }
+}
+
+impl Keeping {
+    fn rests(&self) -> bool {
+        self.rests_until.is_some_and(|until| until > Instant::now())
+    }
+
+    /// Interactions and their effect, in a transaction of their own. A chunk that fails is halved until the row that
+    /// is the cause is alone.
+    fn follow(&mut self, jobs: &[Job]) -> std::result::Result<(), Failed> {
+        let (keeper, id) = (&self.keeper, self.recommender.id);
+        let dead_letters = self.recommender.dead_letters;
+        let followed = transaction(|| {
+            guard_user_code()?;
+            let rows = keeper.read(jobs)?;
+            release_user_code();
+            keeper.keep(jobs, rows)?;
+            if dead_letters {
+                jobs::unbury(id, jobs.iter().map(|job| &job.row))?;
+            }
+            Ok(())
+        });
+        match followed {
+            Err(failed) if is_definition(failed.code) || is_passing(failed.code) => Err(failed),
+            Err(failed) if jobs.len() == 1 => {
+                report(&self.recommender, &failed);
+                self.recommender.dead_letters = true;
+                let message = format!("it could not be read: {}", failed.message);
+                transaction(|| {
+                    keeper.keep(jobs, Rows::new())?;
+                    jobs.iter()
+                        .try_for_each(|job| jobs::bury(job, "permanent", None, &message))
+                })
+            }
+            Err(_) => {
+                let (one, other) = jobs.split_at(jobs.len() / 2);
+                self.follow(one)?;
+                self.follow(other)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+fn row_of(recommender: i32, key: &Arc<[String]>) -> RowKey {
+    RowKey {
+        pipeline: recommender,
+        key: Arc::clone(key),
+    }
+}
+
+/// What an operator reads: the SQLSTATE, not the text, which may quote a row.
+fn report(recommender: &Recommender, failed: &Failed) {
+    let (name, code) = (&recommender.name, sqlstate_text(failed.code));
+    log!("recsync worker: recommender {name}: SQLSTATE {code}");
+}
+
+fn note_pause(recommender: &Recommender, reason: &str) -> std::result::Result<(), Failed> {
+    log!(
+        "recsync worker: recommender {} is paused, see recsync.status",
+        recommender.name
+    );
+    transaction(|| recommender::pause_for(recommender.id, reason))
+}

@@ -1,0 +1,24 @@
+//! Recommenders: what is declared, what is kept of interactions, what is listed for whom.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+/// A shop: products, events, a recommender.
+mod shop;
+
+/// create_recommender, drop_recommender: columns that are found, refusals.
+mod declaring;
+
+/// What is kept is what a count of the interactions gives.
+mod keeping;
+
+/// recommend, similar, popular.
+mod lists;
+
+/// Who may call, and what they see.
+mod rights;
+
+/// Keys of all types, names of all kinds, commands on the tables.
+mod tables;
