@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use crate::shop::{assert_kept_right, items, shop, tables, views};
+use crate::shop::{assert_kept_right, differences, items, number, shop, tables, views};
 use crate::support::{Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
 const PRODUCTS: i32 = 25;
@@ -51,6 +51,12 @@ fn thousands_of_random_changes_leave_what_a_count_of_the_events_gives() {
         assert_kept_right(&mut db);
     }
     assert!(db.one::<i64>("SELECT count(*) FROM event") > 300);
+    // And a difference of one user in one pair would have been found.
+    let pairs = format!("recsync.pair_{}", number(&mut db));
+    db.run(&format!(
+        "UPDATE {pairs} SET users = users + 1 WHERE ctid = (SELECT ctid FROM {pairs} LIMIT 1)"
+    ));
+    assert_eq!(differences(&mut db).len(), 1);
 }
 
 #[test]

@@ -44,17 +44,28 @@ pub fn items(db: &mut Database, list: &str) -> Vec<i32> {
     db.column(&format!("SELECT id FROM {list} ORDER BY rank"))
 }
 
-/// That what is kept for recommender `shop` is what a count of its events gives: pairs and users exactly, heat but for
-/// the order in which it is added up.
+/// That what is kept for recommender `shop` is what a count of its events gives.
 #[track_caller]
 pub fn assert_kept_right(db: &mut Database) {
-    let id: i32 = db.one("SELECT id FROM recsync.recommender WHERE name = 'public.shop'");
+    let wrong = differences(db);
+    assert!(
+        wrong.is_empty(),
+        "{} differences, the first of which are:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(10)].join("\n")
+    );
+}
+
+/// How what is kept differs from a count of the events: in pairs and users not at all, in heat by no more than comes of
+/// the order in which it is added up.
+pub fn differences(db: &mut Database) -> Vec<String> {
+    let id = number(db);
     let counted = format!(
         "WITH counted AS (SELECT id, user_id, product_id, kind, created_at, ({WEIGHT})::float8 AS weight FROM event WHERE user_id IS NOT NULL AND product_id IS NOT NULL),
               numbered AS (SELECT c.*, row_number() OVER (PARTITION BY user_id ORDER BY created_at DESC, id DESC) AS n FROM counted c),
               of_user AS (SELECT user_id, product_id FROM numbered WHERE n <= {HISTORY} GROUP BY user_id, product_id HAVING sum(weight) > 0)"
     );
-    let wrong: Vec<String> = db.column(&format!(
+    db.column(&format!(
         "{counted}
          SELECT format('event %s: kept %s, is %s', COALESCE(c.id, k.k1), k, c) FROM counted c
            FULL JOIN recsync.interaction_{id} k ON k.k1 = c.id
@@ -74,11 +85,10 @@ pub fn assert_kept_right(db: &mut Database) {
            FULL JOIN recsync.item_{id} k ON k.item_id = c.item
           WHERE (k.users, k.interactions) IS DISTINCT FROM (c.users, c.interactions)
              OR (k.heat IS NULL) <> (c.heat IS NULL) OR abs(k.heat - c.heat) > 1e-9"
-    ));
-    assert!(
-        wrong.is_empty(),
-        "{} differences, the first of which are:\n{}",
-        wrong.len(),
-        wrong[..wrong.len().min(10)].join("\n")
-    );
+    ))
+}
+
+/// The recommender's number, by which its tables are called.
+pub fn number(db: &mut Database) -> i32 {
+    db.one("SELECT id FROM recsync.recommender WHERE name = 'public.shop'")
 }
