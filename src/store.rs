@@ -116,7 +116,7 @@ impl Writer {
             pipeline: pipeline.clone(),
             recipe: recipe.clone(),
             into,
-            replaced: Statement::new(replaced.clone()),
+            replaced: Statement::by_key(replaced.clone()),
         };
         if pipeline.into_column.is_some() {
             let column = Box::new(Column::new(pipeline, vector_schema));
@@ -140,8 +140,8 @@ impl Writer {
             keyed(keys, "e", |key| &key.stored, "v"),
         );
         of(Target::Table {
-            insert: Statement::new(insert),
-            update: Statement::new(update),
+            insert: Statement::by_key(insert),
+            update: Statement::by_key(update),
         })
     }
 

@@ -146,7 +146,7 @@ pub fn claim(
     most: usize,
 ) -> Result<(Vec<Job>, Place)> {
     thread_local! {
-        static STATEMENT: Statement = Statement::new(CLAIM);
+        static STATEMENT: Statement = Statement::by_key(CLAIM);
     }
     let due = match run {
         Some(_) => "infinity".to_owned(),

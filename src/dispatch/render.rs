@@ -93,13 +93,13 @@ impl Renderer {
         );
         let (given, names, model) = (given(keys.len(), ""), names(keys.len()), keys.len() + 1);
         let remove = match &pipeline.into_column {
-            None => Remove::Table(Statement::new(format!(
+            None => Remove::Table(Statement::by_key(format!(
                 "DELETE FROM {vectors} e USING {given} AS k ({names}) WHERE {on_vectors}
                  RETURNING e.content_hash, CASE WHEN e.model = ${model}::text THEN e.embedding::pg_catalog.float4[] END"
             ))),
             Some(_) => Remove::Column(
                 Box::new(Column::new(pipeline, vector_schema)),
-                Statement::new(format!(
+                Statement::by_key(format!(
                     "SELECT e.content_hash, {}::pg_catalog.float4[] FROM {} CROSS JOIN {given} AS k ({names})
                       WHERE {on_vectors} AND e.model OPERATOR(pg_catalog.=) ${model}::text",
                     held.vector, held.from
@@ -117,16 +117,16 @@ impl Renderer {
         );
         Renderer {
             pipeline: pipeline.clone(),
-            look: Statement::new(look),
+            look: Statement::by_key(look),
             remove,
-            same_text: Statement::new(format!(
+            same_text: Statement::by_key(format!(
                 "SELECT k.content_hash, k.vector FROM pg_catalog.unnest($1::bytea[]) AS h (hash)
                   CROSS JOIN LATERAL (SELECT e.content_hash, {}::pg_catalog.float4[] AS vector FROM {}
                                        WHERE e.content_hash = h.hash AND e.model = $2::text LIMIT 1) k",
                 held.vector, held.from
             )),
             recipe,
-            remove_orphans: Statement::new(remove_orphans),
+            remove_orphans: Statement::planned_each_time(remove_orphans),
         }
     }
 

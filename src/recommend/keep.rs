@@ -12,7 +12,6 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CStr;
 
 // Users of items, and of two items.
 mod pairs;
@@ -29,13 +28,6 @@ use pairs::{Deltas, Sets};
 
 /// Interactions whose row is gone, taken at once.
 const ORPHANS: usize = 1_000;
-
-/// Plans are made while the tables are empty, and kept: without these the planner would read them as a whole.
-const BY_KEY: &[(&CStr, &CStr)] = &[
-    (c"enable_seqscan", c"off"),
-    (c"enable_hashjoin", c"off"),
-    (c"enable_mergejoin", c"off"),
-];
 
 /// An interaction as text: user, item, time, weight, seen.
 type Interaction = [String; 5];
@@ -89,7 +81,7 @@ impl Keeper {
             .collect();
         Ok(Keeper {
             // The expressions are nowhere but in what is selected: they are run for these rows only.
-            rows: Statement::new(format!(
+            rows: Statement::by_key(format!(
                 "SELECT k.i::int4, ({})::text, (({})::{item_type})::text, ({})::timestamptz::text, ({})::float8::text, COALESCE({}, false)::text
                    FROM {given_keys} WITH ORDINALITY AS k ({key_names}, i) JOIN {source} s ON {}",
                 r.user_expression,
@@ -99,14 +91,14 @@ impl Keeper {
                 r.seen,
                 keyed(keys, "s", |key| &key.column, "k"),
             )),
-            kept: Statement::new(format!(
+            kept: Statement::by_key(format!(
                 "SELECT k.i::int4, e.user_id::text, e.item_id::text, e.at::text, e.weight::text, e.seen::text
                    FROM {given_keys} WITH ORDINALITY AS k ({key_names}, i) JOIN {interactions} e ON {on_kept}"
             )),
-            remove: Statement::new(format!(
+            remove: Statement::by_key(format!(
                 "DELETE FROM {interactions} e USING {given_keys} AS k ({key_names}) WHERE {on_kept}"
             )),
-            write: Statement::new(format!(
+            write: Statement::by_key(format!(
                 "INSERT INTO {interactions} ({stored}, user_id, item_id, at, weight, seen)
                  SELECT {}, (v.u)::{user_type}, (v.item)::{item_type}, (v.at)::timestamptz, (v.weight)::float8, (v.seen)::boolean
                    FROM {} AS v ({key_names}, u, item, at, weight, seen)
@@ -116,7 +108,7 @@ impl Keeper {
                 given(count, &five.concat()),
             )),
             // Weights are added as numeric: whether they come to more than 0 must not depend on their order.
-            sets: Statement::new(format!(
+            sets: Statement::by_key(format!(
                 "SELECT u.user_id::text, x.item_id::text
                    FROM (SELECT DISTINCT given::{user_type} AS user_id FROM pg_catalog.unnest($1::text[]) AS given) u
                   CROSS JOIN LATERAL (
@@ -126,19 +118,19 @@ impl Keeper {
                          GROUP BY h.item_id HAVING pg_catalog.sum(h.weight::numeric) > 0) x",
                 user.equals, r.history,
             )),
-            pairs: Statement::new(format!(
+            pairs: Statement::by_key(format!(
                 "INSERT INTO {pairs} AS p (item_id, other_id, users)
                  SELECT (v.item)::{item_type}, (v.other)::{item_type}, pg_catalog.sum(v.users)
                    FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::int4[])) AS v (item, other, users)
                   GROUP BY 1, 2 HAVING pg_catalog.sum(v.users) <> 0 ORDER BY 1, 2
                      ON CONFLICT (item_id, other_id) DO UPDATE SET users = p.users + excluded.users"
             )),
-            remove_pairs: Statement::new(format!(
+            remove_pairs: Statement::by_key(format!(
                 "DELETE FROM {pairs} p USING ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS v (item, other)
                   WHERE p.item_id {equals} (v.item)::{item_type} AND p.other_id {equals} (v.other)::{item_type} AND p.users <= 0",
                 equals = item.equals,
             )),
-            items: Statement::new(format!(
+            items: Statement::by_key(format!(
                 "INSERT INTO {items} AS t (item_id, users, interactions, heat)
                  SELECT g.item_id, g.users, h.interactions, h.heat
                    FROM (SELECT (v.item)::{item_type} AS item_id, pg_catalog.sum(v.users) AS users
@@ -154,11 +146,11 @@ impl Keeper {
                 half_life = r.half_life_s,
                 equals = item.equals,
             )),
-            remove_items: Statement::new(format!(
+            remove_items: Statement::by_key(format!(
                 "DELETE FROM {items} t WHERE t.item_id {} ANY ($1::text[]::{item_type}[]) AND t.interactions = 0",
                 item.equals,
             )),
-            orphans: Statement::new(format!(
+            orphans: Statement::planned_each_time(format!(
                 "SELECT ARRAY[{}] FROM {interactions} e WHERE NOT EXISTS (SELECT FROM {source} s WHERE {}) LIMIT {ORPHANS}",
                 texts.join(", "),
                 same.join(" AND "),
@@ -171,8 +163,8 @@ impl Keeper {
     /// weight is none.
     pub fn read(&self, jobs: &[Job]) -> Result<Rows> {
         let _as = As::owner(self.recommender.owner());
-        let mut rows = with_settings(BY_KEY, || {
-            Spi::connect(|client| by_number(self.rows.select(client, &key_arguments(jobs.iter()))?))
+        let mut rows = Spi::connect(|client| {
+            by_number(self.rows.select(client, &key_arguments(jobs.iter()))?)
         })?;
         rows.retain(|_, [_, _, at, weight, _]| {
             !at.ends_with("infinity") && weight.parse().is_ok_and(f64::is_finite)
@@ -186,9 +178,7 @@ impl Keeper {
             return Ok(());
         }
         let _as = As::owner(self.recommender.owner());
-        with_settings(BY_KEY, || {
-            Spi::connect_mut(|client| self.keep_with(client, jobs, rows))
-        })
+        Spi::connect_mut(|client| self.keep_with(client, jobs, rows))
     }
 
     fn keep_with(&self, client: &mut SpiClient, jobs: &[Job], mut rows: Rows) -> Result<()> {

@@ -179,11 +179,11 @@ impl Column {
         Column {
             pipeline: pipeline.clone(),
             path: path.unwrap_or_else(process::session_path),
-            lock: Statement::new(lock),
-            write: Statement::new(write),
-            empty: Statement::new(empty),
-            forget: Statement::new(forget),
-            attest: Statement::new(attest),
+            lock: Statement::by_key(lock),
+            write: Statement::by_key(write),
+            empty: Statement::by_key(empty),
+            forget: Statement::by_key(forget),
+            attest: Statement::by_key(attest),
             gone: RefCell::default(),
         }
     }

@@ -47,7 +47,7 @@ impl Recipe {
 /// The vectors of those of `hashes` that are known.
 pub fn find(recipe: &Recipe, hashes: &[Vec<u8>]) -> Result<HashMap<Vec<u8>, Vec<f32>>> {
     thread_local! {
-        static STATEMENT: Statement = Statement::new(
+        static STATEMENT: Statement = Statement::by_key(
             "SELECT k.key, k.embedding::pg_catalog.float4[] FROM recsync.known_text k WHERE k.key = ANY ($1)");
     }
     if settings::known_text_size() == 0 || hashes.is_empty() {
@@ -86,7 +86,7 @@ pub fn keep(recipe: &Recipe, known: &[Known]) -> Result<()> {
         .sum();
     let table = database.known_table.load(SeqCst) % TABLES;
     thread_local! {
-        static STATEMENTS: [Statement; TABLES as usize] = [0, 1].map(|table| Statement::new(format!(
+        static STATEMENTS: [Statement; TABLES as usize] = [0, 1].map(|table| Statement::by_key(format!(
             "INSERT INTO recsync.known_text_{table} SELECT k.key, k.embedding FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS k (key, embedding)
              ON CONFLICT DO NOTHING")));
     }

@@ -13,6 +13,25 @@ fn role(name: &str) -> String {
 }
 
 #[test]
+fn a_function_of_ones_own_that_looks_like_the_typed_one_gives_no_right() {
+    let mut db = shop(shared(), 3);
+    let forger = role("forger");
+    views(&mut db, "ann", &[1, 2]);
+    db.settle("shop");
+    db.run(&format!("GRANT SELECT ON product TO {forger}"));
+    db.run(&format!("GRANT CREATE ON SCHEMA public TO {forger}"));
+    let body: String = db.one("SELECT prosrc FROM pg_proc WHERE oid = 'shop_popular'::regproc");
+    let mut client = db.connect_as(&forger);
+    client.run(&format!(
+        "CREATE FUNCTION public.shop_popular(mine text) RETURNS int LANGUAGE sql AS $$ SELECT 1 /*{body}*/ $$"
+    ));
+    for call in ["recsync.popular('shop')", "shop_popular()"] {
+        let error = client.refused(&format!("SELECT * FROM {call}"));
+        assert_eq!(error.code().code(), "42501", "{call}");
+    }
+}
+
+#[test]
 fn execute_on_the_typed_function_is_the_right_to_call_either() {
     let mut db = shop(shared(), 3);
     let web = role("web");

@@ -143,12 +143,13 @@ pub fn drop(recommender: &Recommender) -> Result<()> {
     Ok(())
 }
 
-/// Refuses unless the caller may call the typed function of that kind.
+/// Refuses unless the caller may call the typed function of that kind: the one that belongs to the owner of the items,
+/// since anybody may make one that looks like it.
 pub fn require_execute(recommender: &Recommender, kind: Kind) -> Result<()> {
     for function in of_kind(recommender, kind)? {
         let may = select_one::<bool>(
-            "SELECT pg_catalog.has_function_privilege($1, 'EXECUTE')",
-            &[function.into()],
+            "SELECT proowner = $2 AND pg_catalog.has_function_privilege(oid, 'EXECUTE') FROM pg_catalog.pg_proc WHERE oid = $1",
+            &[function.into(), recommender.owner().into()],
         )?;
         if may == Some(true) {
             return Ok(());
