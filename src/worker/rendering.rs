@@ -23,7 +23,6 @@ impl Leader {
         self.first_in_turn = self.first_in_turn.wrapping_add(1);
         loop {
             let more = self.render_in_turn()?;
-            self.land()?; // what has come meanwhile may say that nothing is to be sent now
             self.send();
             let urgent = !self.replies.is_empty()
                 || self.database.wake.has_rung()
