@@ -143,7 +143,11 @@ impl Goal {
             if self.is_reached()? {
                 return Ok(true);
             }
-            let pause = (looks.elapsed() * SHARE).min(LONGEST_PAUSE);
+            // Who counts what was done looks when it is said that something was: then it is counted.
+            let pause = match self.since {
+                None => (looks.elapsed() * SHARE).min(LONGEST_PAUSE),
+                Some(_) => Duration::ZERO,
+            };
             check()?;
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
