@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use postgres::NoTls;
 
+use crate::commands::at_once;
 use crate::support::{Api, Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
 /// What DDL on a database may take while its worker has to leave: far less than the 5 s after which PostgreSQL
@@ -21,18 +22,6 @@ fn busy<'a>(cluster: &'a Cluster, api: &Api) -> Database<'a> {
     db.run("INSERT INTO item VALUES (2, 'slow')");
     api.wait_until_held(1);
     db
-}
-
-#[track_caller]
-fn at_once(db: &mut postgres::Client, statement: &str) {
-    let started = Instant::now();
-    db.run(statement);
-    println!("{statement}: {:?}", started.elapsed());
-    assert!(
-        started.elapsed() < AT_ONCE,
-        "{statement} took {:?}",
-        started.elapsed()
-    );
 }
 
 #[test]
@@ -83,7 +72,7 @@ fn database_without_the_extension_has_no_worker_and_a_rolled_back_create_extensi
 fn drop_extension_cascade_succeeds_at_once_also_while_the_worker_is_busy() {
     let api = Api::start();
     let mut db = busy(shared(), &api);
-    at_once(&mut db, "DROP EXTENSION recsync CASCADE");
+    at_once(&mut db, "DROP EXTENSION recsync CASCADE", AT_ONCE);
     wait_until(PATIENCE, "the worker leaves", || db.worker_now().is_none());
     api.release();
     db.run("INSERT INTO item VALUES (3, 'nobody watches'); UPDATE item SET title = 'x'; DELETE FROM item WHERE id = 1; TRUNCATE item");
@@ -103,7 +92,7 @@ fn drop_database_succeeds_at_once_also_while_the_worker_is_busy() {
     let mut admin = shared().connect("postgres");
     let name = db.name.clone();
     disconnect(&mut admin, &name);
-    at_once(&mut admin, &format!("DROP DATABASE {name}"));
+    at_once(&mut admin, &format!("DROP DATABASE {name}"), AT_ONCE);
     api.release();
 }
 
@@ -120,6 +109,7 @@ fn rename_of_a_database_succeeds_at_once_and_the_worker_goes_on_there() {
             "ALTER DATABASE {name} RENAME TO \"{}\"",
             renamed.replace('"', "\"\"")
         ),
+        AT_ONCE,
     );
     api.release();
     let mut client = shared().connect(&renamed);
@@ -130,6 +120,7 @@ fn rename_of_a_database_succeeds_at_once_and_the_worker_goes_on_there() {
     at_once(
         &mut admin,
         &format!("DROP DATABASE \"{}\"", renamed.replace('"', "\"\"")),
+        AT_ONCE,
     );
 }
 
@@ -143,6 +134,7 @@ fn create_database_from_a_busy_template_succeeds_at_once_and_both_go_on() {
     at_once(
         &mut admin,
         &format!("CREATE DATABASE {copy} TEMPLATE {name}"),
+        AT_ONCE,
     );
     api.release();
     for database in [&name, &copy] {

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use postgres::{Client, Transaction};
+
+use crate::commands::{at_once, copy_rename_and_drop};
 use crate::support::{Api, Cluster, Database, PATIENCE, Sql, process, shared, wait_until};
 
 /// Longer than a pipeline has to be calm before its index is built.
@@ -51,6 +54,16 @@ fn scans(db: &mut Database, index: &str) -> i64 {
     db.one(&format!(
         "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = '{index}'"
     ))
+}
+
+/// A snapshot that is held until its transaction ends: a build waits for it.
+fn hold_snapshot(holder: &mut Client) -> Transaction<'_> {
+    let mut held = holder.transaction().unwrap();
+    held.batch_execute(
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class",
+    )
+    .unwrap();
+    held
 }
 
 /// A database with a build that takes long, and is under way.
@@ -176,11 +189,7 @@ fn held_snapshot_keeps_an_index_waiting_and_nothing_else() {
     let api = Api::start();
     let mut db = cluster.database();
     let mut holder = db.connect();
-    let mut held = holder.transaction().unwrap();
-    held.batch_execute(
-        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class",
-    )
-    .unwrap();
+    let held = hold_snapshot(&mut holder);
     items(&mut db, &api, 200, "hnsw");
     db.wait_until_indexer_waits();
     db.run("UPDATE item SET title = 'meanwhile ' || id WHERE id <= 50; INSERT INTO item VALUES (201, 'new')");
@@ -203,11 +212,7 @@ fn what_an_indexer_has_left_that_was_ended_is_dropped_and_built_again() {
     let api = Api::start();
     let mut db = cluster.database();
     let mut holder = db.connect();
-    let mut held = holder.transaction().unwrap();
-    held.batch_execute(
-        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class",
-    )
-    .unwrap();
+    let held = hold_snapshot(&mut holder);
     items(&mut db, &api, 200, "hnsw");
     db.wait_until_indexer_waits();
     let indexer = db.indexer().unwrap();
@@ -257,7 +262,11 @@ fn ddl_and_drop_pipeline_do_not_wait_for_a_build_and_it_is_begun_again_after_the
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     open.rollback().unwrap();
     db.wait_until_index_is_being_built();
-    at_once(&mut db, "SELECT recsync.drop_pipeline('item_embedding')");
+    at_once(
+        &mut db,
+        "SELECT recsync.drop_pipeline('item_embedding')",
+        SOON,
+    );
     wait_until(SOON, "the build ends", || db.indexer().is_none());
     assert!(db.one::<bool>("SELECT to_regclass('item_embedding_g1') IS NULL"));
 }
@@ -267,7 +276,7 @@ fn build_ends_with_a_pause_of_its_pipeline() {
     let cluster = slow_cluster();
     let api = Api::with_dimensions(DIMENSIONS);
     let mut db = building(&cluster, &api);
-    at_once(&mut db, "SELECT recsync.pause('item_embedding')");
+    at_once(&mut db, "SELECT recsync.pause('item_embedding')", SOON);
     wait_until(SOON, "the build ends", || db.indexer().is_none());
     db.pause(CALM);
     assert_eq!(db.indexer(), None);
@@ -302,24 +311,12 @@ fn build_goes_on_when_the_worker_ends() {
     db.settle("item_embedding");
 }
 
-#[track_caller]
-fn at_once(db: &mut postgres::Client, statement: &str) {
-    let started = Instant::now();
-    db.run(statement);
-    println!("{statement}: {:?}", started.elapsed());
-    assert!(
-        started.elapsed() < SOON,
-        "{statement} took {:?}",
-        started.elapsed()
-    );
-}
-
 #[test]
 fn drop_extension_succeeds_at_once_also_while_an_index_is_built() {
     let cluster = slow_cluster();
     let api = Api::with_dimensions(DIMENSIONS);
     let mut db = building(&cluster, &api);
-    at_once(&mut db, "DROP EXTENSION recsync CASCADE");
+    at_once(&mut db, "DROP EXTENSION recsync CASCADE", SOON);
     assert_eq!(db.indexer(), None);
 }
 
@@ -328,21 +325,7 @@ fn drop_rename_and_copy_of_a_database_succeed_at_once_also_while_an_index_is_bui
     let cluster = slow_cluster();
     let api = Api::with_dimensions(DIMENSIONS);
     let mut admin = cluster.connect("postgres");
-    for statement in [
-        "CREATE DATABASE copy TEMPLATE $",
-        "ALTER DATABASE $ RENAME TO renamed",
-        "DROP DATABASE $",
-    ] {
-        let db = building(&cluster, &api);
-        admin.run(&format!(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-              WHERE datname = '{}' AND backend_type = 'client backend'",
-            db.name
-        ));
-        at_once(&mut admin, &statement.replace('$', &db.name));
-    }
-    admin.run("DROP DATABASE copy WITH (FORCE)");
-    at_once(&mut admin, "DROP DATABASE renamed");
+    copy_rename_and_drop(&mut admin, SOON, || building(&cluster, &api));
 }
 
 #[test]

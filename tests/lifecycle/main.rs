@@ -5,6 +5,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+/// Commands that nothing must hold up.
+mod commands;
+
 /// CREATE and DROP of extension and databases, preloading.
 mod databases;
 

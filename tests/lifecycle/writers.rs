@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::commands::{at_once, copy_rename_and_drop};
 use crate::support::{Api, Cluster, Database, PATIENCE, Sql, process, wait_until};
 
 /// What a row's store takes with HNSW.
@@ -215,24 +216,12 @@ fn disabled_recsync_stores_nothing_and_lets_its_writers_go() {
     db.assert_items_in_step(&api);
 }
 
-#[track_caller]
-fn at_once(db: &mut postgres::Client, statement: &str) {
-    let started = Instant::now();
-    db.run(statement);
-    println!("{statement}: {:?}", started.elapsed());
-    assert!(
-        started.elapsed() < SOON,
-        "{statement} took {:?}",
-        started.elapsed()
-    );
-}
-
 #[test]
 fn drop_extension_succeeds_at_once_also_while_writers_store() {
     let cluster = cluster(&[]);
     let api = Api::start();
     let mut db = busy(&cluster, &api);
-    at_once(&mut db, "DROP EXTENSION recsync CASCADE");
+    at_once(&mut db, "DROP EXTENSION recsync CASCADE", SOON);
     wait_until(PATIENCE, "the writers leave", || db.writers().is_empty());
 }
 
@@ -241,21 +230,7 @@ fn drop_rename_and_copy_of_a_database_succeed_at_once_also_while_writers_store()
     let cluster = cluster(&[]);
     let api = Api::start();
     let mut admin = cluster.connect("postgres");
-    for statement in [
-        "CREATE DATABASE copy TEMPLATE $",
-        "ALTER DATABASE $ RENAME TO renamed",
-        "DROP DATABASE $",
-    ] {
-        let db = busy(&cluster, &api);
-        admin.run(&format!(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-              WHERE datname = '{}' AND backend_type = 'client backend'",
-            db.name
-        ));
-        at_once(&mut admin, &statement.replace('$', &db.name));
-    }
-    admin.run("DROP DATABASE copy WITH (FORCE)");
-    at_once(&mut admin, "DROP DATABASE renamed");
+    copy_rename_and_drop(&mut admin, SOON, || busy(&cluster, &api));
     wait_until(PATIENCE, "the writers leave", || {
         admin.one("SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'recsync writer'")
     });
