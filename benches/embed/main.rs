@@ -158,17 +158,18 @@ fn fill_with(client: &mut Client, table: &str, rows: usize, seed: &str) {
     client.run(&format!(
         "CREATE TABLE {table} (id int PRIMARY KEY, title text NOT NULL)"
     ));
-    client.run(&format!(
-        "INSERT INTO {table} SELECT n, {} FROM generate_series(1, {rows}) n",
-        text(seed)
-    ));
+    add_rows_with(client, table, (1, rows), seed);
     client.run(&format!("VACUUM ANALYZE {table}"));
 }
 
 fn add_rows(client: &mut Client, table: &str, first: usize, last: usize) {
+    add_rows_with(client, table, (first, last), "n");
+}
+
+fn add_rows_with(client: &mut Client, table: &str, (first, last): (usize, usize), seed: &str) {
     client.run(&format!(
         "INSERT INTO {table} SELECT n, {} FROM generate_series({first}, {last}) n",
-        text("n")
+        text(seed)
     ));
 }
 
