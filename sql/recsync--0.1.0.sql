@@ -321,20 +321,11 @@ COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline or recommender
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- recsync::recommend::lists::popular
+-- recsync::recommend::lists::functions::popular_of
 
-CREATE FUNCTION popular(name text, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'popular_wrapper';
-COMMENT ON FUNCTION popular(text, integer, jsonb) IS
-'Items by their interactions'' weights, of which half is left after the recommender''s half_life; those without any come last, the latest first. name: a recommender; filter: as in recommend. Returns item (the key as text), score (a share of the most popular one''s), rank; as many as pass, up to k. Needs EXECUTE on <name>_popular and SELECT on the items. Errors: as recommend.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::recommend::lists::popular_of
-
-CREATE FUNCTION popular_of(recommender integer, k integer, filter jsonb)
+CREATE FUNCTION popular_of(recommender integer, asked jsonb)
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'popular_of_wrapper';
-COMMENT ON FUNCTION popular_of(integer, integer, jsonb) IS 'popular() by the recommender''s number: for <name>_popular.';
+COMMENT ON FUNCTION popular_of(integer, jsonb) IS 'popular() by the recommender''s number, its arguments as a JSON object: for <name>_popular.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -378,20 +369,18 @@ COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- recsync::recommend::lists::recommend
+-- recsync::recommend::lists::functions::recommend_of
 
-CREATE FUNCTION recommend(name text, user_id text DEFAULT NULL, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true, session_items text[] DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'recommend_wrapper';
-COMMENT ON FUNCTION recommend(text, text, integer, jsonb, boolean, text[]) IS
-'k items for a user: neighbours of what they have had to do with, the popular, the latest. name: a recommender; user_id: NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; session_items: keys of items that count as seen a moment ago, without a user, too. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, popular, latest; rest: what was left) and list_id (the same for the same question). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.';
+CREATE FUNCTION recommend_of(recommender integer, user_id text, asked jsonb)
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'recommend_of_wrapper';
+COMMENT ON FUNCTION recommend_of(integer, text, jsonb) IS 'recommend() by the recommender''s number, its other arguments as a JSON object: for <name>_recommend.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- recsync::recommend::lists::recommend_of
+-- recsync::recommend::lists::functions::recommender_number
 
-CREATE FUNCTION recommend_of(recommender integer, user_id text, k integer, filter jsonb, exclude_seen boolean, session_items text[])
-RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'recommend_of_wrapper';
-COMMENT ON FUNCTION recommend_of(integer, text, integer, jsonb, boolean, text[]) IS 'recommend() by the recommender''s number: for <name>_recommend.';
+CREATE FUNCTION recommender_number(name text) RETURNS integer LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'recommender_number_wrapper';
+COMMENT ON FUNCTION recommender_number(text) IS 'The number of the recommender that a name means, for recommend, similar and popular. Errors: 42704 where there is none.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -463,44 +452,65 @@ COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- recsync::recommend::lists::similar
+-- recsync::recommend::lists::functions::similar_of
 
-CREATE FUNCTION similar(name text, item_id text, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'similar_wrapper';
-COMMENT ON FUNCTION "similar"(text, text, integer, jsonb) IS
-'Items that the users of an item have had to do with, too: by the cosine of their users, shrunk where these are few. name: a recommender; filter: as in recommend. Returns item (the key as text), score, rank; as many as there are, up to k. Needs EXECUTE on <name>_similar and SELECT on the items. Errors: as recommend.';
+CREATE FUNCTION similar_of(recommender integer, item_id text, asked jsonb)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'similar_of_wrapper';
+COMMENT ON FUNCTION similar_of(integer, text, jsonb) IS 'similar() by the recommender''s number, its other arguments as a JSON object: for <name>_similar.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
 -- requires:
---   recommend
---   similar
+--   recommend_of
+--   similar_of
+--   popular_of
+--   recommender_number
 
+-- recommend, similar and popular by a recommender's name: for keys as text, bigint and uuid, so that literals and untyped
+-- parameters of every driver find their function.
 
-CREATE FUNCTION recommend(name text, user_id bigint, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true, session_items text[] DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10
-AS $$ SELECT r.item, r.score, r.rank, r.reason, r.list_id FROM recsync.recommend($1, $2::pg_catalog.text, $3, $4, $5, $6) r $$;
-CREATE FUNCTION recommend(name text, user_id uuid, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true, session_items text[] DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10
-AS $$ SELECT r.item, r.score, r.rank, r.reason, r.list_id FROM recsync.recommend($1, $2::pg_catalog.text, $3, $4, $5, $6) r $$;
-CREATE FUNCTION "similar"(name text, item_id bigint, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10
-AS $$ SELECT r.item, r.score, r.rank FROM recsync."similar"($1, $2::pg_catalog.text, $3, $4) r $$;
-CREATE FUNCTION "similar"(name text, item_id uuid, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10
-AS $$ SELECT r.item, r.score, r.rank FROM recsync."similar"($1, $2::pg_catalog.text, $3, $4) r $$;
-COMMENT ON FUNCTION recommend(text, bigint, integer, jsonb, boolean, text[]) IS 'recommend() for users with a bigint key.';
-COMMENT ON FUNCTION recommend(text, uuid, integer, jsonb, boolean, text[]) IS 'recommend() for users with a uuid key.';
-COMMENT ON FUNCTION "similar"(text, bigint, integer, jsonb) IS 'similar() for items with a bigint key.';
-COMMENT ON FUNCTION "similar"(text, uuid, integer, jsonb) IS 'similar() for items with a uuid key.';
-/* </end connected objects> */
+DO $make$
+DECLARE
+    key text;
+BEGIN
+    FOREACH key IN ARRAY '{text,bigint,uuid}'::text[] LOOP
+        EXECUTE format($sql$
+CREATE FUNCTION @extschema@.recommend(name text, user_id %1$s%2$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true,
+    session_items text[] DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+SELECT r.item, r.score, r.rank, r.reason, r.list_id
+  FROM @extschema@.recommend_of(@extschema@.recommender_number($1), $2::pg_catalog.text, pg_catalog.jsonb_build_object(
+       'k', $3, 'filter', $4, 'exclude_seen', $5, 'session_items', $6)) r $$;
+CREATE FUNCTION @extschema@."similar"(name text, item_id %1$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+SELECT r.item, r.score, r.rank
+  FROM @extschema@.similar_of(@extschema@.recommender_number($1), $2::pg_catalog.text, pg_catalog.jsonb_build_object('k', $3, 'filter', $4)) r $$;
+$sql$, key, CASE WHEN key = 'text' THEN ' DEFAULT NULL' ELSE '' END);
+    END LOOP;
+END
+$make$;
 
-/* <begin connected objects> */
--- recsync::recommend::lists::similar_of
+CREATE FUNCTION popular(name text, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+SELECT r.item, r.score, r.rank
+  FROM @extschema@.popular_of(@extschema@.recommender_number($1), pg_catalog.jsonb_build_object('k', $2, 'filter', $3)) r $$;
+COMMENT ON FUNCTION popular IS
+'Items by their interactions'' weights, of which half is left after the recommender''s half_life; those without any come last, the latest first. name: a recommender; filter: as in recommend. Returns item (the key as text), score (a share of the most popular one''s), rank; as many as pass, up to k. Needs EXECUTE on <name>_popular and SELECT on the items. Errors: as recommend.';
 
-CREATE FUNCTION similar_of(recommender integer, item_id text, k integer, filter jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'similar_of_wrapper';
-COMMENT ON FUNCTION similar_of(integer, text, integer, jsonb) IS 'similar() by the recommender''s number: for <name>_similar.';
+DO $comment$
+DECLARE
+    made record;
+BEGIN
+    FOR made IN SELECT p.oid::pg_catalog.regprocedure AS name, p.proname FROM pg_catalog.pg_proc p
+                 WHERE p.pronamespace = '@extschema@'::pg_catalog.regnamespace AND p.proname IN ('recommend', 'similar') LOOP
+        EXECUTE format('COMMENT ON FUNCTION %s IS %L', made.name, CASE made.proname WHEN 'recommend' THEN
+'k items for a user: neighbours of what they have had to do with, the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; session_items: keys of items that count as seen a moment ago, without a user, too. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, popular, latest; rest: what was left) and list_id (the same for the same question). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
+        ELSE
+'Items that the users of an item have had to do with, too: by the cosine of their users, shrunk where these are few. name: a recommender; item_id: text, bigint or uuid; filter: as in recommend. Returns item (the key as text), score, rank; as many as there are, up to k. Needs EXECUTE on <name>_similar and SELECT on the items. Errors: as recommend.'
+        END);
+    END LOOP;
+END
+$comment$;
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -193,12 +193,16 @@ pub fn load_all() -> Result<Vec<Recommender>> {
 
 /// The recommender that `name` means: its full name as recsync.status shows it, or a name by search_path.
 pub fn find(name: &str) -> Result<Recommender> {
-    let unknown = || Error::NoSuchRecommender(name.to_owned());
-    let names = names_of(name)?;
+    by_id(number(name)?)?.ok_or_else(|| Error::NoSuchRecommender(name.to_owned()))
+}
+
+/// Its number.
+pub fn number(name: &str) -> Result<i32> {
     const FIND: &str = "SELECT id FROM recsync.recommender WHERE name = ANY ($1) ORDER BY pg_catalog.array_position($1, name) LIMIT 1";
+    let names = names_of(name)?;
     let _as = As::extension();
-    let id = names::select_one::<i32>(FIND, &[names.into()])?.ok_or_else(unknown)?;
-    by_id(id)?.ok_or_else(unknown)
+    names::select_one::<i32>(FIND, &[names.into()])?
+        .ok_or_else(|| Error::NoSuchRecommender(name.to_owned()))
 }
 
 /// The recommender of that number.

@@ -257,6 +257,25 @@ fn untyped_and_typed_parameters_find_their_function() {
 }
 
 #[test]
+fn typed_and_generic_functions_take_the_same_arguments() {
+    let mut db = shop(shared(), 1);
+    for kind in ["recommend", "similar", "popular"] {
+        let shapes: Vec<String> = db.column(&format!(
+            "SELECT DISTINCT regexp_replace(replace(pg_get_function_arguments(oid), 'name text, ', ''), '^(user|item)_id [^,]*, ', '')
+               FROM pg_proc WHERE proname IN ('shop_{kind}', '{kind}')"
+        ));
+        // The session's items have the type of the items' key.
+        let mut same: Vec<String> = shapes
+            .iter()
+            .map(|shape| shape.replace("integer[]", "text[]"))
+            .collect();
+        same.dedup();
+        assert_eq!(same.len(), 1, "{shapes:?}");
+        assert!(same[0].starts_with("k integer DEFAULT 10"), "{same:?}");
+    }
+}
+
+#[test]
 fn what_cannot_be_asked_is_refused() {
     let mut db = shop(shared(), 5);
     for (call, code) in [

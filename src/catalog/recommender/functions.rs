@@ -30,23 +30,55 @@ impl Kind {
         }
     }
 
+    fn arguments(self) -> &'static [Argument] {
+        match self {
+            Kind::Recommend => OF_RECOMMEND,
+            Kind::Similar => OF_SIMILAR,
+            Kind::Popular => OF_POPULAR,
+        }
+    }
+
     /// The longest of the suffixes, with its underscore.
     pub const LONGEST: usize = "_recommend".len();
 }
 
-/// Names that the functions' own arguments and columns have.
-const TAKEN: [&str; 10] = [
-    "user_id",
-    "item_id",
-    "k",
-    "filter",
-    "exclude_seen",
-    "session_items",
-    "score",
-    "rank",
-    "reason",
-    "list_id",
+/// An argument of a list, beside whose list it is: as the generic functions have it (recommend/lists/functions.sql).
+struct Argument {
+    name: &'static str,
+    /// `{item}`: the items' key's.
+    kind: &'static str,
+    default: &'static str,
+    /// As a value of the JSON that is handed on, of the parameter `{}`.
+    value: &'static str,
+}
+
+const fn argument(
+    name: &'static str,
+    kind: &'static str,
+    default: &'static str,
+    value: &'static str,
+) -> Argument {
+    Argument {
+        name,
+        kind,
+        default,
+        value,
+    }
+}
+
+const K: Argument = argument("k", "integer", "10", "{}");
+const FILTER: Argument = argument("filter", "jsonb", "NULL", "{}");
+const OF_RECOMMEND: &[Argument] = &[
+    K,
+    FILTER,
+    argument("exclude_seen", "boolean", "true", "{}"),
+    argument("session_items", "{item}[]", "NULL", "{}::pg_catalog.text[]"),
 ];
+const OF_SIMILAR: &[Argument] = &[K, FILTER];
+const OF_POPULAR: &[Argument] = &[K, FILTER];
+
+/// Names that the functions' columns have, and the argument before all others.
+const TAKEN: [&str; 6] = ["user_id", "item_id", "score", "rank", "reason", "list_id"];
 
 /// What all functions of the recommender have in their bodies, and no others.
 fn mark(id: i32, kind: &str) -> String {
@@ -65,7 +97,11 @@ pub fn make(recommender: &Recommender) -> Result<()> {
     let (schema, name) = schema_and_name(recommender)?;
     let item = recommender.item_key()?;
     let user = &recommender.user_key()?.type_name;
-    let shown = if TAKEN.contains(&item.name.as_str()) {
+    let taken = |name: &str| {
+        let mut arguments = Kind::ALL.into_iter().flat_map(Kind::arguments);
+        TAKEN.contains(&name) || arguments.any(|argument| argument.name == name)
+    };
+    let shown = if taken(&item.name) {
         "item"
     } else {
         item.column.as_str()
@@ -81,32 +117,42 @@ pub fn make(recommender: &Recommender) -> Result<()> {
     };
     let _as = As::maker(recommender.owner());
     for kind in Kind::ALL {
-        let (arguments, more, passed) = match kind {
-            Kind::Recommend => (
+        let whose = match kind {
+            Kind::Recommend => Some(format!("user_id {user} DEFAULT NULL")),
+            Kind::Similar => Some(format!("item_id {kind_of_item}")),
+            Kind::Popular => None,
+        };
+        let (more, columns) = match kind {
+            Kind::Recommend => (", reason jsonb, list_id uuid", ", r.reason, r.list_id"),
+            Kind::Similar | Kind::Popular => ("", ""),
+        };
+        let first = 1 + usize::from(whose.is_some());
+        let values: Vec<String> = (first..)
+            .zip(kind.arguments())
+            .map(|(n, argument)| {
+                let value = argument.value.replace("{}", &format!("${n}"));
+                format!("'{}', {value}", argument.name)
+            })
+            .collect();
+        let passed = whose.as_ref().map_or("", |_| " $1::pg_catalog.text,");
+        let arguments: Vec<String> = whose
+            .into_iter()
+            .chain(kind.arguments().iter().map(|argument| {
+                let Argument {
+                    name,
+                    kind,
+                    default,
+                    ..
+                } = argument;
                 format!(
-                    "user_id {user} DEFAULT NULL, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true, session_items {kind_of_item}[] DEFAULT NULL"
-                ),
-                ", reason jsonb, list_id uuid",
-                "$1::pg_catalog.text, $2, $3, $4, $5::pg_catalog.text[]",
-            ),
-            Kind::Similar => (
-                format!("item_id {kind_of_item}, k integer DEFAULT 10, filter jsonb DEFAULT NULL"),
-                "",
-                "$1::pg_catalog.text, $2, $3",
-            ),
-            Kind::Popular => (
-                "k integer DEFAULT 10, filter jsonb DEFAULT NULL".to_owned(),
-                "",
-                "$1, $2",
-            ),
-        };
-        let columns = if more.is_empty() {
-            ""
-        } else {
-            ", r.reason, r.list_id"
-        };
+                    "{name} {} DEFAULT {default}",
+                    kind.replace("{item}", kind_of_item)
+                )
+            }))
+            .collect();
+        let (arguments, values) = (arguments.join(", "), values.join(", "));
         let body = format!(
-            " SELECT r.item::{kind_of_item}, r.score, r.rank{columns} FROM {} {passed}) r ORDER BY r.rank ",
+            " SELECT r.item::{kind_of_item}, r.score, r.rank{columns} FROM {}{passed} pg_catalog.jsonb_build_object({values})) r ORDER BY r.rank ",
             mark(id, kind.as_str())
         );
         let function = of(kind);

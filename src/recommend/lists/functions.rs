@@ -1,0 +1,86 @@
+//! The lists as SQL functions, by a recommender's number; those by its name are made of them in functions.sql.
+//!
+//! They never take arguments one by one: see [`Question`].
+
+use pgrx::JsonB;
+use pgrx::datum::Uuid;
+use pgrx::prelude::*;
+
+use super::question::Question;
+use super::{most_popular, recommended, similar_to};
+use crate::catalog::recommender::{Recommender, by_id, number};
+use crate::error::{Error, OrReport, Result};
+
+extension_sql_file!(
+    "functions.sql",
+    name = "lists_by_name",
+    requires = [recommend_of, similar_of, popular_of, recommender_number]
+);
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION recommend_of(recommender integer, user_id text, asked jsonb)
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION recommend_of(integer, text, jsonb) IS 'recommend() by the recommender''s number, its other arguments as a JSON object: for <name>_recommend.';
+"#)]
+fn recommend_of(
+    recommender: Option<i32>,
+    user_id: Option<&str>,
+    asked: Option<JsonB>,
+) -> TableIterator<
+    'static,
+    (
+        name!(item, String),
+        name!(score, f64),
+        name!(rank, i32),
+        name!(reason, JsonB),
+        name!(list_id, Uuid),
+    ),
+> {
+    asked_of(recommender, asked)
+        .and_then(|(recommender, question)| recommended(&recommender, user_id, &question))
+        .or_report()
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION similar_of(recommender integer, item_id text, asked jsonb)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION similar_of(integer, text, jsonb) IS 'similar() by the recommender''s number, its other arguments as a JSON object: for <name>_similar.';
+"#)]
+fn similar_of(
+    recommender: Option<i32>,
+    item_id: Option<&str>,
+    asked: Option<JsonB>,
+) -> TableIterator<'static, (name!(item, String), name!(score, f64), name!(rank, i32))> {
+    asked_of(recommender, asked)
+        .and_then(|(recommender, question)| similar_to(&recommender, item_id, &question))
+        .or_report()
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION popular_of(recommender integer, asked jsonb)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION popular_of(integer, jsonb) IS 'popular() by the recommender''s number, its arguments as a JSON object: for <name>_popular.';
+"#)]
+fn popular_of(
+    recommender: Option<i32>,
+    asked: Option<JsonB>,
+) -> TableIterator<'static, (name!(item, String), name!(score, f64), name!(rank, i32))> {
+    asked_of(recommender, asked)
+        .and_then(|(recommender, question)| most_popular(&recommender, &question))
+        .or_report()
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION recommender_number(name text) RETURNS integer LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION recommender_number(text) IS 'The number of the recommender that a name means, for recommend, similar and popular. Errors: 42704 where there is none.';
+"#)]
+fn recommender_number(name: Option<&str>) -> i32 {
+    number(name.unwrap_or_default()).or_report()
+}
+
+fn asked_of(recommender: Option<i32>, asked: Option<JsonB>) -> Result<(Recommender, Question)> {
+    let id = recommender.unwrap_or_default();
+    let found = by_id(id)?.ok_or_else(|| Error::NoSuchRecommender(id.to_string()))?;
+    let question = Question::of(asked.map_or_else(|| serde_json::json!({}), |asked| asked.0))?;
+    Ok((found, question))
+}

@@ -1,0 +1,115 @@
+//! Which candidates the caller may see: asked of the live rows, as the caller.
+//!
+//! It never runs a candidate's statement as the caller, nor the filter as the owner.
+
+use pgrx::JsonB;
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+use serde_json::Value;
+
+use super::question::Question;
+use crate::catalog::recommender::Recommender;
+use crate::catalog::rights::{As, with_settings};
+use crate::error::Result;
+use crate::recommend::filter;
+use crate::recommend::search::columns;
+
+/// Items that are looked through at a time where the candidates were too few.
+const PAGE: usize = 1_000;
+
+/// An item that may be listed.
+pub struct Candidate {
+    pub item: String,
+    pub score: f64,
+    pub reason: Value,
+}
+
+/// Lets through what passes the filter, as the caller sees it.
+pub struct Sieve<'a> {
+    recommender: &'a Recommender,
+    statement: String,
+    parameters: Vec<Vec<String>>,
+}
+
+impl<'a> Sieve<'a> {
+    pub fn new(recommender: &'a Recommender, question: &Question) -> Result<Sieve<'a>> {
+        let (conditions, parameters) = match &question.filter {
+            None => Default::default(),
+            Some(filter) => filter::conditions(
+                filter,
+                &columns(recommender.items_oid())?,
+                &recommender.items,
+                2,
+            )?,
+        };
+        let item = recommender.item_key()?;
+        let rows = recommender.items_rows.as_deref().unwrap_or_default();
+        let mut statement = format!(
+            "SELECT c.n::int4 FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS c (item, n)
+               JOIN {rows} s ON s.{} {} (c.item)::{}",
+            item.column, item.equals, item.type_name,
+        );
+        for (n, condition) in conditions.iter().enumerate() {
+            statement += if n == 0 { " WHERE " } else { " AND " };
+            statement += condition;
+        }
+        Ok(Sieve {
+            recommender,
+            statement: statement + &format!(" ORDER BY c.n LIMIT {}", question.k),
+            parameters,
+        })
+    }
+
+    /// Candidates of a statement of the owner's, page by page, until `most` have passed.
+    pub fn read(
+        &self,
+        statement: &str,
+        arguments: &[DatumWithOid],
+        most: usize,
+        passed: &mut Vec<Candidate>,
+        mut note: impl FnMut(&Candidate),
+    ) -> Result<()> {
+        Spi::connect(|client| {
+            let owner = self.recommender.owner();
+            let mut cursor = {
+                let _as = As::owner(owner);
+                // Compiling the plan would take longer than running it.
+                with_settings(&[(c"jit", c"off")], || {
+                    client.open_cursor(statement, arguments)
+                })
+            };
+            while passed.len() < most {
+                let mut page = Vec::new();
+                {
+                    let _as = As::owner(owner);
+                    for row in cursor.fetch(PAGE as _)? {
+                        let reason = row.get::<JsonB>(3)?.map_or(Value::Null, |reason| reason.0);
+                        page.push(Some(Candidate {
+                            item: row.get::<String>(1)?.unwrap_or_default(),
+                            score: row.get::<f64>(2)?.unwrap_or_default(),
+                            reason,
+                        }));
+                    }
+                }
+                let last = page.len() < PAGE;
+                page.iter().flatten().for_each(&mut note);
+                let items: Vec<String> = page
+                    .iter()
+                    .flatten()
+                    .map(|candidate| candidate.item.clone())
+                    .collect();
+                let mut arguments: Vec<DatumWithOid> = vec![items.into()];
+                arguments.extend(self.parameters.iter().map(|values| values.clone().into()));
+                for row in client.select(self.statement.as_str(), None, &arguments)? {
+                    let number = row.get::<i32>(1)?.unwrap_or_default() as usize;
+                    let candidate = page.get_mut(number.wrapping_sub(1)).and_then(Option::take);
+                    passed.extend(candidate.filter(|_| passed.len() < most));
+                }
+                if last {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+}
