@@ -94,6 +94,8 @@ CREATE TABLE recommender (
     name            text NOT NULL UNIQUE,            -- qualified and quoted; its functions are <name>_recommend and so on
     items           text NOT NULL,
     source_id       integer NOT NULL REFERENCES source, -- the interactions
+    pipeline_id     integer REFERENCES pipeline ON DELETE SET NULL, -- whose vectors the items have
+    makes_pipeline  boolean NOT NULL DEFAULT false,  -- it came with the recommender, and goes with it
     user_expression text NOT NULL,                   -- of a row s of the interactions
     item_expression text NOT NULL,
     at_expression   text NOT NULL,
@@ -222,6 +224,12 @@ COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: append
 /* </end connected objects> */
 
 /* <begin connected objects> */
+
+CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
+COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- requires:
 --   tables
 
@@ -281,10 +289,10 @@ COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, in
 -- recsync::catalog::recommender::create::create_recommender
 
 CREATE FUNCTION create_recommender(name text, items regclass, interactions regclass, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL,
-    weight text DEFAULT '1', seen text DEFAULT 'true', eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
+    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_recommender_wrapper';
-COMMENT ON FUNCTION create_recommender(text, regclass, regclass, text, text, text, text, text, text, text, interval, integer, boolean) IS
-'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
+COMMENT ON FUNCTION create_recommender(text, regclass, regclass, text, text, text, text[], text, text, text, text, text, interval, integer, boolean) IS
+'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -292,7 +300,7 @@ COMMENT ON FUNCTION create_recommender(text, regclass, regclass, text, text, tex
 
 CREATE FUNCTION drop_pipeline(name text, keep_vectors boolean DEFAULT false, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_pipeline_wrapper';
 COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
-'Ends a pipeline: its view, its vectors (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin.';
+'Ends a pipeline: its view, its vectors (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin, 2BP01 where a recommender uses it.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -300,7 +308,7 @@ COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
 
 CREATE FUNCTION drop_recommender(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_recommender_wrapper';
 COMMENT ON FUNCTION drop_recommender(text, boolean) IS
-'Ends a recommender: its functions, what is kept for it, and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
+'Ends a recommender: its functions, what is kept for it, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -452,6 +460,14 @@ COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::recommend::lists::functions::similar_by_name
+
+CREATE FUNCTION similar_by_name(name text, item_id text, asked jsonb)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'similar_by_name_wrapper';
+COMMENT ON FUNCTION similar_by_name(text, text, jsonb) IS 'similar() by the name of a recommender or a pipeline, its other arguments as a JSON object.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::recommend::lists::functions::similar_of
 
 CREATE FUNCTION similar_of(recommender integer, item_id text, asked jsonb)
@@ -463,6 +479,7 @@ COMMENT ON FUNCTION similar_of(integer, text, jsonb) IS 'similar() by the recomm
 -- requires:
 --   recommend_of
 --   similar_of
+--   similar_by_name
 --   popular_of
 --   recommender_number
 
@@ -481,10 +498,10 @@ RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, li
 SELECT r.item, r.score, r.rank, r.reason, r.list_id
   FROM @extschema@.recommend_of(@extschema@.recommender_number($1), $2::pg_catalog.text, pg_catalog.jsonb_build_object(
        'k', $3, 'filter', $4, 'exclude_seen', $5, 'session_items', $6)) r $$;
-CREATE FUNCTION @extschema@."similar"(name text, item_id %1$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
+CREATE FUNCTION @extschema@."similar"(name text, item_id %1$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, by text DEFAULT NULL)
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
-  FROM @extschema@.similar_of(@extschema@.recommender_number($1), $2::pg_catalog.text, pg_catalog.jsonb_build_object('k', $3, 'filter', $4)) r $$;
+  FROM @extschema@.similar_by_name($1, $2::pg_catalog.text, pg_catalog.jsonb_build_object('k', $3, 'filter', $4, 'by', $5)) r $$;
 $sql$, key, CASE WHEN key = 'text' THEN ' DEFAULT NULL' ELSE '' END);
     END LOOP;
 END
@@ -504,9 +521,9 @@ BEGIN
     FOR made IN SELECT p.oid::pg_catalog.regprocedure AS name, p.proname FROM pg_catalog.pg_proc p
                  WHERE p.pronamespace = '@extschema@'::pg_catalog.regnamespace AND p.proname IN ('recommend', 'similar') LOOP
         EXECUTE format('COMMENT ON FUNCTION %s IS %L', made.name, CASE made.proname WHEN 'recommend' THEN
-'k items for a user: neighbours of what they have had to do with, the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; session_items: keys of items that count as seen a moment ago, without a user, too. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, popular, latest; rest: what was left) and list_id (the same for the same question). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
+'k items for a user: neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; session_items: keys of items that count as seen a moment ago, without a user, too. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, interest, popular, latest; rest: what was left) and list_id (the same for the same question). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
         ELSE
-'Items that the users of an item have had to do with, too: by the cosine of their users, shrunk where these are few. name: a recommender; item_id: text, bigint or uuid; filter: as in recommend. Returns item (the key as text), score, rank; as many as there are, up to k. Needs EXECUTE on <name>_similar and SELECT on the items. Errors: as recommend.'
+'Items like one. name: a recommender, or a pipeline; item_id: text, bigint or uuid (of a pipeline''s source with a key of several columns: a JSON object); filter: as in recommend; by: interactions (items that the users of the item have had to do with, too: by the cosine of their users, shrunk where these are few), content (the cosine of the vectors), or blend of both by reciprocal rank, the default where the items have vectors. Returns item (the key as text), score, rank; as many as there are, up to k. Needs EXECUTE on <name>_similar and SELECT on the items; of a pipeline, SELECT on its source and its relation. Errors: as recommend, 22023 bad by, or no vectors.'
         END);
     END LOOP;
 END
@@ -526,7 +543,7 @@ COMMENT ON FUNCTION unaudit(regclass, boolean) IS
 
 CREATE FUNCTION wait_for(name text, timeout interval DEFAULT '30 s') RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'wait_for_wrapper';
 COMMENT ON FUNCTION wait_for(text, interval) IS
-'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter, or counts for a recommender; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown name, 25006 on a standby, 55000 where recsync is not preloaded or it is paused.';
+'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter, or counts for a recommender, whose items have their vectors by then, too; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown name, 25006 on a standby, 55000 where recsync is not preloaded or it is paused.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

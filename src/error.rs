@@ -51,6 +51,11 @@ pub enum Error {
         kind: &'static str,
         hint: &'static str,
     },
+    #[error("pipeline \"{pipeline}\" holds the vectors of recommenders: {recommenders}")]
+    PipelineInUse {
+        pipeline: String,
+        recommenders: String,
+    },
     #[error("table \"{0}\" is not audited")]
     NotAudited(String),
     #[error("column \"{column}\" of \"{relation}\" does not exist")]
@@ -194,6 +199,10 @@ impl Error {
             Error::BrokenRecommender { .. } => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("Mend the cause, then call recsync.resume; or drop the recommender.".into()),
+            ),
+            Error::PipelineInUse { recommenders, .. } => (
+                C::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+                Some(format!("Drop them first with recsync.drop_recommender: {recommenders}.")),
             ),
             Error::AmbiguousColumn { argument, candidates, .. } => (
                 C::ERRCODE_AMBIGUOUS_COLUMN,

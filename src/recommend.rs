@@ -17,6 +17,9 @@ mod search;
 // The JSON filter, as SQL over parameters.
 mod filter;
 
+// What a user is interested in, as a vector.
+mod interest;
+
 // What is kept of interactions, in step with them.
 pub mod keep;
 

@@ -27,6 +27,9 @@ mod claims;
 // What is kept for recommenders.
 mod keeping;
 
+// The vectors of users' interests.
+mod interests;
+
 // Rows to texts, texts to requests.
 mod rendering;
 

@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 
 use super::column;
 use super::names::quote;
-use super::pipeline;
+use super::pipeline::{self, Pipeline};
 use super::recommender;
 use super::rights::As;
 use super::watch::release;
@@ -18,7 +18,7 @@ use crate::error::{Error, OrReport, Result};
 #[pg_extern(sql = r#"
 CREATE FUNCTION drop_pipeline(name text, keep_vectors boolean DEFAULT false, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
-'Ends a pipeline: its view, its vectors (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin.';
+'Ends a pipeline: its view, its vectors (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin, 2BP01 where a recommender uses it.';
 "#)]
 fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
     (|| -> Result<()> {
@@ -32,36 +32,45 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
         if pipeline.owner() != pg_sys::InvalidOid {
             pipeline::require_owner(&pipeline)?;
         }
-        {
-            let _as = As::extension();
-            pipeline::delete(pipeline.id)?;
-        }
-        if pipeline.owner() != pg_sys::InvalidOid {
-            let function = column::function_of(&pipeline.relation)?;
-            let _as = As::maker(pipeline.owner());
-            Spi::run(&format!("DROP VIEW IF EXISTS {}", pipeline.relation))?;
-            if let Some(function) = function {
-                Spi::run(&format!("DROP FUNCTION {function}()"))?;
-            }
-            // Beside a column the table holds no vectors.
-            if !keep_vectors || pipeline.into_column.is_some() {
-                Spi::run(&format!("DROP TABLE IF EXISTS {}", pipeline.vectors))?;
-            }
-        }
-        release(
-            pipeline.source_oid(),
-            &pipeline.source,
-            pipeline.source_id,
-            pipeline.owner(),
-        )?;
-        if let Some(name) = &pipeline.into_column {
-            let (column, table) = (quote(name), &pipeline.source);
-            notice!("column {column} of {table} stays with the vectors that it has: ALTER TABLE {table} DROP COLUMN {column} removes them");
-        }
+        recommender::embedding::require_unused(&pipeline)?;
+        end(&pipeline, keep_vectors)?;
         wake::after_catalog_change();
         Ok(())
     })()
     .or_report();
+}
+
+/// The pipeline with its relations, and the triggers where nothing else needs them.
+pub fn end(pipeline: &Pipeline, keep_vectors: bool) -> Result<()> {
+    {
+        let _as = As::extension();
+        pipeline::delete(pipeline.id)?;
+    }
+    if pipeline.owner() != pg_sys::InvalidOid {
+        let function = column::function_of(&pipeline.relation)?;
+        let _as = As::maker(pipeline.owner());
+        Spi::run(&format!("DROP VIEW IF EXISTS {}", pipeline.relation))?;
+        if let Some(function) = function {
+            Spi::run(&format!("DROP FUNCTION {function}()"))?;
+        }
+        // Beside a column the table holds no vectors.
+        if !keep_vectors || pipeline.into_column.is_some() {
+            Spi::run(&format!("DROP TABLE IF EXISTS {}", pipeline.vectors))?;
+        }
+    }
+    release(
+        pipeline.source_oid(),
+        &pipeline.source,
+        pipeline.source_id,
+        pipeline.owner(),
+    )?;
+    if let Some(name) = &pipeline.into_column {
+        let (column, table) = (quote(name), &pipeline.source);
+        notice!(
+            "column {column} of {table} stays with the vectors that it has: ALTER TABLE {table} DROP COLUMN {column} removes them"
+        );
+    }
+    Ok(())
 }
 
 #[pg_extern(sql = r#"

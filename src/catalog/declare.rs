@@ -97,6 +97,31 @@ fn create_pipeline(
     .or_report()
 }
 
+/// The pipeline of a recommender's items; the same again is accepted.
+pub fn create_for_items(
+    name: &str,
+    items: pg_sys::Oid,
+    columns: &[String],
+    server: &str,
+) -> Result<pg_sys::Oid> {
+    let declaration = Declaration {
+        name: name.to_owned(),
+        source: items,
+        columns: Some(columns.to_vec()),
+        content: None,
+        server: server.to_owned(),
+        when: when(None, None, None)?,
+        row_filter: None,
+        storage: None,
+        index: None,
+        into_column: None,
+        capture: "keys".to_owned(),
+        on_replica: false,
+        backfill: true,
+    };
+    create(&declaration, true)
+}
+
 fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     // SAFETY: a plain question to the server.
     if unsafe { pg_sys::RecoveryInProgress() } {

@@ -12,6 +12,9 @@ mod create;
 // Columns found from foreign keys, types and names.
 mod columns;
 
+// The pipeline that gives the items vectors.
+pub mod embedding;
+
 // drop_recommender.
 pub mod drop;
 
@@ -28,6 +31,7 @@ use crate::capture::wake;
 use crate::dispatch::backfill;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
+use embedding::Vectors;
 
 /// All recommenders, or the one of `$1`, as JSON.
 const LOAD: &str = include_str!("recommenders.sql");
@@ -52,6 +56,8 @@ pub struct Recommender {
     pub boost: String,
     pub half_life_s: f64,
     pub history: i32,
+    pub vectors: Option<Vectors>,
+    pub makes_pipeline: bool,
     pub paused: bool,
     pub paused_reason: Option<String>,
     items_oid: Option<i64>,
@@ -232,7 +238,8 @@ fn names_of(name: &str) -> Result<Vec<String>> {
 fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
     thread_local! {
         static STATEMENT: Statement = Statement::new(
-            LOAD.replace("{item_keys}", &keys_sql("r.items", PRIMARY, "'item_id'", "''"))
+            LOAD.replace("{vectors}", embedding::LOAD)
+                .replace("{item_keys}", &keys_sql("r.items", PRIMARY, "'item_id'", "''"))
                 .replace("{keys}", &keys_sql("s.relation", PRIMARY, "'k' || k.n", "''"))
                 .replace("{user_keys}", &keys_sql(
                     "'recsync.interaction_' || r.id",

@@ -4,6 +4,7 @@ SELECT pg_catalog.jsonb_build_object(
          'user_expression', r.user_expression, 'item_expression', r.item_expression, 'at_expression', r.at_expression,
          'weight', r.weight, 'seen', r.seen, 'eligible', r.eligible, 'boost', r.boost,
          'half_life_s', extract(epoch FROM r.half_life), 'history', r.history,
+         'vectors', {vectors}, 'makes_pipeline', r.makes_pipeline,
          'paused', r.paused, 'paused_reason', r.paused_reason,
          'items_oid', i.oid::bigint, 'owner', i.relowner::bigint,
          'items_rows', CASE WHEN i.relkind = 'p' THEN r.items ELSE 'ONLY ' || r.items END,
@@ -17,7 +18,8 @@ SELECT pg_catalog.jsonb_build_object(
          'keys', {keys},
          -- What the worker keeps: where it is, whom it is written as.
          'user_keys', {user_keys},
-         'kept', COALESCE(pg_catalog.has_table_privilege(i.relowner, pg_catalog.to_regclass('recsync.pair_' || r.id), 'INSERT'), false),
+         'kept', COALESCE(pg_catalog.has_table_privilege(i.relowner, pg_catalog.to_regclass('recsync.pair_' || r.id), 'INSERT'), false)
+                 AND (r.pipeline_id IS NULL OR pg_catalog.to_regclass('recsync.interest_' || r.id) IS NOT NULL),
          'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(r.used_columns || s.key_columns) AS u (name)
                              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
                                                 WHERE a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped)),

@@ -83,6 +83,8 @@ CREATE TABLE recommender (
     name            text NOT NULL UNIQUE,            -- qualified and quoted; its functions are <name>_recommend and so on
     items           text NOT NULL,
     source_id       integer NOT NULL REFERENCES source, -- the interactions
+    pipeline_id     integer REFERENCES pipeline ON DELETE SET NULL, -- whose vectors the items have
+    makes_pipeline  boolean NOT NULL DEFAULT false,  -- it came with the recommender, and goes with it
     user_expression text NOT NULL,                   -- of a row s of the interactions
     item_expression text NOT NULL,
     at_expression   text NOT NULL,

@@ -33,7 +33,7 @@ SELECT relation FROM recsync.pipeline WHERE id = $1 AND paused UNION ALL SELECT 
 #[pg_extern(sql = r#"
 CREATE FUNCTION wait_for(name text, timeout interval DEFAULT '30 s') RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION wait_for(text, interval) IS
-'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter, or counts for a recommender; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown name, 25006 on a standby, 55000 where recsync is not preloaded or it is paused.';
+'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter, or counts for a recommender, whose items have their vectors by then, too; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown name, 25006 on a standby, 55000 where recsync is not preloaded or it is paused.';
 "#)]
 fn wait_for(name: &str, timeout: Interval) -> bool {
     let timeout =
@@ -43,21 +43,32 @@ fn wait_for(name: &str, timeout: Interval) -> bool {
 
 fn wait(name: &str, timeout: Duration) -> Result<bool> {
     let database = waitable()?;
-    let id = match pipeline::find(name) {
-        Err(unknown @ Error::NoSuchPipeline(_)) => recommender::find(name).map_err(|_| unknown)?.id,
-        found => found?.id,
+    let ids = match pipeline::find(name) {
+        Err(unknown @ Error::NoSuchPipeline(_)) => {
+            let recommender = recommender::find(name).map_err(|_| unknown)?;
+            let pipeline = recommender.vectors.map(|vectors| vectors.pipeline_id);
+            pipeline.into_iter().chain([recommender.id]).collect()
+        }
+        found => vec![found?.id],
     };
-    let mut goal = Goal::new(id)?;
+    let goals = ids.into_iter().map(Goal::new);
+    let goals = goals.collect::<Result<Vec<_>>>()?;
     let deadline = Instant::now() + timeout;
-    // An idle worker does not write its checkpoint: it has to be asked.
-    goal.wait(
-        database,
-        Some(deadline),
-        || {
-            database.checkpoint_wanted.store(true, SeqCst);
-        },
-        || Ok(()),
-    )
+    for mut goal in goals {
+        // An idle worker does not write its checkpoint: it has to be asked.
+        let reached = goal.wait(
+            database,
+            Some(deadline),
+            || {
+                database.checkpoint_wanted.store(true, SeqCst);
+            },
+            || Ok(()),
+        )?;
+        if !reached {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The database for whose work the caller may wait, here and now.

@@ -13,8 +13,14 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 use std::collections::{BTreeMap, BTreeSet};
 
+// The vectors of users' interests.
+mod interests;
+
 // Users of items, and of two items.
 mod pairs;
+
+// Items that have got another vector.
+mod revised;
 
 use crate::capture::json::KEY_SETTINGS;
 use crate::catalog::names::select_one;
@@ -24,6 +30,7 @@ use crate::dispatch::queue::Job;
 use crate::dispatch::render::{given, key_arguments, keyed, names};
 use crate::error::Result;
 use crate::statement::Statement;
+pub use interests::{AT_ONCE, Interests};
 use pairs::{Deltas, Sets};
 
 /// Interactions whose row is gone, taken at once.
@@ -48,6 +55,8 @@ pub struct Keeper {
     items: Statement,
     remove_items: Statement,
     orphans: Statement,
+    /// Where the items have vectors.
+    pub interests: Option<Interests>,
 }
 
 impl Keeper {
@@ -155,6 +164,7 @@ impl Keeper {
                 texts.join(", "),
                 same.join(" AND "),
             )),
+            interests: Interests::of(r)?,
             recommender: r.clone(),
         })
     }
@@ -173,15 +183,21 @@ impl Keeper {
     }
 
     /// Brings what is kept in step with the jobs' rows, as the owner of the items. A row that is not in `rows` is none.
-    pub fn keep(&self, jobs: &[Job], rows: Rows) -> Result<()> {
+    /// Whose interactions have changed.
+    pub fn keep(&self, jobs: &[Job], rows: Rows) -> Result<Vec<String>> {
         if jobs.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let _as = As::owner(self.recommender.owner());
         Spi::connect_mut(|client| self.keep_with(client, jobs, rows))
     }
 
-    fn keep_with(&self, client: &mut SpiClient, jobs: &[Job], mut rows: Rows) -> Result<()> {
+    fn keep_with(
+        &self,
+        client: &mut SpiClient,
+        jobs: &[Job],
+        mut rows: Rows,
+    ) -> Result<Vec<String>> {
         let mut kept = by_number(self.kept.select(client, &key_arguments(jobs.iter()))?)?;
         let gone: Vec<usize> = kept
             .keys()
@@ -191,7 +207,7 @@ impl Keeper {
         rows.retain(|number, row| kept.get(number) != Some(row));
         kept.retain(|number, _| rows.contains_key(number) || gone.contains(number));
         if rows.is_empty() && kept.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let touched = || kept.values().chain(rows.values());
         let users: BTreeSet<&String> = touched().map(|[user, ..]| user).collect();
@@ -203,7 +219,11 @@ impl Keeper {
         for [_, item, ..] in touched() {
             deltas.items.entry(item).or_insert(0); // its heat has changed
         }
-        self.count(client, &deltas)
+        self.count(client, &deltas)?;
+        if let Some(interests) = &self.interests {
+            interests.outdate(client, &users)?;
+        }
+        Ok(users)
     }
 
     fn write(
@@ -293,11 +313,13 @@ impl Keeper {
         if some != Some(false) {
             return Ok(false);
         }
-        for table in [
+        let mut all = vec![
             tables::interactions(r.id),
             tables::items(r.id),
             tables::pairs(r.id),
-        ] {
+        ];
+        all.extend(self.interests.as_ref().map(|_| tables::interests(r.id)));
+        for table in all {
             Spi::run(&format!("DELETE FROM {table}"))?;
         }
         Ok(true)

@@ -17,13 +17,21 @@ mod question;
 // What is asked as the owner.
 mod statements;
 
+// The same of vectors.
+mod content;
+
+// Items that are alike.
+mod similar;
+
 // What the caller may see of it.
 mod sieve;
 
+use super::interest;
 use super::search::require_select;
 use crate::catalog::recommender::Recommender;
 use crate::catalog::recommender::functions::{Kind, require_execute};
 use crate::error::Result;
+use crate::store::vector::Numbers;
 use question::Question;
 use sieve::{Candidate, Sieve};
 
@@ -38,17 +46,20 @@ fn recommended(
     require_rights(recommender, Kind::Recommend)?;
     let list = question.list_id(recommender, user);
     let session = question.session();
+    let interest = interest::of_user(recommender, user, &session)?;
+    let near = recommender.vectors.as_ref().filter(|_| interest.is_some());
     let arguments = || {
         vec![
             user.into(),
             session.clone().into(),
             question.exclude_seen.into(),
+            interest.clone().map(Numbers).into(),
         ]
     };
     let found = list_of(
         recommender,
         question,
-        &statements::recommend(recommender)?,
+        &statements::recommend(recommender, near)?,
         Some(&statements::rest(recommender)?),
         arguments,
     )?;
@@ -64,19 +75,6 @@ fn recommended(
     Ok(TableIterator::new(ranked))
 }
 
-fn similar_to(
-    recommender: &Recommender,
-    item: Option<&str>,
-    question: &Question,
-) -> Result<Listed> {
-    require_rights(recommender, Kind::Similar)?;
-    let statement = statements::similar(recommender)?;
-    let found = list_of(recommender, question, &statement, None, || {
-        vec![item.into()]
-    })?;
-    Ok(ranked(found))
-}
-
 fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed> {
     require_rights(recommender, Kind::Popular)?;
     let nobody = || {
@@ -84,6 +82,7 @@ fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed
             None::<&str>.into(),
             Vec::<String>::new().into(),
             false.into(),
+            None::<Numbers>.into(),
         ]
     };
     let found = list_of(

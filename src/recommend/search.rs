@@ -16,7 +16,7 @@ use crate::catalog::pipeline::{self, Pipeline};
 use crate::catalog::rights::with_settings;
 use crate::embed::endpoint::Purpose;
 use crate::error::{Error, OrReport, Result};
-use crate::store::vector;
+use crate::store::vector::{self, Numbers};
 
 type Found = (String, f64, i32);
 
@@ -57,22 +57,84 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
         ));
     }
     let pipeline = pipeline::find(name)?;
+    require_readable(&pipeline)?;
+    let values = query::vector_of(&pipeline.server, query, Purpose::Query)?;
+    nearest(&pipeline, &values, k as usize, filter.as_ref())
+}
+
+/// Refuses where the pipeline is broken, or the caller may not read the vectors and the rows.
+fn require_readable(pipeline: &Pipeline) -> Result<()> {
     if let Some(pipeline::Trouble::Broken(reason)) = pipeline.trouble() {
         return Err(Error::BrokenPipeline {
-            name: pipeline.relation,
+            name: pipeline.relation.clone(),
             reason,
         });
     }
-    require_select(&[&pipeline.relation, &pipeline.source])?;
+    require_select(&[&pipeline.relation, &pipeline.source])
+}
+
+/// The rows nearest to a row, by its key as [`search`] gives it.
+pub fn similar(
+    pipeline: &Pipeline,
+    item: Option<&str>,
+    k: usize,
+    filter: Option<&serde_json::Value>,
+) -> Result<Vec<Found>> {
+    require_readable(pipeline)?;
+    let schema = load_library()?;
+    let keys = pipeline.keys();
+    let is_it: Vec<String> = keys
+        .iter()
+        .map(|key| {
+            let given = match keys {
+                [_] => "$1".to_owned(),
+                _ => format!("($1::jsonb ->> {})", names::literal(&key.name)),
+            };
+            let (column, equals, kind) = (&key.column, &key.equals, &key.type_name);
+            format!("s.{column} {equals} {given}::{kind}")
+        })
+        .collect();
+    let Search {
+        item: key, rows, ..
+    } = Search::new(pipeline, &schema, &is_it, 1);
+    let sql = format!("SELECT {key}, e.embedding::{schema}.vector {rows}");
+    let found = Spi::connect(|client| -> Result<Option<(String, Numbers)>> {
+        let mut found = client.select(sql.as_str(), Some(1), &[item.into()])?;
+        match found.next() {
+            Some(row) => Ok(row.get::<String>(1)?.zip(row.get::<Numbers>(2)?)),
+            None => Ok(None),
+        }
+    })?;
+    let Some((item, Numbers(vector))) = found else {
+        return Ok(Vec::new());
+    };
+    let others = nearest(pipeline, &vector, k + 1, filter)?.into_iter();
+    let others = others.filter(|(other, ..)| *other != item).take(k);
+    Ok((1..)
+        .zip(others)
+        .map(|(rank, (item, score, _))| (item, score, rank))
+        .collect())
+}
+
+/// Where pgvector is. Its settings exist once its library is loaded.
+pub fn load_library() -> Result<String> {
     let schema = names::vector_schema()
         .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
+    names::select_one::<bool>(&format!("SELECT '[1]'::{schema}.vector IS NOT NULL"), &[])?;
+    Ok(schema)
+}
+
+/// The k rows nearest to a vector, as the caller.
+fn nearest(
+    pipeline: &Pipeline,
+    values: &[f32],
+    k: usize,
+    filter: Option<&serde_json::Value>,
+) -> Result<Vec<Found>> {
+    let schema = load_library()?;
     let (vector_type, _) = names::vector_types()
         .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
-    let values = query::vector_of(&pipeline.server, query, Purpose::Query)?;
-    // Its settings exist once its library is loaded.
-    names::select_one::<bool>(&format!("SELECT '[1]'::{schema}.vector IS NOT NULL"), &[])?;
-
-    let (conditions, parameters) = match &filter {
+    let (conditions, parameters) = match filter {
         None => Default::default(),
         Some(filter) => filter::conditions(
             filter,
@@ -81,9 +143,9 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
             2,
         )?,
     };
-    let search = Search::new(&pipeline, &schema, &conditions, k as usize);
+    let search = Search::new(pipeline, &schema, &conditions, k);
     let run = |sql: &str| -> Result<Vec<Found>> {
-        let mut arguments = vec![vector::single(&values, vector_type)];
+        let mut arguments = vec![vector::single(values, vector_type)];
         arguments.extend(parameters.iter().map(|values| values.clone().into()));
         Spi::connect(|client| {
             let mut found = Vec::new();
@@ -99,7 +161,7 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
     };
     let all = search.of_vectors();
     let by_index = if pipeline.index == "hnsw_bit" && pipeline.indexed {
-        let candidates = candidates(k as usize);
+        let candidates = candidates(k);
         let look_at = candidates.min(MOST_LOOKED_AT).to_string();
         let look_at = CString::new(look_at).unwrap_or_default();
         // In which order they are found does not matter: their vectors decide.
@@ -111,7 +173,7 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
     } else {
         with_settings(&[(c"hnsw.iterative_scan", c"strict_order")], || run(&all))?
     };
-    if by_index.len() == k as usize {
+    if by_index.len() == k {
         return Ok(by_index);
     }
     with_settings(&[(c"enable_indexscan", c"off")], || run(&all))

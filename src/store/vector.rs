@@ -2,7 +2,7 @@
 //!
 //! It never goes through text: that would cost 130 µs a vector and lose digits.
 
-use pgrx::datum::DatumWithOid;
+use pgrx::datum::{DatumWithOid, FromDatum, IntoDatum};
 use pgrx::pg_sys;
 
 /// Bytes before the floats: the varlena header, the dimensions (u16) and a reserved u16.
@@ -61,4 +61,42 @@ unsafe fn argument(datum: pg_sys::Datum, oid: pg_sys::Oid) -> DatumWithOid<'stat
     }
     // SAFETY: the caller's promise.
     unsafe { DatumWithOid::new(Raw(datum), oid) }
+}
+
+/// The numbers of a `vector` that a query gives.
+pub struct Numbers(pub Vec<f32>);
+
+impl FromDatum for Numbers {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _: pg_sys::Oid,
+    ) -> Option<Numbers> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: a value of pgvector's: as many floats as it says stand behind its header, aligned by the server.
+        unsafe {
+            let packed = datum.cast_mut_ptr::<pg_sys::varlena>();
+            let value = pg_sys::pg_detoast_datum(packed);
+            let bytes = value.cast::<u8>();
+            let count = usize::from(bytes.add(4).cast::<u16>().read());
+            let numbers = std::slice::from_raw_parts(bytes.add(HEADER).cast::<f32>(), count);
+            let numbers = Numbers(numbers.to_vec());
+            if value != packed {
+                pg_sys::pfree(value.cast());
+            }
+            Some(numbers)
+        }
+    }
+}
+
+impl IntoDatum for Numbers {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        Some(datum(&self.0))
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        crate::catalog::names::vector_types().map_or(pg_sys::InvalidOid, |(vector, _)| vector)
+    }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::intake::MOST_IN_MEMORY;
+use super::interests::Due;
 use super::leader::Leader;
 use super::load::RESTORE;
 use super::process::{
@@ -33,7 +34,9 @@ const REST: Duration = Duration::from_secs(1);
 /// A recommender as the worker runs it.
 pub struct Keeping {
     pub recommender: Recommender,
-    keeper: Keeper,
+    pub(super) keeper: Keeper,
+    /// What is to be done for the interests of its users.
+    pub(super) due: Due,
     rests_until: Option<Instant>,
     /// All its rows are to be looked at again: too much has changed at once to be remembered row by row.
     starts_over: bool,
@@ -115,6 +118,7 @@ impl Leader {
             Ok(keeper) => Ok(Some(Keeping {
                 recommender,
                 keeper,
+                due: Due::default(),
                 rests_until: None,
                 starts_over: false,
             })),
@@ -187,6 +191,7 @@ impl Leader {
         for id in ids {
             self.backfill_recommender(id)?;
             while self.keep_a_chunk(id)? && Instant::now() < until {}
+            self.refresh_interests(id, until)?;
         }
         Ok(())
     }
@@ -215,17 +220,29 @@ impl Leader {
                 }
             }
             Err(failed) => {
-                report(&keeping.recommender, &failed);
-                keeping.rests_until = Some(Instant::now() + REST);
                 for job in jobs.iter().rev() {
                     self.queue.put_back(&job.row, lane);
                 }
-                if !is_passing(failed.code) {
-                    self.pause_recommender(id, &failed.message)?;
-                }
+                self.failed_to_keep(id, failed)?;
             }
         }
         Ok(true)
+    }
+
+    /// It rests; or, where that would not help, is paused.
+    pub(super) fn failed_to_keep(
+        &mut self,
+        id: i32,
+        failed: Failed,
+    ) -> std::result::Result<(), Failed> {
+        if let Some(keeping) = self.recommenders.get_mut(&id) {
+            report(&keeping.recommender, &failed);
+            keeping.rests_until = Some(Instant::now() + REST);
+        }
+        match is_passing(failed.code) {
+            true => Ok(()),
+            false => self.pause_recommender(id, &failed.message),
+        }
     }
 
     /// The next slice of the rows that were there before. When all have been read, what is kept of rows that are
@@ -268,14 +285,7 @@ impl Leader {
         });
         let (slice, last) = match read {
             Ok(read) => read,
-            Err(failed) => {
-                report(&keeping.recommender, &failed);
-                keeping.rests_until = Some(Instant::now() + REST);
-                if !is_passing(failed.code) {
-                    self.pause_recommender(id, &failed.message)?;
-                }
-                return Ok(());
-            }
+            Err(failed) => return self.failed_to_keep(id, failed),
         };
         if slice.len() < backfill::SLICE && !last {
             return Ok(()); // more orphans
@@ -304,17 +314,21 @@ impl Leader {
     /// In how long a recommender has something to do; `None`: nothing waits.
     pub(super) fn keeps_on(&self) -> Option<Duration> {
         let now = Instant::now();
-        let busy = self.recommenders.iter().filter(|(id, keeping)| {
-            !keeping.recommender.backfilled && self.queue.waits(**id, Lane::Backfill) == 0
+        let busy = self.recommenders.iter().filter_map(|(id, keeping)| {
+            let rows = !keeping.recommender.backfilled
+                && self.queue.waits(*id, Lane::Backfill) == 0
                 || [Lane::Live, Lane::Backfill]
                     .into_iter()
-                    .any(|lane| self.queue.waits(**id, lane) > 0)
-        });
-        busy.map(|(_, keeping)| {
+                    .any(|lane| self.queue.waits(*id, lane) > 0);
+            let in_time = match (rows, &keeping.keeper.interests) {
+                (true, _) => Duration::ZERO,
+                (false, Some(_)) => keeping.due.next()?,
+                (false, None) => return None,
+            };
             let until = keeping.rests_until.unwrap_or(now);
-            until.saturating_duration_since(now)
-        })
-        .min()
+            Some(until.saturating_duration_since(now).max(in_time))
+        });
+        busy.min()
     }
 
     /// After an error that is not the fault of one row. A rename may have been faster than this worker's look at it:
@@ -332,7 +346,7 @@ impl Leader {
 }
 
 impl Keeping {
-    fn rests(&self) -> bool {
+    pub(super) fn rests(&self) -> bool {
         self.rests_until.is_some_and(|until| until > Instant::now())
     }
 
@@ -345,11 +359,11 @@ impl Keeping {
             guard_user_code()?;
             let rows = keeper.read(jobs)?;
             release_user_code();
-            keeper.keep(jobs, rows)?;
+            let users = keeper.keep(jobs, rows)?;
             if dead_letters {
                 jobs::unbury(id, jobs.iter().map(|job| &job.row))?;
             }
-            Ok(())
+            Ok(users)
         });
         match followed {
             Err(failed) if is_definition(failed.code) || is_passing(failed.code) => Err(failed),
@@ -357,18 +371,24 @@ impl Keeping {
                 report(&self.recommender, &failed);
                 self.recommender.dead_letters = true;
                 let message = format!("it could not be read: {}", failed.message);
-                transaction(|| {
-                    keeper.keep(jobs, Rows::new())?;
+                let users = transaction(|| {
+                    let users = keeper.keep(jobs, Rows::new())?;
                     jobs.iter()
-                        .try_for_each(|job| jobs::bury(job, "permanent", None, &message))
-                })
+                        .try_for_each(|job| jobs::bury(job, "permanent", None, &message))?;
+                    Ok(users)
+                })?;
+                self.due.add(users);
+                Ok(())
             }
             Err(_) => {
                 let (one, other) = jobs.split_at(jobs.len() / 2);
                 self.follow(one)?;
                 self.follow(other)
             }
-            Ok(()) => Ok(()),
+            Ok(users) => {
+                self.due.add(users);
+                Ok(())
+            }
         }
     }
 }

@@ -4,37 +4,12 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use crate::shop::{assert_kept_right, differences, items, number, shop, tables, views};
-use crate::support::{Cluster, Database, PATIENCE, Sql, shared, wait_until};
+use crate::shop::{
+    assert_kept_right, change_at_random, differences, items, number, shop, tables, views,
+};
+use crate::support::{Cluster, PATIENCE, Sql, shared, wait_until};
 
 const PRODUCTS: i32 = 25;
-
-/// A transaction of some random changes; one in eight is rolled back.
-fn change_at_random(db: &mut Database, rng: &mut Rng) {
-    let mut changes = Vec::new();
-    for _ in 0..rng.usize(1..6) {
-        let (user, product) = (rng.u8(0..12), rng.i32(1..=PRODUCTS));
-        let kind = ["view", "buy", "return"][rng.usize(0..3)];
-        let minutes = rng.i32(0..100_000);
-        let one = "id = (SELECT id FROM event ORDER BY md5(id::text || now()) LIMIT 1)";
-        changes.push(match rng.u8(0..10) {
-            0..5 => format!(
-                "INSERT INTO event (user_id, product_id, kind, created_at) VALUES ('u{user}', {product}, '{kind}', timestamptz '2026-05-01' + interval '{minutes} min')"
-            ),
-            5 => format!("UPDATE event SET kind = '{kind}', product_id = {product} WHERE {one}"),
-            6 => format!("UPDATE event SET user_id = 'u{user}' WHERE {one}"),
-            7 => format!("UPDATE event SET created_at = timestamptz '2026-05-01' + interval '{minutes} min' WHERE {one}"),
-            8 => format!("UPDATE event SET user_id = CASE WHEN id % 2 = 0 THEN NULL ELSE user_id END, id = id + 1000000 WHERE {one}"),
-            _ => format!("DELETE FROM event WHERE {one}"),
-        });
-    }
-    let end = if rng.u8(0..8) == 0 {
-        "ROLLBACK"
-    } else {
-        "COMMIT"
-    };
-    db.run(&format!("BEGIN; {}; {end}", changes.join("; ")));
-}
 
 #[test]
 fn thousands_of_random_changes_leave_what_a_count_of_the_events_gives() {

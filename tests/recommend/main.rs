@@ -8,11 +8,17 @@ mod support;
 /// A shop: products, events, a recommender.
 mod shop;
 
+/// Items found by their vectors.
+mod content;
+
 /// create_recommender, drop_recommender: columns that are found, refusals.
 mod declaring;
 
 /// What is kept is what a count of the interactions gives.
 mod keeping;
+
+/// Vectors of items and of users' interests.
+mod interests;
 
 /// recommend, similar, popular.
 mod lists;

@@ -5,7 +5,7 @@ use crate::shop::{items, shop, views};
 use crate::support::{PATIENCE, Sql, shared, wait_until};
 
 /// A role of its own for a test: roles belong to the cluster.
-fn role(name: &str) -> String {
+pub fn role(name: &str) -> String {
     let name = format!("{name}_{}", std::process::id());
     let mut client = shared().connect("postgres");
     client.run(&format!("CREATE ROLE {name} LOGIN"));

@@ -1,5 +1,7 @@
 //! A shop with products and events, and a recommender over them. It never uses recsync's own code.
 
+use fastrand::Rng;
+
 use crate::support::{Cluster, Database, Sql};
 
 /// What an event counts, as it is declared and as the tests count it.
@@ -42,6 +44,33 @@ pub fn views(db: &mut Database, user: &str, products: &[i32]) {
 /// The items of a list, in order.
 pub fn items(db: &mut Database, list: &str) -> Vec<i32> {
     db.column(&format!("SELECT id FROM {list} ORDER BY rank"))
+}
+
+/// A transaction of some random changes to the events of 25 products; one in eight is rolled back.
+pub fn change_at_random(db: &mut Database, rng: &mut Rng) {
+    let mut changes = Vec::new();
+    for _ in 0..rng.usize(1..6) {
+        let (user, product) = (rng.u8(0..12), rng.i32(1..=25));
+        let kind = ["view", "buy", "return"][rng.usize(0..3)];
+        let minutes = rng.i32(0..100_000);
+        let one = "id = (SELECT id FROM event ORDER BY md5(id::text || now()) LIMIT 1)";
+        changes.push(match rng.u8(0..10) {
+            0..5 => format!(
+                "INSERT INTO event (user_id, product_id, kind, created_at) VALUES ('u{user}', {product}, '{kind}', timestamptz '2026-05-01' + interval '{minutes} min')"
+            ),
+            5 => format!("UPDATE event SET kind = '{kind}', product_id = {product} WHERE {one}"),
+            6 => format!("UPDATE event SET user_id = 'u{user}' WHERE {one}"),
+            7 => format!("UPDATE event SET created_at = timestamptz '2026-05-01' + interval '{minutes} min' WHERE {one}"),
+            8 => format!("UPDATE event SET user_id = CASE WHEN id % 2 = 0 THEN NULL ELSE user_id END, id = id + 1000000 WHERE {one}"),
+            _ => format!("DELETE FROM event WHERE {one}"),
+        });
+    }
+    let end = if rng.u8(0..8) == 0 {
+        "ROLLBACK"
+    } else {
+        "COMMIT"
+    };
+    db.run(&format!("BEGIN; {}; {end}", changes.join("; ")));
 }
 
 /// That what is kept for recommender `shop` is what a count of its events gives.

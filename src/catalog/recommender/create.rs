@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::columns::{self, Column, Columns, NotFound};
+use super::embedding::{self, Wish};
 use super::functions::{self, Kind};
 use super::tables::{self, owner_name};
 use super::{Recommender, by_id, find};
@@ -29,6 +30,7 @@ struct Declaration<'a> {
     user_column: Option<&'a str>,
     item_column: Option<&'a str>,
     at_column: Option<&'a str>,
+    vectors: Wish,
     weight: &'a str,
     seen: &'a str,
     eligible: &'a str,
@@ -53,10 +55,10 @@ struct Declared {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_recommender(name text, items regclass, interactions regclass, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL,
-    weight text DEFAULT '1', seen text DEFAULT 'true', eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
+    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION create_recommender(text, regclass, regclass, text, text, text, text, text, text, text, interval, integer, boolean) IS
-'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
+COMMENT ON FUNCTION create_recommender(text, regclass, regclass, text, text, text, text[], text, text, text, text, text, interval, integer, boolean) IS
+'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_recommender(
@@ -66,6 +68,8 @@ fn create_recommender(
     user_column: Option<&str>,
     item_column: Option<&str>,
     at_column: Option<&str>,
+    text: Option<Vec<Option<String>>>,
+    server: Option<&str>,
     weight: Option<&str>,
     seen: Option<&str>,
     eligible: Option<&str>,
@@ -77,13 +81,16 @@ fn create_recommender(
     const FORTNIGHT_S: f64 = 14.0 * 86_400.0;
     let missing = |argument| Error::argument(argument, "it is missing", "It has no default.");
     (|| {
+        let given = items.ok_or_else(|| missing("items"))?;
+        let (items, vectors) = embedding::wish(given, text, server)?;
         let wanted = Declaration {
             name: name.ok_or_else(|| missing("name"))?,
-            items: items.ok_or_else(|| missing("items"))?,
+            items,
             interactions: interactions.ok_or_else(|| missing("interactions"))?,
             user_column,
             item_column,
             at_column,
+            vectors,
             weight: weight.unwrap_or("1"),
             seen: seen.unwrap_or("true"),
             eligible: eligible.unwrap_or("true"),
@@ -108,7 +115,11 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<String> {
     let (declared, columns) = check(wanted, &items, &interactions)?;
     match find(&declared.name) {
         Ok(existing) => {
-            return match difference(&existing, &declared, wanted) {
+            let differs = difference(&existing, &declared, wanted);
+            if differs.is_none() {
+                wanted.vectors.compare(&declared.name, wanted.items)?;
+            }
+            return match differs {
                 None if if_not_exists => {
                     notice!("recommender {} already exists, skipping", declared.name);
                     Ok(declared.name)
@@ -130,6 +141,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<String> {
             "recsync.wait_for, pause and resume find both by their names: choose another.",
         ));
     }
+    let pipeline = wanted.vectors.grant(&declared.name, wanted.items)?;
     let (source, table) = (wanted.interactions, &interactions.1);
     lock_in_tries(
         source,
@@ -137,11 +149,12 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<String> {
         pg_sys::ShareRowExclusiveLock,
     )?;
     let source_id = watch(source, &declared.interactions, table)?;
-    let id = insert(wanted, &declared, source_id)?;
+    let id = insert(wanted, &declared, source_id, pipeline)?;
     refresh(source, &declared.interactions, source_id, table.owner)?;
     let load = || by_id(id)?.ok_or_else(|| Error::NoSuchRecommender(declared.name.clone()));
     tables::make(&load()?)?;
     functions::make(&load()?)?;
+    embedding::note_changes(&load()?)?;
     notice_of_source(source, &declared.interactions)?;
     if [wanted.user_column, wanted.item_column, wanted.at_column].contains(&None) {
         notice!(
@@ -297,7 +310,12 @@ SELECT a.attname::text, a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regt
     })
 }
 
-fn insert(wanted: &Declaration, declared: &Declared, source_id: i32) -> Result<i32> {
+fn insert(
+    wanted: &Declaration,
+    declared: &Declared,
+    source_id: i32,
+    pipeline: Option<i32>,
+) -> Result<i32> {
     let mut used: Vec<String> = [
         &declared.user,
         &declared.item,
@@ -312,8 +330,8 @@ fn insert(wanted: &Declaration, declared: &Declared, source_id: i32) -> Result<i
     used.dedup();
     let _as = As::extension();
     let id = Spi::get_one_with_args::<i32>(
-        "INSERT INTO recsync.recommender (name, items, source_id, user_expression, item_expression, at_expression, weight, seen, eligible, boost, used_columns, half_life, history)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 * interval '1 s', $13) RETURNING id",
+        "INSERT INTO recsync.recommender (name, items, source_id, user_expression, item_expression, at_expression, weight, seen, eligible, boost, used_columns, half_life, history, pipeline_id, makes_pipeline)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 * interval '1 s', $13, $14, $15) RETURNING id",
         &[
             declared.name.as_str().into(),
             declared.items.as_str().into(),
@@ -328,6 +346,8 @@ fn insert(wanted: &Declaration, declared: &Declared, source_id: i32) -> Result<i
             used.into(),
             wanted.half_life_s.into(),
             wanted.history.into(),
+            pipeline.into(),
+            wanted.vectors.is_text().into(),
         ],
     )?
     .unwrap_or_default();
@@ -338,7 +358,13 @@ fn insert(wanted: &Declaration, declared: &Declared, source_id: i32) -> Result<i
 fn difference(is: &Recommender, declared: &Declared, wanted: &Declaration) -> Option<String> {
     let half_lives = [is.half_life_s, wanted.half_life_s].map(|seconds| format!("{seconds} s"));
     let histories = [is.history, wanted.history].map(|history| history.to_string());
-    let pairs: [(&str, &str, &str); 11] = [
+    let pipeline = wanted.vectors.pipeline(&declared.name);
+    let pipelines = [
+        is.vectors.as_ref().map(|vectors| &vectors.relation),
+        pipeline.as_ref(),
+    ]
+    .map(|pipeline| pipeline.map_or("none", String::as_str));
+    let pairs: [(&str, &str, &str); 12] = [
         ("items", &is.items, &declared.items),
         ("interactions", &is.interactions, &declared.interactions),
         ("user_column", &is.user_expression, &declared.user.sql),
@@ -350,6 +376,7 @@ fn difference(is: &Recommender, declared: &Declared, wanted: &Declaration) -> Op
         ("boost", &is.boost, &declared.boost.sql),
         ("half_life", &half_lives[0], &half_lives[1]),
         ("history", &histories[0], &histories[1]),
+        ("the items' pipeline", pipelines[0], pipelines[1]),
     ];
     let differing: Vec<String> = pairs
         .into_iter()

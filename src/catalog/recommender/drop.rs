@@ -5,7 +5,7 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::{Recommender, find, functions, require_owner, tables};
+use super::{Recommender, embedding, find, functions, require_owner, tables};
 use crate::capture::wake;
 use crate::catalog::pipeline;
 use crate::catalog::rights::As;
@@ -15,7 +15,7 @@ use crate::error::{Error, OrReport, Result};
 #[pg_extern(sql = r#"
 CREATE FUNCTION drop_recommender(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION drop_recommender(text, boolean) IS
-'Ends a recommender: its functions, what is kept for it, and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
+'Ends a recommender: its functions, what is kept for it, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
 "#)]
 fn drop_recommender(name: &str, if_exists: bool) {
     (|| -> Result<()> {
@@ -30,6 +30,7 @@ fn drop_recommender(name: &str, if_exists: bool) {
             require_owner(&recommender)?;
         }
         end(&recommender)?;
+        embedding::drop(&recommender)?;
         let source = recommender.source_oid();
         release(
             source,

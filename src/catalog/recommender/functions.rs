@@ -74,7 +74,7 @@ const OF_RECOMMEND: &[Argument] = &[
     argument("exclude_seen", "boolean", "true", "{}"),
     argument("session_items", "{item}[]", "NULL", "{}::pg_catalog.text[]"),
 ];
-const OF_SIMILAR: &[Argument] = &[K, FILTER];
+const OF_SIMILAR: &[Argument] = &[K, FILTER, argument("by", "text", "NULL", "{}")];
 const OF_POPULAR: &[Argument] = &[K, FILTER];
 
 /// Names that the functions' columns have, and the argument before all others.

@@ -1,5 +1,5 @@
-//! The tables that the worker keeps for a recommender: its interactions, what is known of each item, and how many
-//! users each two items have in common.
+//! The tables that the worker keeps for a recommender: its interactions, what is known of each item, how many users each
+//! two items have in common; and where the items have vectors, those of the users' interests.
 //!
 //! They are the extension's, so that they go with it and are in no dump, and their names are made of the
 //! recommender's number, so that no name of a user's is taken. It never gives them to anybody but the owner of the
@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::Recommender;
+use super::embedding::Vectors;
 use crate::catalog::names::quote;
 use crate::catalog::rights::As;
 use crate::error::Result;
@@ -23,6 +24,15 @@ pub fn items(id: i32) -> String {
 
 pub fn pairs(id: i32) -> String {
     format!("recsync.pair_{id}")
+}
+
+pub fn interests(id: i32) -> String {
+    format!("recsync.interest_{id}")
+}
+
+/// Items that have got another vector, of which users' interests do not know yet.
+pub fn revised(id: i32) -> String {
+    format!("recsync.revised_{id}")
 }
 
 /// Makes them, in place of those that are there. All rows have to be looked at after that.
@@ -43,6 +53,10 @@ pub fn make(recommender: &Recommender) -> Result<()> {
     let (keys, stored) = (keys.join(", "), stored.join(", "));
     let (source, user) = (&recommender.interactions, &recommender.user_expression);
     let owner = owner_name(recommender.owner());
+    let of_vectors = match &recommender.vectors {
+        Some(vectors) => statements_of_vectors(id, vectors, &owner),
+        None => Vec::new(),
+    };
     drop(id)?;
     let _as = As::extension();
     // Columns take their types, collations included, from the sources.
@@ -77,16 +91,53 @@ pub fn make(recommender: &Recommender) -> Result<()> {
         format!("ALTER EXTENSION recsync ADD TABLE {interactions}"),
         format!("ALTER EXTENSION recsync ADD TABLE {items}"),
         format!("ALTER EXTENSION recsync ADD TABLE {pairs}"),
-    ] {
+    ]
+    .into_iter()
+    .chain(of_vectors)
+    {
         Spi::run(&sql)?;
     }
     Ok(())
 }
 
+/// A row of interests is rewritten with each interaction of its user: there is room for it in its page.
+fn statements_of_vectors(id: i32, vectors: &Vectors, owner: &str) -> Vec<String> {
+    let (interactions, interests, revised) = (interactions(id), interests(id), revised(id));
+    let Vectors {
+        schema,
+        storage,
+        dimensions,
+        ..
+    } = vectors;
+    vec![
+        format!(
+            "CREATE TABLE {interests} WITH (fillfactor = 50) AS
+             SELECT user_id, NULL::{schema}.{storage}({dimensions}) AS interest, false AS stale FROM {interactions} WITH NO DATA"
+        ),
+        format!("ALTER TABLE {interests} ADD PRIMARY KEY (user_id), ALTER stale SET NOT NULL"),
+        format!(
+            "CREATE TABLE {revised} AS SELECT 0::bigint AS number, item_id FROM {interactions} WITH NO DATA"
+        ),
+        format!(
+            "ALTER TABLE {revised} ADD PRIMARY KEY (number), ALTER number ADD GENERATED ALWAYS AS IDENTITY, ALTER item_id SET NOT NULL"
+        ),
+        format!("CREATE INDEX ON {revised} (item_id)"),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {interests}, {revised} TO {owner}"),
+        format!("ALTER EXTENSION recsync ADD TABLE {interests}"),
+        format!("ALTER EXTENSION recsync ADD TABLE {revised}"),
+    ]
+}
+
 /// Drops those that are there.
 pub fn drop(id: i32) -> Result<()> {
     let _as = As::extension();
-    for table in [interactions(id), items(id), pairs(id)] {
+    for table in [
+        interactions(id),
+        items(id),
+        pairs(id),
+        interests(id),
+        revised(id),
+    ] {
         let there = crate::catalog::names::resolve(&table)?;
         if there.is_some() {
             Spi::run(&format!("ALTER EXTENSION recsync DROP TABLE {table}"))?;

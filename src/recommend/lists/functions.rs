@@ -7,14 +7,23 @@ use pgrx::datum::Uuid;
 use pgrx::prelude::*;
 
 use super::question::Question;
-use super::{most_popular, recommended, similar_to};
-use crate::catalog::recommender::{Recommender, by_id, number};
+use super::similar::{require_content, similar_to};
+use super::{Listed, most_popular, recommended};
+use crate::catalog::pipeline;
+use crate::catalog::recommender::{Recommender, by_id, find, number};
 use crate::error::{Error, OrReport, Result};
+use crate::recommend::search;
 
 extension_sql_file!(
     "functions.sql",
     name = "lists_by_name",
-    requires = [recommend_of, similar_of, popular_of, recommender_number]
+    requires = [
+        recommend_of,
+        similar_of,
+        similar_by_name,
+        popular_of,
+        recommender_number
+    ]
 );
 
 #[pg_extern(sql = r#"
@@ -57,6 +66,32 @@ fn similar_of(
 }
 
 #[pg_extern(sql = r#"
+CREATE FUNCTION similar_by_name(name text, item_id text, asked jsonb)
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION similar_by_name(text, text, jsonb) IS 'similar() by the name of a recommender or a pipeline, its other arguments as a JSON object.';
+"#)]
+fn similar_by_name(
+    name: Option<&str>,
+    item_id: Option<&str>,
+    asked: Option<JsonB>,
+) -> TableIterator<'static, (name!(item, String), name!(score, f64), name!(rank, i32))> {
+    similar_in(name.unwrap_or_default(), item_id, asked).or_report()
+}
+
+fn similar_in(name: &str, item: Option<&str>, asked: Option<JsonB>) -> Result<Listed> {
+    let question = question(asked)?;
+    match find(name) {
+        Err(unknown @ Error::NoSuchRecommender(_)) => {
+            let pipeline = pipeline::find(name).map_err(|_| unknown)?;
+            require_content(&question)?;
+            let found = search::similar(&pipeline, item, question.k, question.filter.as_ref())?;
+            Ok(TableIterator::new(found))
+        }
+        found => similar_to(&found?, item, &question),
+    }
+}
+
+#[pg_extern(sql = r#"
 CREATE FUNCTION popular_of(recommender integer, asked jsonb)
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION popular_of(integer, jsonb) IS 'popular() by the recommender''s number, its arguments as a JSON object: for <name>_popular.';
@@ -81,6 +116,9 @@ fn recommender_number(name: Option<&str>) -> i32 {
 fn asked_of(recommender: Option<i32>, asked: Option<JsonB>) -> Result<(Recommender, Question)> {
     let id = recommender.unwrap_or_default();
     let found = by_id(id)?.ok_or_else(|| Error::NoSuchRecommender(id.to_string()))?;
-    let question = Question::of(asked.map_or_else(|| serde_json::json!({}), |asked| asked.0))?;
-    Ok((found, question))
+    Ok((found, question(asked)?))
+}
+
+fn question(asked: Option<JsonB>) -> Result<Question> {
+    Question::of(asked.map_or_else(|| serde_json::json!({}), |asked| asked.0))
 }

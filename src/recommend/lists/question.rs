@@ -19,6 +19,8 @@ pub struct Question {
     pub filter: Option<Value>,
     pub exclude_seen: bool,
     session_items: Vec<Option<String>>,
+    /// What makes items alike.
+    pub by: Option<String>,
 }
 
 impl Default for Question {
@@ -28,6 +30,7 @@ impl Default for Question {
             filter: None,
             exclude_seen: true,
             session_items: Vec::new(),
+            by: None,
         }
     }
 }

@@ -6,13 +6,15 @@ use pgrx::JsonB;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use serde_json::Value;
+use std::ffi::CStr;
 
+use super::content;
 use super::question::Question;
 use crate::catalog::recommender::Recommender;
 use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
 use crate::recommend::filter;
-use crate::recommend::search::columns;
+use crate::recommend::search::{columns, load_library};
 
 /// Items that are looked through at a time where the candidates were too few.
 const PAGE: usize = 1_000;
@@ -29,6 +31,8 @@ pub struct Sieve<'a> {
     recommender: &'a Recommender,
     statement: String,
     parameters: Vec<Vec<String>>,
+    /// With which the owner's statements are planned and run.
+    settings: Vec<(&'static CStr, &'static CStr)>,
 }
 
 impl<'a> Sieve<'a> {
@@ -42,6 +46,12 @@ impl<'a> Sieve<'a> {
                 2,
             )?,
         };
+        // Compiling the plan would take longer than running it.
+        let mut settings = vec![(c"jit", c"off")];
+        if recommender.vectors.is_some() {
+            load_library()?;
+            settings.extend(content::SETTINGS);
+        }
         let item = recommender.item_key()?;
         let rows = recommender.items_rows.as_deref().unwrap_or_default();
         let mut statement = format!(
@@ -57,6 +67,7 @@ impl<'a> Sieve<'a> {
             recommender,
             statement: statement + &format!(" ORDER BY c.n LIMIT {}", question.k),
             parameters,
+            settings,
         })
     }
 
@@ -73,16 +84,14 @@ impl<'a> Sieve<'a> {
             let owner = self.recommender.owner();
             let mut cursor = {
                 let _as = As::owner(owner);
-                // Compiling the plan would take longer than running it.
-                with_settings(&[(c"jit", c"off")], || {
-                    client.open_cursor(statement, arguments)
-                })
+                with_settings(&self.settings, || client.open_cursor(statement, arguments))
             };
             while passed.len() < most {
                 let mut page = Vec::new();
                 {
                     let _as = As::owner(owner);
-                    for row in cursor.fetch(PAGE as _)? {
+                    let rows = with_settings(&self.settings, || cursor.fetch(PAGE as _))?;
+                    for row in rows {
                         let reason = row.get::<JsonB>(3)?.map_or(Value::Null, |reason| reason.0);
                         page.push(Some(Candidate {
                             item: row.get::<String>(1)?.unwrap_or_default(),

@@ -1,8 +1,10 @@
 //! What is asked as the owner of the items: candidates in order, each with score and reason.
 //!
 //! It never holds a value of a caller's: $1 is the user or item, $2 the items of the session, $3 whether what was seen
-//! is left out, $4 what has been looked at.
+//! is left out, $4 the vector of the user's interests, $5 what has been looked at.
 
+use super::content::nearest;
+use crate::catalog::recommender::embedding::Vectors;
 use crate::catalog::recommender::{Recommender, tables};
 use crate::error::Result;
 
@@ -12,27 +14,32 @@ const SHRINKAGE: f64 = 10.0;
 /// Neighbours of one item that count.
 const NEIGHBOURS: usize = 100;
 /// Candidates of one source.
-const MOST: usize = 500;
+pub const MOST: usize = 500;
 /// Of which the latest are taken: no source reads all items.
 const NEWEST: usize = 1_000;
 /// Reciprocal-rank fusion: a source adds weight / (60 + place) (Cormack, Clarke, Büttcher, SIGIR 2009).
-const FUSION: f64 = 60.0;
-const WEIGHTS: [(&str, f64); 3] = [("neighbours", 1.0), ("popular", 0.3), ("latest", 0.1)];
+pub const FUSION: f64 = 60.0;
+const WEIGHTS: [(&str, f64); 4] = [
+    ("neighbours", 1.0),
+    ("interest", 0.5),
+    ("popular", 0.3),
+    ("latest", 0.1),
+];
 
 /// The parts that all statements are made of.
-struct Parts {
+pub struct Parts {
     interactions: String,
     items: String,
     pairs: String,
     /// The items' rows.
-    rows: String,
-    key: String,
-    kind: String,
-    equals: String,
+    pub rows: String,
+    pub key: String,
+    pub kind: String,
+    pub equals: String,
 }
 
 impl Parts {
-    fn new(r: &Recommender) -> Result<Parts> {
+    pub fn new(r: &Recommender) -> Result<Parts> {
         let key = r.item_key()?;
         Ok(Parts {
             interactions: tables::interactions(r.id),
@@ -56,11 +63,11 @@ impl Parts {
         ))
     }
 
-    /// Of the items' rows: that they may be listed.
+    /// Of the items' rows: that they may be listed. What is hidden is looked up by hash, and leaves an order as it is.
     fn open(&self, r: &Recommender) -> String {
         format!(
-            "({}) AND NOT EXISTS (SELECT FROM hidden h WHERE h.item_id {} {})",
-            r.eligible, self.equals, self.key
+            "({}) AND NOT {} {} ANY (SELECT h.item_id FROM hidden h)",
+            r.eligible, self.key, self.equals
         )
     }
 
@@ -70,8 +77,9 @@ impl Parts {
     }
 }
 
-/// Neighbours of the user's items and the session's, the popular, the latest; fused.
-pub fn recommend(r: &Recommender) -> Result<String> {
+/// Neighbours of the user's items and the session's, what is near to the user's interests, the popular, the latest;
+/// fused.
+pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> {
     let parts = Parts::new(r)?;
     let Parts {
         interactions,
@@ -92,6 +100,14 @@ pub fn recommend(r: &Recommender) -> Result<String> {
         .iter()
         .map(|(source, weight)| format!("WHEN '{source}' THEN {weight}"))
         .collect();
+    let interest = match interest {
+        Some(vectors) => format!(
+            "UNION ALL
+           SELECT 'interest', n.item_id, pg_catalog.row_number() OVER (ORDER BY n.distance, n.item_id) FROM ({}) n",
+            nearest(r, vectors, 4, &parts.open(r))?
+        ),
+        None => String::new(),
+    };
     Ok(format!(
         "WITH history AS MATERIALIZED (
            SELECT e.item_id, pg_catalog.max(e.at) AS at, pg_catalog.sum(e.weight::numeric)::float8 AS weight
@@ -122,6 +138,7 @@ pub fn recommend(r: &Recommender) -> Result<String> {
            SELECT 'latest', c.item_id, pg_catalog.row_number() OVER (ORDER BY c.item_id DESC)
              FROM (SELECT {key} AS item_id FROM (SELECT s.* FROM {rows} s ORDER BY {key} DESC LIMIT {NEWEST}) s
                     WHERE NOT EXISTS (SELECT FROM {items} t WHERE t.item_id {equals} {key}) AND {open}) c
+            {interest}
          )
          SELECT f.item_id::text, f.score * COALESCE(GREATEST(({boost})::float8, 0), 1), f.reason
            FROM (SELECT l.item_id, pg_catalog.sum(CASE l.source {weights} END / ({FUSION} + l.place))::float8 AS score,
@@ -154,7 +171,7 @@ pub fn rest(r: &Recommender) -> Result<String> {
         ..
     } = &parts;
     Ok(format!(
-        "WITH {hidden}, given AS MATERIALIZED (SELECT given::{kind} AS item_id FROM pg_catalog.unnest($4::text[]) AS given)
+        "WITH {hidden}, given AS MATERIALIZED (SELECT given::{kind} AS item_id FROM pg_catalog.unnest($5::text[]) AS given)
          SELECT {key}::text, 0::float8, pg_catalog.jsonb_build_object('rest', pg_catalog.row_number() OVER (ORDER BY t.heat DESC NULLS LAST, {key} DESC))
            FROM {rows} s LEFT JOIN {items} t ON t.item_id {equals} {key}
           WHERE {open} AND NOT EXISTS (SELECT FROM given g WHERE g.item_id {equals} {key})

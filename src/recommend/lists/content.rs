@@ -1,0 +1,128 @@
+//! Items by their vectors: what is asked as the owner of the items.
+//!
+//! It never holds a vector: that is a parameter. A statement without a limit never uses an index, which would end where
+//! it has looked at enough.
+
+use std::ffi::CStr;
+
+use super::statements::{FUSION, MOST, Parts};
+use crate::catalog::index::bits_of;
+use crate::catalog::recommender::Recommender;
+use crate::catalog::recommender::embedding::Vectors;
+use crate::error::Result;
+
+/// Items nearest to a vector that are candidates; so many are looked at a time in an index.
+const NEAREST: usize = 200;
+/// Candidates by bits for each of those.
+const OVERSAMPLING: usize = 5;
+
+/// For statements that look at vectors. An index goes on where what it has found is not eligible; in which order it
+/// finds does not matter, since distances decide.
+pub const SETTINGS: [(&CStr, &CStr); 2] = [
+    (c"hnsw.iterative_scan", c"relaxed_order"),
+    (c"hnsw.ef_search", c"200"),
+];
+
+/// `item_id` and `distance` of the items nearest to parameter `number`, of those that pass.
+pub fn nearest(r: &Recommender, vectors: &Vectors, number: usize, passes: &str) -> Result<String> {
+    let Parts {
+        rows, key, equals, ..
+    } = &Parts::new(r)?;
+    let Vectors {
+        relation,
+        key: of_vector,
+        schema,
+        ..
+    } = vectors;
+    let wanted = wanted(vectors, number);
+    let from = format!("{relation} v JOIN {rows} s ON {key} {equals} v.{of_vector} WHERE {passes}");
+    let distance = format!("v.embedding OPERATOR({schema}.<=>) {wanted}");
+    if !vectors.by_bits {
+        return Ok(format!(
+            "SELECT {key} AS item_id, {distance} AS distance FROM {from} ORDER BY {distance} LIMIT {NEAREST}"
+        ));
+    }
+    let [theirs, its] =
+        ["v.embedding", &wanted].map(|of| bits_of(of, i64::from(vectors.dimensions), schema));
+    Ok(format!(
+        "SELECT b.item_id, b.distance
+           FROM (SELECT {key} AS item_id, {distance} AS distance FROM {from}
+                  ORDER BY {theirs} OPERATOR({schema}.<~>) {its} LIMIT {}) b
+          ORDER BY b.distance LIMIT {NEAREST}",
+        NEAREST * OVERSAMPLING
+    ))
+}
+
+fn wanted(vectors: &Vectors, number: usize) -> String {
+    let Vectors {
+        schema,
+        storage,
+        dimensions,
+        ..
+    } = vectors;
+    format!("${number}::{schema}.{storage}({dimensions})")
+}
+
+/// What may be listed beside item `$1`.
+fn others(r: &Recommender, parts: &Parts) -> String {
+    let Parts {
+        key, kind, equals, ..
+    } = parts;
+    format!("({}) AND NOT {key} {equals} $1::{kind}", r.eligible)
+}
+
+/// The items nearest to vector `$2`, that of item `$1`.
+pub fn similar(r: &Recommender, vectors: &Vectors) -> Result<String> {
+    let passes = others(r, &Parts::new(r)?);
+    Ok(format!(
+        "SELECT n.item_id::text, 1 - n.distance, NULL::jsonb FROM ({}) n ORDER BY n.distance, n.item_id",
+        nearest(r, vectors, 2, &passes)?
+    ))
+}
+
+/// All others but those of `$3`, the nearest first.
+pub fn rest(r: &Recommender, vectors: &Vectors, score: &str) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let passes = others(r, &parts);
+    let Parts {
+        rows,
+        key,
+        kind,
+        equals,
+        ..
+    } = &parts;
+    let Vectors {
+        relation,
+        key: of_vector,
+        schema,
+        ..
+    } = vectors;
+    Ok(format!(
+        "SELECT n.item_id::text, {score}, NULL::jsonb
+           FROM (SELECT {key} AS item_id, (v.embedding OPERATOR({schema}.<=>) {wanted}) + 0::float8 AS distance
+                   FROM {relation} v JOIN {rows} s ON {key} {equals} v.{of_vector}
+                  WHERE {passes} AND NOT {key} {equals} ANY (SELECT given::{kind} FROM pg_catalog.unnest($3::text[]) AS given)) n
+          ORDER BY n.distance, n.item_id",
+        wanted = wanted(vectors, 2),
+    ))
+}
+
+/// Items that are near to `$2`, the vector of item `$1`, and those that have users in common with it: fused.
+pub fn blend(r: &Recommender, vectors: &Vectors, by_interactions: &str) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let passes = others(r, &parts);
+    Ok(format!(
+        "WITH listed AS (
+           SELECT c.item_id, pg_catalog.row_number() OVER (ORDER BY c.score DESC, c.item_id) AS place
+             FROM (SELECT i.item::{kind} AS item_id, i.score FROM ({by_interactions}) AS i (item, score) LIMIT {MOST}) c
+            UNION ALL
+           SELECT n.item_id, pg_catalog.row_number() OVER (ORDER BY n.distance, n.item_id)
+             FROM ({nearest}) n)
+         SELECT l.item_id::text, pg_catalog.sum({top} / ({FUSION} + l.place))::float8, NULL::jsonb
+           FROM listed l GROUP BY l.item_id ORDER BY 2 DESC, l.item_id",
+        kind = parts.kind,
+        nearest = nearest(r, vectors, 2, &passes)?,
+        // Who is first by both scores 1.
+        top = (FUSION + 1.0) / 2.0,
+    ))
+}
