@@ -101,6 +101,7 @@ CREATE TABLE recommender (
     at_expression   text NOT NULL,
     weight          text NOT NULL,
     seen            text NOT NULL,
+    seen_for        interval CHECK (seen_for > interval '0'), -- NULL: for ever
     eligible        text NOT NULL,                   -- of a row s of the items
     boost           text NOT NULL,
     used_columns    text[] NOT NULL,                 -- of the interactions
@@ -241,6 +242,16 @@ COMMENT ON FUNCTION embed(text, text, text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::catalog::recommender::alter::alter_recommender
+
+CREATE FUNCTION alter_recommender(name text, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL, weight text DEFAULT NULL, seen text DEFAULT NULL,
+    seen_for interval DEFAULT NULL, eligible text DEFAULT NULL, boost text DEFAULT NULL, half_life interval DEFAULT NULL, history integer DEFAULT NULL)
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'alter_recommender_wrapper';
+COMMENT ON FUNCTION alter_recommender IS
+'Changes a recommender in place: the arguments are those of create_recommender, NULL leaves a setting as it is; seen_for => ''0'': for ever again. eligible, boost and seen_for hold at once; after a change of weight or seen all interactions are read again; after one of a column, half_life or history what is kept is made anew, and until it is there lists are made of less. Errors: 42704 where it does not exist, 42501 for others than the owner of its items and recsync_admin, 22023 impossible argument, 42703 no such column, 42846 a user or item that cannot be cast to what users and items are, 55P03.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::install::announce
 
 CREATE FUNCTION announce() RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'announce_wrapper';
@@ -289,10 +300,10 @@ COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, in
 -- recsync::catalog::recommender::create::create_recommender
 
 CREATE FUNCTION create_recommender(name text, items regclass, interactions regclass, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL,
-    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
+    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', seen_for interval DEFAULT NULL, eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_recommender_wrapper';
-COMMENT ON FUNCTION create_recommender(text, regclass, regclass, text, text, text, text[], text, text, text, text, text, interval, integer, boolean) IS
-'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
+COMMENT ON FUNCTION create_recommender IS
+'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; seen_for: for how long, by default for ever; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -493,11 +504,11 @@ BEGIN
     FOREACH key IN ARRAY '{text,bigint,uuid}'::text[] LOOP
         EXECUTE format($sql$
 CREATE FUNCTION @extschema@.recommend(name text, user_id %1$s%2$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true,
-    session_items text[] DEFAULT NULL)
+    max_per jsonb DEFAULT NULL, explore double precision DEFAULT 0, skip integer DEFAULT 0, session_items text[] DEFAULT NULL, explain boolean DEFAULT false)
 RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank, r.reason, r.list_id
   FROM @extschema@.recommend_of(@extschema@.recommender_number($1), $2::pg_catalog.text, pg_catalog.jsonb_build_object(
-       'k', $3, 'filter', $4, 'exclude_seen', $5, 'session_items', $6)) r $$;
+       'k', $3, 'filter', $4, 'exclude_seen', $5, 'max_per', $6, 'explore', $7, 'skip', $8, 'session_items', $9, 'explain', $10)) r $$;
 CREATE FUNCTION @extschema@."similar"(name text, item_id %1$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, by text DEFAULT NULL)
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
@@ -507,12 +518,13 @@ $sql$, key, CASE WHEN key = 'text' THEN ' DEFAULT NULL' ELSE '' END);
 END
 $make$;
 
-CREATE FUNCTION popular(name text, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
+CREATE FUNCTION popular(name text, k integer DEFAULT 10, since interval DEFAULT NULL, filter jsonb DEFAULT NULL)
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
-  FROM @extschema@.popular_of(@extschema@.recommender_number($1), pg_catalog.jsonb_build_object('k', $2, 'filter', $3)) r $$;
+  FROM @extschema@.popular_of(@extschema@.recommender_number($1), pg_catalog.jsonb_build_object(
+       'k', $2, 'since', extract(epoch FROM $3)::pg_catalog.float8, 'filter', $4)) r $$;
 COMMENT ON FUNCTION popular IS
-'Items by their interactions'' weights, of which half is left after the recommender''s half_life; those without any come last, the latest first. name: a recommender; filter: as in recommend. Returns item (the key as text), score (a share of the most popular one''s), rank; as many as pass, up to k. Needs EXECUTE on <name>_popular and SELECT on the items. Errors: as recommend.';
+'Items by their interactions'' weights, of which half is left after the recommender''s half_life; those without any come last, the latest first. name: a recommender; since: only interactions of so long count; filter: as in recommend. Returns item (the key as text), score (a share of the most popular one''s), rank; as many as pass, up to k. Needs EXECUTE on <name>_popular and SELECT on the items. Errors: as recommend.';
 
 DO $comment$
 DECLARE
@@ -521,7 +533,7 @@ BEGIN
     FOR made IN SELECT p.oid::pg_catalog.regprocedure AS name, p.proname FROM pg_catalog.pg_proc p
                  WHERE p.pronamespace = '@extschema@'::pg_catalog.regnamespace AND p.proname IN ('recommend', 'similar') LOOP
         EXECUTE format('COMMENT ON FUNCTION %s IS %L', made.name, CASE made.proname WHEN 'recommend' THEN
-'k items for a user: neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; session_items: keys of items that count as seen a moment ago, without a user, too. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, interest, popular, latest; rest: what was left) and list_id (the same for the same question). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
+'k items for a user: neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; max_per: {"column": n}, at most n items that have the same value in a column of the items; explore: a share, 0 to 1, of the places for items with few interactions, chosen at random, but the same for the same list; skip: leave out so many from the beginning, for the next page; session_items: keys of items that count as seen a moment ago, without a user, too; explain: a longer reason. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, interest, popular, latest, explored; rest: what was left; with explain also scores by source, boost, and because: the items whose neighbour it is, if the caller may read those interactions) and list_id (the same for the same question, whatever skip). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
         ELSE
 'Items like one. name: a recommender, or a pipeline; item_id: text, bigint or uuid (of a pipeline''s source with a key of several columns: a JSON object); filter: as in recommend; by: interactions (items that the users of the item have had to do with, too: by the cosine of their users, shrunk where these are few), content (the cosine of the vectors), or blend of both by reciprocal rank, the default where the items have vectors. Returns item (the key as text), score, rank; as many as there are, up to k. Needs EXECUTE on <name>_similar and SELECT on the items; of a pipeline, SELECT on its source and its relation. Errors: as recommend, 22023 bad by, or no vectors.'
         END);

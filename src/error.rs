@@ -190,7 +190,7 @@ impl Error {
             ),
             Error::RecommenderDiffers { difference, .. } => (
                 C::ERRCODE_DUPLICATE_OBJECT,
-                Some(format!("It differs in {difference}. Drop it first with recsync.drop_recommender, or give the new one another name.")),
+                Some(format!("It differs in {difference}. Change it with recsync.alter_recommender, or give the new one another name.")),
             ),
             Error::RecommenderExists(_) => (
                 C::ERRCODE_DUPLICATE_OBJECT,

@@ -47,7 +47,28 @@ pub fn parse(
     text: &str,
     wanted: Wanted,
 ) -> Result<Expression> {
-    let analysed = Analysed::of(argument, source, text, None, wanted)?;
+    checked(
+        argument,
+        source,
+        Analysed::of(argument, source, text, None, wanted)?,
+    )
+}
+
+/// The same for one that is stored: over a row `s`.
+pub fn parse_stored(
+    argument: &'static str,
+    source: pg_sys::Oid,
+    text: &str,
+    wanted: Wanted,
+) -> Result<Expression> {
+    checked(
+        argument,
+        source,
+        Analysed::of(argument, source, text, Some(c"s"), wanted)?,
+    )
+}
+
+fn checked(argument: &'static str, source: pg_sys::Oid, analysed: Analysed) -> Result<Expression> {
     // SAFETY: walks the analysed expression; the relation is opened and closed here.
     unsafe {
         if pg_sys::contain_volatile_functions(analysed.expression) {

@@ -14,6 +14,8 @@ mod columns;
 
 // The pipeline that gives the items vectors.
 pub mod embedding;
+// alter_recommender.
+mod alter;
 
 // drop_recommender.
 pub mod drop;
@@ -51,6 +53,8 @@ pub struct Recommender {
     pub at_expression: String,
     pub weight: String,
     pub seen: String,
+    /// `None`: for ever.
+    pub seen_for_s: Option<f64>,
     /// SQL over a row `s` of the items.
     pub eligible: String,
     pub boost: String,

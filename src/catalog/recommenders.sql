@@ -2,7 +2,7 @@ SELECT pg_catalog.jsonb_build_object(
          'id', r.id, 'name', r.name, 'items', r.items,
          'source_id', s.id, 'interactions', s.relation, 'key_columns', s.key_columns,
          'user_expression', r.user_expression, 'item_expression', r.item_expression, 'at_expression', r.at_expression,
-         'weight', r.weight, 'seen', r.seen, 'eligible', r.eligible, 'boost', r.boost,
+         'weight', r.weight, 'seen', r.seen, 'seen_for_s', extract(epoch FROM r.seen_for), 'eligible', r.eligible, 'boost', r.boost,
          'half_life_s', extract(epoch FROM r.half_life), 'history', r.history,
          'vectors', {vectors}, 'makes_pipeline', r.makes_pipeline,
          'paused', r.paused, 'paused_reason', r.paused_reason,

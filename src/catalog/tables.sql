@@ -90,6 +90,7 @@ CREATE TABLE recommender (
     at_expression   text NOT NULL,
     weight          text NOT NULL,
     seen            text NOT NULL,
+    seen_for        interval CHECK (seen_for > interval '0'), -- NULL: for ever
     eligible        text NOT NULL,                   -- of a row s of the items
     boost           text NOT NULL,
     used_columns    text[] NOT NULL,                 -- of the interactions

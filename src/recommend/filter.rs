@@ -32,18 +32,7 @@ pub fn conditions(
     let mut conditions = Vec::new();
     let mut parameters: Vec<Vec<String>> = Vec::new();
     for (name, wanted) in fields {
-        let column = columns
-            .iter()
-            .find(|column| column.name == *name)
-            .ok_or_else(|| Error::NoSuchColumn {
-                relation: relation.to_owned(),
-                column: name.clone(),
-                columns: columns
-                    .iter()
-                    .map(|column| column.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })?;
+        let column = column_of(name, columns, relation)?;
         let mut parameter = |values: Vec<String>| {
             parameters.push(values);
             format!("${}", first + parameters.len() - 1)
@@ -94,6 +83,19 @@ pub fn conditions(
         }
     }
     Ok((conditions, parameters))
+}
+
+/// The column of that name, or an error that lists them.
+pub fn column_of<'a>(name: &str, columns: &'a [Column], relation: &str) -> Result<&'a Column> {
+    let names = || columns.iter().map(|column| column.name.as_str());
+    columns
+        .iter()
+        .find(|column| column.name == name)
+        .ok_or_else(|| Error::NoSuchColumn {
+            relation: relation.to_owned(),
+            column: name.to_owned(),
+            columns: names().collect::<Vec<_>>().join(", "),
+        })
 }
 
 fn scalar(column: &str, value: &Value) -> Result<String> {

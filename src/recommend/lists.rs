@@ -26,6 +26,12 @@ mod similar;
 // What the caller may see of it.
 mod sieve;
 
+// Which of it gets which place.
+mod selection;
+
+// Why.
+mod explanation;
+
 use super::interest;
 use super::search::require_select;
 use crate::catalog::recommender::Recommender;
@@ -33,6 +39,7 @@ use crate::catalog::recommender::functions::{Kind, require_execute};
 use crate::error::Result;
 use crate::store::vector::Numbers;
 use question::Question;
+use selection::{Offer, Selection};
 use sieve::{Candidate, Sieve};
 
 type Recommended = TableIterator<'static, (String, f64, i32, JsonB, Uuid)>;
@@ -56,14 +63,19 @@ fn recommended(
             interest.clone().map(Numbers).into(),
         ]
     };
-    let found = list_of(
+    let explore = (question.explore > 0.0).then(|| seed_of(&list));
+    let mut found = list_with(
         recommender,
         question,
         &statements::recommend(recommender, near)?,
         Some(&statements::rest(recommender)?),
+        explore,
         arguments,
     )?;
-    let ranked = (1..).zip(found).map(move |(rank, candidate)| {
+    if question.explain {
+        explanation::explain(recommender, user, &session, &mut found)?;
+    }
+    let ranked = numbered(question, found).map(move |(rank, candidate)| {
         (
             candidate.item,
             candidate.score,
@@ -73,6 +85,13 @@ fn recommended(
         )
     });
     Ok(TableIterator::new(ranked))
+}
+
+/// Two lists are tried out with different items, one always with the same.
+fn seed_of(list: &Uuid) -> i64 {
+    let mut seed = [0; 8];
+    seed.copy_from_slice(&list.as_bytes()[..8]);
+    i64::from_ne_bytes(seed)
 }
 
 fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed> {
@@ -85,22 +104,27 @@ fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed
             None::<Numbers>.into(),
         ]
     };
-    let found = list_of(
-        recommender,
-        question,
-        &statements::popular(recommender)?,
-        Some(&statements::rest(recommender)?),
-        nobody,
-    )?;
-    Ok(ranked(found))
+    let first = match question.since {
+        None => statements::popular(recommender)?,
+        Some(seconds) => statements::popular_since(recommender, seconds)?,
+    };
+    let rest = statements::rest(recommender)?;
+    let found = list_of(recommender, question, &first, Some(&rest), nobody)?;
+    Ok(listed(question, found))
 }
 
-fn ranked(found: Vec<Candidate>) -> Listed {
+fn listed(question: &Question, found: Vec<Candidate>) -> Listed {
     TableIterator::new(
-        (1..)
-            .zip(found)
-            .map(|(rank, candidate)| (candidate.item, candidate.score, rank)),
+        numbered(question, found).map(|(rank, candidate)| (candidate.item, candidate.score, rank)),
     )
+}
+
+/// With their places in the list, of which the page is a part.
+fn numbered(
+    question: &Question,
+    found: Vec<Candidate>,
+) -> impl Iterator<Item = (i32, Candidate)> + use<> {
+    (question.skip as i32 + 1..).zip(found)
 }
 
 /// Refuses unless the caller may ask, and there is something to ask.
@@ -112,7 +136,7 @@ fn require_rights(recommender: &Recommender, kind: Kind) -> Result<()> {
     require_select(&[&recommender.items])
 }
 
-/// The first k candidates that pass: of `first`, then of `rest`, which is given those of the first in vain.
+/// The page of the candidates that pass: of `first`, then of `rest`, which is given those of the first in vain.
 fn list_of<'a>(
     recommender: &Recommender,
     question: &Question,
@@ -120,18 +144,48 @@ fn list_of<'a>(
     rest: Option<&str>,
     arguments: impl Fn() -> Vec<DatumWithOid<'a>>,
 ) -> Result<Vec<Candidate>> {
+    list_with(recommender, question, first, rest, None, arguments)
+}
+
+/// The same; some places are for items that are tried out, chosen by the seed `explore`.
+fn list_with<'a>(
+    recommender: &Recommender,
+    question: &Question,
+    first: &str,
+    rest: Option<&str>,
+    explore: Option<i64>,
+    arguments: impl Fn() -> Vec<DatumWithOid<'a>>,
+) -> Result<Vec<Candidate>> {
     let sieve = Sieve::new(recommender, question)?;
-    let mut passed = Vec::new();
-    let mut seen = Vec::new();
-    sieve.read(first, &arguments(), question.k, &mut passed, |candidate| {
-        seen.push(candidate.item.clone());
-    })?;
+    let limits = question.max_per.values().copied().collect();
+    let mut selection = Selection::new(question.up_to(), limits);
+    if let Some(seed) = explore {
+        let mut explored: Vec<Offer<Candidate>> = Vec::new();
+        let mut arguments = arguments();
+        arguments.push(seed.into());
+        let statement = statements::explore(recommender)?;
+        sieve.read(
+            &statement,
+            &arguments,
+            |_| (),
+            |offer| {
+                explored.push(offer);
+                true
+            },
+        )?;
+        // A part of the seed that the order of the items does not depend on.
+        let phase = f64::from(seed as u16) / 65_536.0;
+        selection.explore(question.explore, phase, explored);
+    }
+    let mut looked_at = Vec::new();
+    let note = |candidate: &Candidate| looked_at.push(candidate.item.clone());
+    sieve.read(first, &arguments(), note, |offer| selection.offer(offer))?;
     if let Some(rest) = rest
-        && passed.len() < question.k
+        && !selection.is_full()
     {
         let mut arguments = arguments();
-        arguments.push(seen.into());
-        sieve.read(rest, &arguments, question.k, &mut passed, |_| ())?;
+        arguments.push(looked_at.into());
+        sieve.read(rest, &arguments, |_| (), |offer| selection.offer(offer))?;
     }
-    Ok(passed)
+    Ok(selection.chosen().into_iter().skip(question.skip).collect())
 }

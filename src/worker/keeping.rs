@@ -21,7 +21,7 @@ use crate::dispatch::backfill;
 use crate::dispatch::jobs;
 use crate::dispatch::queue::{Job, Lane, RowKey};
 use crate::dispatch::read::Block;
-use crate::error::sqlstate_text;
+use crate::error::{Error, sqlstate_text};
 use crate::recommend::keep::{Keeper, Rows};
 
 /// Interactions taken at once.
@@ -354,12 +354,17 @@ impl Keeping {
     /// is the cause is alone.
     fn follow(&mut self, jobs: &[Job]) -> std::result::Result<(), Failed> {
         let (keeper, id) = (&self.keeper, self.recommender.id);
-        let dead_letters = self.recommender.dead_letters;
+        let (dead_letters, round) = (
+            self.recommender.dead_letters,
+            self.recommender.backfill_round,
+        );
         let followed = transaction(|| {
             guard_user_code()?;
             let rows = keeper.read(jobs)?;
             release_user_code();
             let users = keeper.keep(jobs, rows)?;
+            // What it is kept in is locked by now: who makes that anew has done so, or waits.
+            require_round(id, round)?;
             if dead_letters {
                 jobs::unbury(id, jobs.iter().map(|job| &job.row))?;
             }
@@ -391,6 +396,27 @@ impl Keeping {
             }
         }
     }
+}
+
+/// Refuses, for the moment, where all rows are to be looked at again since: by another declaration, it may be.
+fn require_round(recommender: i32, round: i32) -> crate::error::Result<()> {
+    const ROUND: &str = "SELECT round FROM recsync.backfill WHERE pipeline_id = $1";
+    let now = Spi::connect_mut(|client| {
+        // Not read-only, which would be blind to what was committed while this waited.
+        client
+            .update(ROUND, Some(1), &[recommender.into()])?
+            .first()
+            .get_one::<i32>()
+    })?;
+    if now == Some(round) {
+        return Ok(());
+    }
+    Err(Error::Option {
+        code: PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        message: "it is declared otherwise by now".into(),
+        detail: None,
+        hint: None,
+    })
 }
 
 fn row_of(recommender: i32, key: &Arc<[String]>) -> RowKey {

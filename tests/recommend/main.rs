@@ -14,6 +14,9 @@ mod content;
 /// create_recommender, drop_recommender: columns that are found, refusals.
 mod declaring;
 
+/// alter_recommender: what is changed in place, and what follows.
+mod altering;
+
 /// What is kept is what a count of the interactions gives.
 mod keeping;
 
@@ -22,6 +25,9 @@ mod interests;
 
 /// recommend, similar, popular.
 mod lists;
+
+/// Pages, kinds, explanations and what else a list can be asked.
+mod asking;
 
 /// Who may call, and what they see.
 mod rights;

@@ -33,6 +33,7 @@ struct Declaration<'a> {
     vectors: Wish,
     weight: &'a str,
     seen: &'a str,
+    seen_for_s: Option<f64>,
     eligible: &'a str,
     boost: &'a str,
     half_life_s: f64,
@@ -55,10 +56,10 @@ struct Declared {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_recommender(name text, items regclass, interactions regclass, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL,
-    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
+    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', seen_for interval DEFAULT NULL, eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION create_recommender(text, regclass, regclass, text, text, text, text[], text, text, text, text, text, interval, integer, boolean) IS
-'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
+COMMENT ON FUNCTION create_recommender IS
+'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; seen_for: for how long, by default for ever; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_recommender(
@@ -72,6 +73,7 @@ fn create_recommender(
     server: Option<&str>,
     weight: Option<&str>,
     seen: Option<&str>,
+    seen_for: Option<Interval>,
     eligible: Option<&str>,
     boost: Option<&str>,
     half_life: Option<Interval>,
@@ -93,15 +95,41 @@ fn create_recommender(
             vectors,
             weight: weight.unwrap_or("1"),
             seen: seen.unwrap_or("true"),
+            seen_for_s: seen_for.map(seconds),
             eligible: eligible.unwrap_or("true"),
             boost: boost.unwrap_or("1"),
-            half_life_s: half_life
-                .map_or(FORTNIGHT_S, |half_life| half_life.as_micros() as f64 / 1e6),
+            half_life_s: half_life.map_or(FORTNIGHT_S, seconds),
             history: history.unwrap_or(100),
         };
         create(&wanted, if_not_exists.unwrap_or(false))
     })()
     .or_report()
+}
+
+pub fn seconds(interval: Interval) -> f64 {
+    interval.as_micros() as f64 / 1e6
+}
+
+pub fn require_time(argument: &'static str, seconds: Option<f64>) -> Result<()> {
+    if seconds.is_some_and(|seconds| seconds.is_nan() || seconds <= 0.0) {
+        return Err(Error::argument(
+            argument,
+            "it is no time to wait for",
+            "Give a positive interval such as 14 days.",
+        ));
+    }
+    Ok(())
+}
+
+pub fn require_history(history: i32) -> Result<()> {
+    if !(1..=1_000).contains(&history) {
+        return Err(Error::argument(
+            "history",
+            format!("{history} interactions cannot be looked at"),
+            "Give 1 to 1000.",
+        ));
+    }
+    Ok(())
 }
 
 fn create(wanted: &Declaration, if_not_exists: bool) -> Result<String> {
@@ -203,20 +231,9 @@ fn check(
             grant: format!("GRANT SELECT ON {interactions_name} TO {owner};"),
         });
     }
-    if wanted.half_life_s.is_nan() || wanted.half_life_s <= 0.0 {
-        return Err(Error::argument(
-            "half_life",
-            "it is no time to wait for",
-            "Give a positive interval such as 14 days.",
-        ));
-    }
-    if !(1..=1_000).contains(&wanted.history) {
-        return Err(Error::argument(
-            "history",
-            format!("{} interactions cannot be looked at", wanted.history),
-            "Give 1 to 1000.",
-        ));
-    }
+    require_time("half_life", Some(wanted.half_life_s))?;
+    require_time("seen_for", wanted.seen_for_s)?;
+    require_history(wanted.history)?;
     let base = relation_name(wanted.name, &items.schema, 63 - Kind::LONGEST)?;
     let columns = find_columns(wanted, items_name, interactions_name)?;
     let of_interaction = |argument, text: &str, wanted_type| {
@@ -330,8 +347,8 @@ fn insert(
     used.dedup();
     let _as = As::extension();
     let id = Spi::get_one_with_args::<i32>(
-        "INSERT INTO recsync.recommender (name, items, source_id, user_expression, item_expression, at_expression, weight, seen, eligible, boost, used_columns, half_life, history, pipeline_id, makes_pipeline)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 * interval '1 s', $13, $14, $15) RETURNING id",
+        "INSERT INTO recsync.recommender (name, items, source_id, user_expression, item_expression, at_expression, weight, seen, eligible, boost, used_columns, half_life, history, pipeline_id, makes_pipeline, seen_for)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 * interval '1 s', $13, $14, $15, $16 * interval '1 s') RETURNING id",
         &[
             declared.name.as_str().into(),
             declared.items.as_str().into(),
@@ -348,6 +365,7 @@ fn insert(
             wanted.history.into(),
             pipeline.into(),
             wanted.vectors.is_text().into(),
+            wanted.seen_for_s.into(),
         ],
     )?
     .unwrap_or_default();
@@ -364,7 +382,9 @@ fn difference(is: &Recommender, declared: &Declared, wanted: &Declaration) -> Op
         pipeline.as_ref(),
     ]
     .map(|pipeline| pipeline.map_or("none", String::as_str));
-    let pairs: [(&str, &str, &str); 12] = [
+    let seen_for = [is.seen_for_s, wanted.seen_for_s]
+        .map(|seconds| seconds.map_or_else(|| "NULL".into(), |seconds| format!("{seconds} s")));
+    let pairs: [(&str, &str, &str); 13] = [
         ("items", &is.items, &declared.items),
         ("interactions", &is.interactions, &declared.interactions),
         ("user_column", &is.user_expression, &declared.user.sql),
@@ -372,6 +392,7 @@ fn difference(is: &Recommender, declared: &Declared, wanted: &Declaration) -> Op
         ("at_column", &is.at_expression, &declared.at.sql),
         ("weight", &is.weight, &declared.weight.sql),
         ("seen", &is.seen, &declared.seen.sql),
+        ("seen_for", &seen_for[0], &seen_for[1]),
         ("eligible", &is.eligible, &declared.eligible.sql),
         ("boost", &is.boost, &declared.boost.sql),
         ("half_life", &half_lives[0], &half_lives[1]),

@@ -72,10 +72,23 @@ const OF_RECOMMEND: &[Argument] = &[
     K,
     FILTER,
     argument("exclude_seen", "boolean", "true", "{}"),
+    argument("max_per", "jsonb", "NULL", "{}"),
+    argument("explore", "double precision", "0", "{}"),
+    argument("skip", "integer", "0", "{}"),
     argument("session_items", "{item}[]", "NULL", "{}::pg_catalog.text[]"),
+    argument("explain", "boolean", "false", "{}"),
 ];
 const OF_SIMILAR: &[Argument] = &[K, FILTER, argument("by", "text", "NULL", "{}")];
-const OF_POPULAR: &[Argument] = &[K, FILTER];
+const OF_POPULAR: &[Argument] = &[
+    K,
+    argument(
+        "since",
+        "interval",
+        "NULL",
+        "extract(epoch FROM {})::pg_catalog.float8",
+    ),
+    FILTER,
+];
 
 /// Names that the functions' columns have, and the argument before all others.
 const TAKEN: [&str; 6] = ["user_id", "item_id", "score", "rank", "reason", "list_id"];

@@ -8,11 +8,11 @@ BEGIN
     FOREACH key IN ARRAY '{text,bigint,uuid}'::text[] LOOP
         EXECUTE format($sql$
 CREATE FUNCTION @extschema@.recommend(name text, user_id %1$s%2$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true,
-    session_items text[] DEFAULT NULL)
+    max_per jsonb DEFAULT NULL, explore double precision DEFAULT 0, skip integer DEFAULT 0, session_items text[] DEFAULT NULL, explain boolean DEFAULT false)
 RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank, r.reason, r.list_id
   FROM @extschema@.recommend_of(@extschema@.recommender_number($1), $2::pg_catalog.text, pg_catalog.jsonb_build_object(
-       'k', $3, 'filter', $4, 'exclude_seen', $5, 'session_items', $6)) r $$;
+       'k', $3, 'filter', $4, 'exclude_seen', $5, 'max_per', $6, 'explore', $7, 'skip', $8, 'session_items', $9, 'explain', $10)) r $$;
 CREATE FUNCTION @extschema@."similar"(name text, item_id %1$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, by text DEFAULT NULL)
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
@@ -22,12 +22,13 @@ $sql$, key, CASE WHEN key = 'text' THEN ' DEFAULT NULL' ELSE '' END);
 END
 $make$;
 
-CREATE FUNCTION popular(name text, k integer DEFAULT 10, filter jsonb DEFAULT NULL)
+CREATE FUNCTION popular(name text, k integer DEFAULT 10, since interval DEFAULT NULL, filter jsonb DEFAULT NULL)
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
-  FROM @extschema@.popular_of(@extschema@.recommender_number($1), pg_catalog.jsonb_build_object('k', $2, 'filter', $3)) r $$;
+  FROM @extschema@.popular_of(@extschema@.recommender_number($1), pg_catalog.jsonb_build_object(
+       'k', $2, 'since', extract(epoch FROM $3)::pg_catalog.float8, 'filter', $4)) r $$;
 COMMENT ON FUNCTION popular IS
-'Items by their interactions'' weights, of which half is left after the recommender''s half_life; those without any come last, the latest first. name: a recommender; filter: as in recommend. Returns item (the key as text), score (a share of the most popular one''s), rank; as many as pass, up to k. Needs EXECUTE on <name>_popular and SELECT on the items. Errors: as recommend.';
+'Items by their interactions'' weights, of which half is left after the recommender''s half_life; those without any come last, the latest first. name: a recommender; since: only interactions of so long count; filter: as in recommend. Returns item (the key as text), score (a share of the most popular one''s), rank; as many as pass, up to k. Needs EXECUTE on <name>_popular and SELECT on the items. Errors: as recommend.';
 
 DO $comment$
 DECLARE
@@ -36,7 +37,7 @@ BEGIN
     FOR made IN SELECT p.oid::pg_catalog.regprocedure AS name, p.proname FROM pg_catalog.pg_proc p
                  WHERE p.pronamespace = '@extschema@'::pg_catalog.regnamespace AND p.proname IN ('recommend', 'similar') LOOP
         EXECUTE format('COMMENT ON FUNCTION %s IS %L', made.name, CASE made.proname WHEN 'recommend' THEN
-'k items for a user: neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; session_items: keys of items that count as seen a moment ago, without a user, too. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, interest, popular, latest; rest: what was left) and list_id (the same for the same question). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
+'k items for a user: neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; max_per: {"column": n}, at most n items that have the same value in a column of the items; explore: a share, 0 to 1, of the places for items with few interactions, chosen at random, but the same for the same list; skip: leave out so many from the beginning, for the next page; session_items: keys of items that count as seen a moment ago, without a user, too; explain: a longer reason. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, interest, popular, latest, explored; rest: what was left; with explain also scores by source, boost, and because: the items whose neighbour it is, if the caller may read those interactions) and list_id (the same for the same question, whatever skip). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
         ELSE
 'Items like one. name: a recommender, or a pipeline; item_id: text, bigint or uuid (of a pipeline''s source with a key of several columns: a JSON object); filter: as in recommend; by: interactions (items that the users of the item have had to do with, too: by the cosine of their users, shrunk where these are few), content (the cosine of the vectors), or blend of both by reciprocal rank, the default where the items have vectors. Returns item (the key as text), score, rank; as many as there are, up to k. Needs EXECUTE on <name>_similar and SELECT on the items; of a pipeline, SELECT on its source and its relation. Errors: as recommend, 22023 bad by, or no vectors.'
         END);

@@ -8,6 +8,7 @@ use pgrx::datum::Uuid;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 
 use crate::catalog::recommender::Recommender;
 use crate::error::{Error, Result};
@@ -16,21 +17,37 @@ use crate::error::{Error, Result};
 #[serde(default, deny_unknown_fields)]
 pub struct Question {
     pub k: usize,
+    /// Pages of a list are the same list.
+    #[serde(skip_serializing)]
+    pub skip: usize,
     pub filter: Option<Value>,
     pub exclude_seen: bool,
+    /// How many of one value of a column there may be.
+    pub max_per: BTreeMap<String, usize>,
+    /// Share of the places that are for items with few interactions.
+    pub explore: f64,
     session_items: Vec<Option<String>>,
     /// What makes items alike.
     pub by: Option<String>,
+    #[serde(skip_serializing)]
+    pub explain: bool,
+    /// Interactions of so many seconds count.
+    pub since: Option<f64>,
 }
 
 impl Default for Question {
     fn default() -> Question {
         Question {
             k: 10,
+            skip: 0,
             filter: None,
             exclude_seen: true,
+            max_per: BTreeMap::new(),
+            explore: 0.0,
             session_items: Vec::new(),
             by: None,
+            explain: false,
+            since: None,
         }
     }
 }
@@ -41,11 +58,51 @@ impl Question {
         if let Value::Object(arguments) = &mut asked {
             arguments.retain(|_, value| !value.is_null());
         }
-        if let Some(k) = asked.get("k").filter(|k| !in_range(k, 1, 10_000)) {
+        let wrong = |argument: &str, right: &dyn Fn(&Value) -> bool| {
+            asked.get(argument).is_some_and(|given| !right(given))
+        };
+        let within = |number: &Value, least: f64, most: f64| {
+            number.as_f64().is_some_and(|n| (least..=most).contains(&n))
+        };
+        if wrong("k", &|k| within(k, 1.0, 10_000.0)) {
             return Err(Error::argument(
                 "k",
-                format!("{k} rows cannot be asked for"),
+                "so many rows cannot be asked for",
                 "Give 1 to 10000.",
+            ));
+        }
+        if wrong("skip", &|skip| within(skip, 0.0, 100_000.0)) {
+            return Err(Error::argument(
+                "skip",
+                "so many rows cannot be left out",
+                "Give 0 to 100000.",
+            ));
+        }
+        if wrong("explore", &|share| within(share, 0.0, 1.0)) {
+            return Err(Error::argument(
+                "explore",
+                "it is no share",
+                "Give 0 to 1, for example 0.1 for one of ten.",
+            ));
+        }
+        if wrong("since", &|seconds| {
+            within(seconds, f64::MIN_POSITIVE, f64::MAX)
+        }) {
+            return Err(Error::argument(
+                "since",
+                "it is no time that can have passed",
+                "Give a positive interval such as 7 days.",
+            ));
+        }
+        let limits = |per: &Value| {
+            let limits = per.as_object();
+            limits.is_some_and(|limits| limits.values().all(|most| within(most, 1.0, 10_000.0)))
+        };
+        if wrong("max_per", &limits) {
+            return Err(Error::argument(
+                "max_per",
+                "it is not a JSON object from columns to numbers of items",
+                r#"For example {"brand": 2}, with numbers of 1 to 10000."#,
             ));
         }
         serde_json::from_value(asked).map_err(|error| {
@@ -57,12 +114,17 @@ impl Question {
         })
     }
 
+    /// Rows of the list up to where the page ends.
+    pub fn up_to(&self) -> usize {
+        self.skip + self.k
+    }
+
     /// Keys of the items of the session, as text.
     pub fn session(&self) -> Vec<String> {
         self.session_items.iter().flatten().cloned().collect()
     }
 
-    /// The same for the same recommender, generation, user and arguments.
+    /// The same for the same recommender, generation, user and arguments; for each page of a list.
     pub fn list_id(&self, recommender: &Recommender, user: Option<&str>) -> Uuid {
         let asked = json!([recommender.id, recommender.backfill_round, user, self]);
         let mut bytes = [0; 16];
@@ -74,10 +136,4 @@ impl Question {
         bytes[8] = bytes[8] & 0x3f | 0x80;
         Uuid::from_bytes(bytes)
     }
-}
-
-fn in_range(number: &Value, least: i64, most: i64) -> bool {
-    number
-        .as_i64()
-        .is_some_and(|number| (least..=most).contains(&number))
 }

@@ -10,13 +10,15 @@ use std::ffi::CStr;
 
 use super::content;
 use super::question::Question;
+use super::selection::Offer;
 use crate::catalog::recommender::Recommender;
 use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
-use crate::recommend::filter;
+use crate::recommend::filter::{self, column_of};
 use crate::recommend::search::{columns, load_library};
 
-/// Items that are looked through at a time where the candidates were too few.
+/// Candidates that are looked through at a time, at the least and where those were too few.
+const FIRST_PAGE: usize = 64;
 const PAGE: usize = 1_000;
 
 /// An item that may be listed.
@@ -29,22 +31,25 @@ pub struct Candidate {
 /// Lets through what passes the filter, as the caller sees it.
 pub struct Sieve<'a> {
     recommender: &'a Recommender,
+    first_page: usize,
     statement: String,
     parameters: Vec<Vec<String>>,
     /// With which the owner's statements are planned and run.
     settings: Vec<(&'static CStr, &'static CStr)>,
+    /// Columns whose values are wanted, beside the number.
+    values: usize,
 }
 
 impl<'a> Sieve<'a> {
     pub fn new(recommender: &'a Recommender, question: &Question) -> Result<Sieve<'a>> {
+        let columns = match (&question.filter, question.max_per.is_empty()) {
+            (None, true) => Vec::new(),
+            _ => columns(recommender.items_oid())?,
+        };
+        let items = &recommender.items;
         let (conditions, parameters) = match &question.filter {
             None => Default::default(),
-            Some(filter) => filter::conditions(
-                filter,
-                &columns(recommender.items_oid())?,
-                &recommender.items,
-                2,
-            )?,
+            Some(filter) => filter::conditions(filter, &columns, items, 2)?,
         };
         // Compiling the plan would take longer than running it.
         let mut settings = vec![(c"jit", c"off")];
@@ -52,10 +57,15 @@ impl<'a> Sieve<'a> {
             load_library()?;
             settings.extend(content::SETTINGS);
         }
+        let mut values = String::new();
+        for name in question.max_per.keys() {
+            let column = column_of(name, &columns, items)?;
+            values += &format!(", s.{}::text", column.quoted);
+        }
         let item = recommender.item_key()?;
         let rows = recommender.items_rows.as_deref().unwrap_or_default();
         let mut statement = format!(
-            "SELECT c.n::int4 FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS c (item, n)
+            "SELECT c.n::int4{values} FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS c (item, n)
                JOIN {rows} s ON s.{} {} (c.item)::{}",
             item.column, item.equals, item.type_name,
         );
@@ -65,20 +75,22 @@ impl<'a> Sieve<'a> {
         }
         Ok(Sieve {
             recommender,
-            statement: statement + &format!(" ORDER BY c.n LIMIT {}", question.k),
+            first_page: (2 * question.up_to()).clamp(FIRST_PAGE, PAGE),
+            statement: statement + " ORDER BY c.n",
             parameters,
             settings,
+            values: question.max_per.len(),
         })
     }
 
-    /// Candidates of a statement of the owner's, page by page, until `most` have passed.
+    /// Candidates of a statement of the owner's, page by page, offered in their order until one is not wanted.
+    /// All that were looked at are noted.
     pub fn read(
         &self,
         statement: &str,
         arguments: &[DatumWithOid],
-        most: usize,
-        passed: &mut Vec<Candidate>,
         mut note: impl FnMut(&Candidate),
+        mut offer: impl FnMut(Offer<Candidate>) -> bool,
     ) -> Result<()> {
         Spi::connect(|client| {
             let owner = self.recommender.owner();
@@ -86,11 +98,12 @@ impl<'a> Sieve<'a> {
                 let _as = As::owner(owner);
                 with_settings(&self.settings, || client.open_cursor(statement, arguments))
             };
-            while passed.len() < most {
+            let mut length = self.first_page;
+            loop {
                 let mut page = Vec::new();
                 {
                     let _as = As::owner(owner);
-                    let rows = with_settings(&self.settings, || cursor.fetch(PAGE as _))?;
+                    let rows = with_settings(&self.settings, || cursor.fetch(length as _))?;
                     for row in rows {
                         let reason = row.get::<JsonB>(3)?.map_or(Value::Null, |reason| reason.0);
                         page.push(Some(Candidate {
@@ -100,7 +113,8 @@ impl<'a> Sieve<'a> {
                         }));
                     }
                 }
-                let last = page.len() < PAGE;
+                let last = page.len() < length;
+                length = PAGE;
                 page.iter().flatten().for_each(&mut note);
                 let items: Vec<String> = page
                     .iter()
@@ -112,13 +126,23 @@ impl<'a> Sieve<'a> {
                 for row in client.select(self.statement.as_str(), None, &arguments)? {
                     let number = row.get::<i32>(1)?.unwrap_or_default() as usize;
                     let candidate = page.get_mut(number.wrapping_sub(1)).and_then(Option::take);
-                    passed.extend(candidate.filter(|_| passed.len() < most));
+                    let Some(candidate) = candidate else {
+                        continue;
+                    };
+                    let values = (2..2 + self.values).map(|n| Ok(row.get::<String>(n)?));
+                    let wanted = offer(Offer {
+                        item: candidate.item.clone(),
+                        values: values.collect::<Result<Vec<_>>>()?,
+                        candidate,
+                    });
+                    if !wanted {
+                        return Ok(());
+                    }
                 }
                 if last {
-                    break;
+                    return Ok(());
                 }
             }
-            Ok(())
         })
     }
 }

@@ -3,7 +3,7 @@
 use pgrx::datum::DatumWithOid;
 
 use super::question::Question;
-use super::{Kind, Listed, content, list_of, ranked, require_rights, statements};
+use super::{Kind, Listed, content, list_of, listed, require_rights, statements};
 use crate::catalog::recommender::Recommender;
 use crate::catalog::recommender::embedding::Vectors;
 use crate::error::{Error, Result};
@@ -83,7 +83,7 @@ pub fn similar_to(
             })?
         }
     };
-    Ok(ranked(found))
+    Ok(listed(question, found))
 }
 
 fn near(

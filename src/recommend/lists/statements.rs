@@ -1,7 +1,7 @@
 //! What is asked as the owner of the items: candidates in order, each with score and reason.
 //!
-//! It never holds a value of a caller's: $1 is the user or item, $2 the items of the session, $3 whether what was seen
-//! is left out, $4 the vector of the user's interests, $5 what has been looked at.
+//! It never holds a value of a caller's but numbers: $1 is the user or item, $2 the items of the session, $3 whether what
+//! was seen is left out, $4 the vector of the user's interests, $5 what has been looked at, or what chance begins with.
 
 use super::content::nearest;
 use crate::catalog::recommender::embedding::Vectors;
@@ -25,6 +25,14 @@ const WEIGHTS: [(&str, f64); 4] = [
     ("popular", 0.3),
     ("latest", 0.1),
 ];
+/// Of an item, the interactions of the user's that say most why it is listed.
+const BECAUSE: usize = 3;
+
+/// What a place that a source gave adds to the score.
+pub fn share(source: &str, place: u64) -> Option<f64> {
+    let (_, weight) = WEIGHTS.iter().find(|(name, _)| *name == source)?;
+    Some(weight / (FUSION + place as f64))
+}
 
 /// The parts that all statements are made of.
 pub struct Parts {
@@ -52,12 +60,48 @@ impl Parts {
         })
     }
 
+    /// Items of the user's last interactions and of the session, with weights and what `more` says of them.
+    fn seeds(&self, r: &Recommender, more: [&str; 3]) -> Result<String> {
+        let user = r.user_key()?;
+        let latest_first: Vec<String> = r
+            .keys()
+            .iter()
+            .map(|key| format!("e.{} DESC", key.stored))
+            .collect();
+        let [of_interactions, of_items, of_session] = more;
+        Ok(format!(
+            "history AS MATERIALIZED (
+           SELECT e.item_id, pg_catalog.max(e.at) AS at, pg_catalog.sum(e.weight::numeric)::float8 AS weight{of_interactions}
+             FROM (SELECT e.* FROM {interactions} e WHERE e.user_id {user_equals} $1::{user_type}
+                    ORDER BY e.at DESC, {latest_first} LIMIT {history}) e
+            GROUP BY e.item_id HAVING pg_catalog.sum(e.weight::numeric) > 0
+         ), seeds AS MATERIALIZED (
+           SELECT h.item_id, h.weight / pg_catalog.max(h.weight) OVER ()
+                  * pg_catalog.power(2::float8, GREATEST(extract(epoch FROM h.at - pg_catalog.max(h.at) OVER ())::float8 / {half_life}::float8, -60)) AS weight{of_items}
+             FROM history h
+            UNION ALL SELECT DISTINCT given::{kind}, 1{of_session} FROM pg_catalog.unnest($2::text[]) AS given
+         )",
+            interactions = self.interactions,
+            user_equals = user.equals,
+            user_type = user.type_name,
+            latest_first = latest_first.join(", "),
+            history = r.history,
+            half_life = r.half_life_s,
+            kind = self.kind,
+        ))
+    }
+
     /// Items that must not be listed.
     fn hidden(&self, r: &Recommender) -> Result<String> {
         let user = r.user_key()?;
+        let recently = r.seen_for_s.map_or_else(String::new, |seconds| {
+            format!(
+                " AND e.at > pg_catalog.now() - pg_catalog.make_interval(secs => {seconds}::float8)"
+            )
+        });
         Ok(format!(
             "hidden AS MATERIALIZED (
-               SELECT e.item_id FROM {} e WHERE $3 AND e.seen AND e.user_id {} $1::{}
+               SELECT e.item_id FROM {} e WHERE $3 AND e.seen AND e.user_id {} $1::{}{recently}
                 UNION SELECT given::{} FROM pg_catalog.unnest($2::text[]) AS given WHERE $3)",
             self.interactions, user.equals, user.type_name, self.kind,
         ))
@@ -82,20 +126,13 @@ impl Parts {
 pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> {
     let parts = Parts::new(r)?;
     let Parts {
-        interactions,
         items,
         pairs,
         rows,
         key,
-        kind,
         equals,
+        ..
     } = &parts;
-    let user = r.user_key()?;
-    let latest_first: Vec<String> = r
-        .keys()
-        .iter()
-        .map(|key| format!("e.{} DESC", key.stored))
-        .collect();
     let weights: Vec<String> = WEIGHTS
         .iter()
         .map(|(source, weight)| format!("WHEN '{source}' THEN {weight}"))
@@ -109,17 +146,7 @@ pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> 
         None => String::new(),
     };
     Ok(format!(
-        "WITH history AS MATERIALIZED (
-           SELECT e.item_id, pg_catalog.max(e.at) AS at, pg_catalog.sum(e.weight::numeric)::float8 AS weight
-             FROM (SELECT e.item_id, e.at, e.weight FROM {interactions} e WHERE e.user_id {user_equals} $1::{user_type}
-                    ORDER BY e.at DESC, {latest_first} LIMIT {history}) e
-            GROUP BY e.item_id HAVING pg_catalog.sum(e.weight::numeric) > 0
-         ), seeds AS MATERIALIZED (
-           SELECT h.item_id, h.weight / pg_catalog.max(h.weight) OVER ()
-                  * pg_catalog.power(2::float8, GREATEST(extract(epoch FROM h.at - pg_catalog.max(h.at) OVER ())::float8 / {half_life}::float8, -60)) AS weight
-             FROM history h
-            UNION ALL SELECT DISTINCT given::{kind}, 1 FROM pg_catalog.unnest($2::text[]) AS given
-         ), {hidden}, near AS (
+        "WITH {seeds}, {hidden}, near AS (
            SELECT n.other_id AS item_id, pg_catalog.sum(g.weight * n.likeness) AS score
              FROM seeds g JOIN {items} a ON a.item_id {equals} g.item_id
             CROSS JOIN LATERAL (SELECT p.other_id, {likeness} AS likeness
@@ -146,11 +173,7 @@ pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> 
                    FROM listed l GROUP BY l.item_id) f
            JOIN {rows} s ON {key} {equals} f.item_id
           ORDER BY 2 DESC, f.item_id",
-        user_equals = user.equals,
-        user_type = user.type_name,
-        latest_first = latest_first.join(", "),
-        history = r.history,
-        half_life = r.half_life_s,
+        seeds = parts.seeds(r, [""; 3])?,
         hidden = parts.hidden(r)?,
         open = parts.open(r),
         likeness = parts.likeness(),
@@ -222,5 +245,96 @@ pub fn popular(r: &Recommender) -> Result<String> {
           ORDER BY c.heat DESC, c.item_id DESC",
         hidden = parts.hidden(r)?,
         open = parts.open(r),
+    ))
+}
+
+/// The most popular by what has happened in the last `seconds`.
+pub fn popular_since(r: &Recommender, seconds: f64) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let Parts {
+        interactions,
+        rows,
+        key,
+        equals,
+        ..
+    } = &parts;
+    Ok(format!(
+        "WITH {hidden}, recent AS (
+           SELECT e.item_id, pg_catalog.sum(e.weight * pg_catalog.power(2::float8, GREATEST(extract(epoch FROM e.at - pg_catalog.now())::float8 / {half_life}::float8, -1000))) AS heat
+             FROM {interactions} e
+            WHERE e.weight > 0 AND e.at >= pg_catalog.now() - pg_catalog.make_interval(secs => {seconds}::float8) GROUP BY e.item_id)
+         SELECT c.item_id::text, c.heat / pg_catalog.max(c.heat) OVER (), NULL::jsonb
+           FROM (SELECT t.item_id, t.heat FROM recent t JOIN {rows} s ON {key} {equals} t.item_id
+                  WHERE t.heat > 0 AND {open} ORDER BY t.heat DESC, t.item_id DESC LIMIT {MOST}) c
+          ORDER BY c.heat DESC, c.item_id DESC",
+        hidden = parts.hidden(r)?,
+        half_life = r.half_life_s,
+        open = parts.open(r),
+    ))
+}
+
+/// Items to try out: of the latest and the least popular, by chance, the likelier the fewer interactions they have
+/// (weighted sampling: Efraimidis, Spirakis, Information Processing Letters 97, 2006).
+pub fn explore(r: &Recommender) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let Parts {
+        items,
+        rows,
+        key,
+        equals,
+        ..
+    } = &parts;
+    Ok(format!(
+        "WITH {hidden}, pool AS (
+           (SELECT {key} AS item_id FROM {rows} s ORDER BY {key} DESC LIMIT {NEWEST})
+            UNION (SELECT t.item_id FROM {items} t WHERE t.heat IS NOT NULL ORDER BY t.heat, t.item_id LIMIT {MOST}))
+         SELECT c.item_id::text, 0::float8, pg_catalog.jsonb_build_object('explored', pg_catalog.row_number() OVER (ORDER BY c.wait, c.item_id))
+           FROM (SELECT p.item_id,
+                        -pg_catalog.ln(1 - ((pg_catalog.hashtextextended(p.item_id::text, $5) >> 12)::float8 / 4503599627370496 + 0.5))
+                        * (1 + COALESCE(t.interactions, 0)) AS wait
+                   FROM pool p JOIN {rows} s ON {key} {equals} p.item_id LEFT JOIN {items} t ON t.item_id {equals} p.item_id
+                  WHERE {open}) c
+          ORDER BY c.wait, c.item_id",
+        hidden = parts.hidden(r)?,
+        open = parts.open(r),
+    ))
+}
+
+/// Why these items ($3) are listed: of each, its boost and the user's items that it is a neighbour of, with the key of
+/// the latest interaction, which the session's have not.
+pub fn explain(r: &Recommender) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let Parts {
+        items,
+        pairs,
+        rows,
+        key,
+        kind,
+        equals,
+        ..
+    } = &parts;
+    let row: Vec<String> = r
+        .keys()
+        .iter()
+        .map(|key| format!("e.{}::text", key.stored))
+        .collect();
+    let row = format!(
+        ", (pg_catalog.array_agg(pg_catalog.jsonb_build_array({}) ORDER BY e.at DESC))[1] AS row",
+        row.join(", ")
+    );
+    Ok(format!(
+        "WITH {seeds}
+         SELECT c.n::int4, COALESCE(GREATEST(({boost})::float8, 0), 1), n.item_id::text, n.weight, n.likeness, n.row
+           FROM pg_catalog.unnest($3::text[]) WITH ORDINALITY AS c (item, n) JOIN {rows} s ON {key} {equals} (c.item)::{kind}
+           LEFT JOIN LATERAL (
+                SELECT g.item_id, g.weight, {likeness} AS likeness, g.row
+                  FROM seeds g JOIN {items} a ON a.item_id {equals} g.item_id
+                  JOIN {pairs} p ON p.item_id {equals} g.item_id AND p.other_id {equals} {key}
+                  JOIN {items} b ON b.item_id {equals} p.other_id
+                 ORDER BY g.weight * ({likeness}) DESC, g.item_id LIMIT {BECAUSE}) n ON true
+          ORDER BY c.n, n.weight * n.likeness DESC, n.item_id",
+        seeds = parts.seeds(r, [&row, ", h.row", ", NULL::jsonb"])?,
+        boost = r.boost,
+        likeness = parts.likeness(),
     ))
 }
