@@ -1,7 +1,8 @@
 //! A single change until its vector is visible: nothing else to do, a transaction held open, a backfill in another
 //! pipeline. What the API takes is measured with each change and left out.
 
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::bench::indexes::wait_for_index;
 use crate::bench::loopback::Vectors;
@@ -19,6 +20,9 @@ pub const HELD: [&str; 2] = [NAMES[2], NAMES[3]];
 /// A backfill that inserts into an index that is there, and one into a table that was empty.
 pub const INTO_INDEX: [&str; 2] = ["HNSW, backfill", "no index, backfill"];
 pub const INTO_EMPTY: [&str; 2] = ["HNSW, first backfill", "no index, first backfill"];
+
+/// What PostgreSQL takes to write a vector that is ready, after a wait as long as that for the API.
+pub const PLAIN: [&str; 2] = ["UPDATE by hand, HNSW", "UPDATE by hand, no index"];
 
 const ROUNDS: usize = 10;
 const DIMENSIONS: usize = 384;
@@ -45,6 +49,9 @@ pub fn run(sizes: &Sizes, figures: &mut Figures) {
         measured.extend(names.into_iter().zip(changes));
     }
     side.finish();
+    for (name, index) in PLAIN.into_iter().zip(["hnsw", "none"]) {
+        measured.push((name, plain(&mut side, index, sizes)));
+    }
     let rows = measured.iter();
     let rows = rows.map(|(name, changes)| row(name, changes, Stages::own_ms));
     table(
@@ -104,4 +111,36 @@ fn while_backfilling(side: &mut Side, into_index: bool, sizes: &Sizes) -> [Vec<S
     client.run("SELECT recsync.drop_pipeline('bulk_embedding')");
     client.run("DROP TABLE bulk; DROP SERVER other");
     measured
+}
+
+/// Vectors that are ready, written one by one into a pipeline's table by a session that has nothing else to do.
+fn plain(side: &mut Side, index: &str, sizes: &Sizes) -> Vec<Stages> {
+    let client = &mut side.client;
+    let count = sizes.changes;
+    client.run(&format!(
+        "DROP TABLE IF EXISTS ready;
+         CREATE TABLE ready AS SELECT i::int AS n, ARRAY(SELECT random() - 0.5 + 0 * i FROM generate_series(1, {DIMENSIONS}))::vector AS embedding
+           FROM generate_series(1, {count}) i;
+         ALTER TABLE ready ADD PRIMARY KEY (n)"
+    ));
+    let write = client
+        .prepare(&format!(
+            "UPDATE item_{index}_embedding_g1 SET embedding = (SELECT embedding FROM ready WHERE n = $1), embedded_at = clock_timestamp()
+              WHERE id = $2"
+        ))
+        .unwrap();
+    let write = |n: usize| {
+        sleep(sizes.delay);
+        let (n, id) = (n as i32, 1 + (n * 7_919 % sizes.rows) as i32);
+        let started = Instant::now();
+        assert_eq!(client.execute(&write, &[&n, &id]).unwrap(), 1);
+        let took = started.elapsed().as_secs_f64() * 1e3;
+        Stages {
+            request_ms: 0.0,
+            api_ms: 0.0,
+            store_ms: took,
+            total_ms: took,
+        }
+    };
+    (1..=count).map(write).collect()
 }

@@ -6,6 +6,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use sha2::Sha256;
+use std::collections::HashMap;
 
 use super::queue::Job;
 use crate::catalog::pipeline::{Key, Pipeline};
@@ -260,19 +261,7 @@ impl Renderer {
                 vectors_of(self.same_text.select(client, &arguments)?)
             })?);
         }
-        for rendered in rendered {
-            if let Rendered::Text {
-                hash, stored_hash, ..
-            } = rendered
-                && let Some(vector) = vectors.get(hash)
-            {
-                *rendered = Rendered::Known {
-                    vector: vector.clone(),
-                    hash: std::mem::take(hash),
-                    stored_hash: stored_hash.take(),
-                };
-            }
-        }
+        know(rendered, &vectors);
         Ok(())
     }
 
@@ -280,6 +269,23 @@ impl Renderer {
     pub fn remove_orphans(&self) -> Result<bool> {
         let _as = As::owner(self.pipeline.owner());
         Spi::connect_mut(|client| Ok(self.remove_orphans.update(client, &[])?.len() == ORPHANS))
+    }
+}
+
+/// Texts whose vector is among these need no call.
+pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>) {
+    for rendered in rendered {
+        if let Rendered::Text {
+            hash, stored_hash, ..
+        } = rendered
+            && let Some(vector) = vectors.get(hash)
+        {
+            *rendered = Rendered::Known {
+                vector: vector.clone(),
+                hash: std::mem::take(hash),
+                stored_hash: stored_hash.take(),
+            };
+        }
     }
 }
 

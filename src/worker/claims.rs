@@ -15,7 +15,7 @@ use crate::dispatch::queue::Lane as QueueLane;
 /// Claimed at once.
 const MOST: usize = CHUNK * 4;
 /// A pipeline with so many changes in memory claims no jobs yet.
-const ENOUGH: usize = super::intake::MOST_IN_MEMORY / 2;
+const ENOUGH: usize = 10_000;
 /// How often it is looked from the beginning: for a job that a backend put behind the place where claims stand.
 const SWEEP: Duration = Duration::from_secs(60);
 /// How soon it is looked again where the provider rests or enough is in memory.

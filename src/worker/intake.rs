@@ -21,7 +21,7 @@ use crate::dispatch::read::Block;
 use crate::settings;
 
 /// Changes of one pipeline kept in memory; the rest is written down as jobs.
-pub(super) const MOST_IN_MEMORY: usize = 20_000;
+pub(super) const MOST_IN_MEMORY: usize = 100_000;
 
 /// The same, where the server is left alone for now: what cannot be sent must not hold up the checkpoint, for
 /// which others may wait.

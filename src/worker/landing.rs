@@ -9,11 +9,12 @@ use std::time::Instant;
 use super::flights::{Landed, Verdict};
 use super::leader::Leader;
 use super::process::{Failed, transaction};
-use super::running::State;
+use super::running::{Running, State};
 use crate::catalog::change::Cause;
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::embed::failure::describe;
+use crate::store::Embedded;
 
 impl Leader {
     /// Takes the replies that have come.
@@ -37,7 +38,8 @@ impl Leader {
         }
         for (id, landed) in landed {
             self.busy_at = Instant::now();
-            if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
+            let database = self.database_oid();
+            if let Some(counters) = self.shared.counters_or_new(database, id) {
                 counters.requests.fetch_add(landed.requests as i64, SeqCst);
                 counters.tokens.fetch_add(landed.tokens as i64, SeqCst);
                 let failure = landed.failure.map_or(0, |(class, status)| {
@@ -49,7 +51,11 @@ impl Leader {
                 continue; // paused or dropped meanwhile: `load` let go of its rows
             };
             let relation = running.pipeline.relation.clone();
-            for (lane, embedded) in landed.embedded {
+            let known = waits_for_these(running, &landed.embedded);
+            if let Some(counters) = self.shared.counters_or_new(database, id) {
+                counters.known.fetch_add(known.len() as i64, SeqCst);
+            }
+            for (lane, embedded) in landed.embedded.into_iter().chain(known) {
                 // Somebody waits for a row that has changed meanwhile; its vector is paid for and may be right.
                 let lane = match self.queue.changed_since(&embedded.job.row) {
                     true => QueueLane::Live,
@@ -107,4 +113,27 @@ impl Leader {
         self.job_due_at(id, Instant::now());
         Ok(())
     }
+}
+
+/// Texts that were rendered before the same text's vector came, and are not sent yet: what has come is theirs, too.
+fn waits_for_these(
+    running: &mut Running,
+    landed: &[(QueueLane, Embedded)],
+) -> Vec<(QueueLane, Embedded)> {
+    let vectors: HashMap<&[u8], &[f32]> = landed
+        .iter()
+        .map(|(_, embedded)| (embedded.hash.as_slice(), embedded.vector.as_slice()))
+        .collect();
+    let ready = running.take_known(|hash| vectors.contains_key(hash));
+    let embedded = ready.into_iter().filter_map(|ready| {
+        let vector = vectors.get(ready.hash.as_slice())?.to_vec();
+        let embedded = Embedded {
+            job: ready.job,
+            vector,
+            hash: ready.hash,
+            stored_hash: ready.stored_hash,
+        };
+        Some((ready.lane, embedded))
+    });
+    embedded.collect()
 }

@@ -2,6 +2,7 @@
 //!
 //! It never lets one bad row hold up the others: a chunk that fails is halved until the row is alone.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,10 @@ use super::process::{
     Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
 };
 use super::running::{Ready, Running, State};
+use super::writers::Writers;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
-use crate::dispatch::render::Rendered;
+use crate::dispatch::render::{Rendered, know};
 use crate::shared::Counters;
 use crate::store::Embedded;
 
@@ -123,12 +125,12 @@ impl Leader {
         };
         self.jobs_ended = true;
         match render(running, &jobs, &self.secret) {
-            Ok(rendered) => {
+            Ok(mut rendered) => {
+                know_unstored(&mut rendered, running, &self.writers);
                 let mut seen = Seen::default();
                 let mut to_be_cleared = Vec::new();
                 let clears = running.renderer.removes_from_source();
                 for (job, rendered) in jobs.into_iter().zip(rendered) {
-                    let rendered = known_of_locked(rendered, running);
                     seen.count(&rendered);
                     match rendered {
                         Rendered::Gone { removed: true } if clears => to_be_cleared.push(job),
@@ -266,25 +268,22 @@ impl Seen {
     }
 }
 
-/// A text whose vector has come and waits for a row that is locked is known: the row may have changed its key since.
-fn known_of_locked(rendered: Rendered, running: &Running) -> Rendered {
-    let vector = match &rendered {
-        Rendered::Text { hash, .. } => running.unstored.vector_of(hash),
+/// A text whose vector has come and is not stored yet is known: of another row, or of the same under another key.
+fn know_unstored(rendered: &mut [Rendered], running: &Running, writers: &Writers) {
+    let texts = rendered.iter().filter_map(|rendered| match rendered {
+        Rendered::Text { hash, .. } => Some(hash.as_slice()),
         _ => None,
-    };
-    match (rendered, vector) {
-        (
-            Rendered::Text {
-                hash, stored_hash, ..
-            },
-            Some(vector),
-        ) => Rendered::Known {
-            vector,
-            hash,
-            stored_hash,
-        },
-        (rendered, _) => rendered,
+    });
+    let wanted: HashSet<&[u8]> = texts.collect();
+    if wanted.is_empty() {
+        return;
     }
+    let unstored = running.unstored.iter().chain(writers.embedded(running));
+    let vectors = unstored
+        .filter(|embedded| wanted.contains(embedded.hash.as_slice()))
+        .map(|embedded| (embedded.hash.clone(), embedded.vector.clone()))
+        .collect();
+    know(rendered, &vectors);
 }
 
 /// Jobs by what their rows came to.

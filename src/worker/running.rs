@@ -165,6 +165,19 @@ impl Running {
             .collect()
     }
 
+    /// Takes out the texts whose vectors are among these: they need no request any more.
+    pub fn take_known(&mut self, known: impl Fn(&[u8]) -> bool) -> Vec<Ready> {
+        let mut taken = Vec::new();
+        for ready in [&mut self.ready, &mut self.ready_backfill] {
+            let (of_them, others) = std::mem::take(ready)
+                .into_iter()
+                .partition::<VecDeque<_>, _>(|ready| known(&ready.hash));
+            *ready = others;
+            taken.extend(of_them);
+        }
+        taken
+    }
+
     pub fn push_ready(&mut self, ready: Ready) {
         match ready.lane {
             QueueLane::Backfill => self.ready_backfill.push_back(ready),

@@ -100,10 +100,12 @@ impl Unstored {
         self.locked.iter().flat_map(|(_, part)| &part.embedded)
     }
 
-    /// The vector of a text that waits for its row.
-    pub fn vector_of(&self, hash: &[u8]) -> Option<Vec<f32>> {
-        let found = self.locked().find(|embedded| embedded.hash == hash);
-        found.map(|embedded| embedded.vector.clone())
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Embedded> {
+        let parts = self.parts.iter().flat_map(|part| &part.embedded);
+        let waiting = self.live.iter().chain(&self.backfill);
+        let waiting = waiting.map(|(_, embedded)| embedded);
+        waiting.chain(parts).chain(self.locked())
     }
 
     pub fn locked_count(&self) -> usize {

@@ -15,7 +15,7 @@ use crate::dispatch::queue::{Job, Lane, RowKey};
 use crate::error::Error;
 use crate::shared::Shared;
 use crate::shared::slots::{self, Reservation};
-use crate::store::Written;
+use crate::store::{Embedded, Written};
 use channel::{Channel, Received, Sent};
 use message::{Answer, Declaration, order};
 
@@ -95,6 +95,14 @@ impl Writers {
             .flat_map(|given| given.part.jobs())
             .map(|job| &job.row)
             .collect()
+    }
+
+    /// What they have in their hands of a pipeline as it is declared now.
+    pub fn embedded(&self, running: &Running) -> impl Iterator<Item = &Embedded> {
+        let (id, declaration) = (running.pipeline.id, Some(running.declaration));
+        self.given()
+            .filter(move |given| given.pipeline == id && given.declaration == declaration)
+            .flat_map(|given| &given.part.embedded)
     }
 
     /// Whether they have anything in their hands, of any pipeline.

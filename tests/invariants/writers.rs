@@ -1,4 +1,4 @@
-//! Invariants 1, 4, 5 and 8 where writers store: nothing is lost, doubled or older than it should be, and one bad row
+//! Invariants 1, 4, 5, 7 and 8 where writers store: nothing is lost, doubled or older than it should be, and one bad row
 //! delays no other.
 
 use std::time::Duration;
@@ -101,6 +101,20 @@ fn invariant_8_row_that_cannot_be_stored_is_a_dead_letter_and_delays_no_other() 
     db.settle("item_embedding");
     db.assert_items_in_step(&api);
     assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.dead_letter"), 0);
+}
+
+#[test]
+fn invariant_7_text_whose_vector_is_not_stored_yet_is_not_asked_for_again() {
+    let cluster = cluster();
+    let api = Api::start();
+    let mut db = cluster.database();
+    db.slow_items(&api, "", 1_500, ROW);
+    db.wait_until_writers_store(1);
+    // The first ones are stored, others in the writers' hands, ready, in flight, or not looked at yet.
+    db.run("INSERT INTO item SELECT id + 10000, title FROM item");
+    db.settle("item_embedding");
+    db.assert_items_in_step(&api);
+    assert_eq!(api.texts().len(), 1_500);
 }
 
 #[test]
