@@ -97,7 +97,12 @@ pub struct Queue {
     passing: BTreeMap<i32, Vec<RowKey>>,
     tickets: BTreeMap<u64, (Ticket, usize)>,
     next_ticket: u64,
+    /// When it was last looked for jobs that have waited for long.
+    looked_at: Option<Instant>,
 }
+
+const LONG: usize = 1_000;
+const LOOK: Duration = Duration::from_millis(200);
 
 impl Queue {
     /// Opens a ticket; jobs added with it hold it open. Close the adding with [`Queue::finished_tickets`].
@@ -401,7 +406,14 @@ impl Queue {
     }
 
     /// Pipelines with a waiting job of the log that is older than `age`: it keeps the checkpoint from moving.
-    pub fn older_than(&self, age: Duration) -> Vec<i32> {
+    /// A long queue is looked through a few times a second at the most.
+    pub fn older_than(&mut self, age: Duration) -> Vec<i32> {
+        let now = Instant::now();
+        let looked = self.looked_at.map(|at| now.saturating_duration_since(at));
+        if self.entries.len() > LONG && looked.is_some_and(|ago| ago < LOOK) {
+            return Vec::new();
+        }
+        self.looked_at = Some(now);
         let mut pipelines: Vec<i32> = self
             .entries
             .values()
@@ -409,7 +421,7 @@ impl Queue {
                 !entry.taken
                     && entry.ticket.is_some()
                     && entry.lane != Lane::Backfill
-                    && entry.since.elapsed() > age
+                    && now.saturating_duration_since(entry.since) > age
             })
             .map(|entry| entry.job.row.pipeline)
             .collect();

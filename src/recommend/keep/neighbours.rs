@@ -1,0 +1,113 @@
+//! The lists of items' neighbours, kept: which of them are stale, and how they are counted anew.
+//!
+//! It never counts when an interaction comes: an item that has many is counted once for all of them, a moment later.
+
+use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
+
+use crate::catalog::recommender::{Recommender, tables};
+use crate::error::Result;
+use crate::recommend::likeness;
+use crate::statement::Statement;
+
+/// Neighbours that are kept of each item.
+const KEPT: usize = 100;
+/// Lists that are counted together.
+const AT_ONCE: i64 = 8;
+
+/// The statements of one recommender.
+pub struct Neighbours {
+    mark: Statement,
+    mark_all: String,
+    next: Statement,
+    count: Statement,
+    remove: Statement,
+    done: Statement,
+    /// No list that was marked before this is left to be counted.
+    counted_up_to: String,
+}
+
+impl Neighbours {
+    pub fn new(r: &Recommender) -> Result<Neighbours> {
+        let item = r.item_key()?;
+        let (kind, equals) = (&item.type_name, &item.equals);
+        let (items, lists, stale) = (
+            tables::items(r.id),
+            tables::neighbours(r.id),
+            tables::stale(r.id),
+        );
+        let given = format!("$1::text[]::{kind}[]");
+        Ok(Neighbours {
+            mark: Statement::by_key(format!(
+                "INSERT INTO {stale} (item_id, since)
+                 SELECT DISTINCT v::{kind}, pg_catalog.clock_timestamp() FROM pg_catalog.unnest($1::text[]) AS v
+                     ON CONFLICT DO NOTHING"
+            )),
+            mark_all: format!(
+                "INSERT INTO {stale} (item_id, since) SELECT t.item_id, pg_catalog.clock_timestamp() FROM {items} t ON CONFLICT DO NOTHING"
+            ),
+            // What was counted before has left dead entries behind.
+            next: Statement::by_key(format!(
+                "SELECT s.item_id::text, s.since::text FROM {stale} s WHERE s.since >= $1::timestamptz ORDER BY s.since LIMIT {AT_ONCE}"
+            )),
+            count: Statement::by_key(format!(
+                "INSERT INTO {lists} AS n (item_id, others, likeness)
+                 SELECT a.item_id, COALESCE(l.others, '{{}}'), COALESCE(l.likeness, '{{}}')
+                   FROM {items} a
+                  CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(k.other_id ORDER BY k.likeness DESC, k.other_id) AS others,
+                                             pg_catalog.array_agg(k.likeness::float4 ORDER BY k.likeness DESC, k.other_id) AS likeness
+                                        FROM ({counted} ORDER BY likeness DESC, c.other_id LIMIT {KEPT}) k) l
+                  WHERE a.item_id {equals} ANY ({given})
+                     ON CONFLICT (item_id) DO UPDATE SET others = excluded.others, likeness = excluded.likeness
+                  WHERE n.others IS DISTINCT FROM excluded.others OR n.likeness IS DISTINCT FROM excluded.likeness",
+                counted = likeness::counted(r)?,
+            )),
+            remove: Statement::by_key(format!(
+                "DELETE FROM {lists} n WHERE n.item_id {equals} ANY ({given})
+                    AND NOT EXISTS (SELECT FROM {items} t WHERE t.item_id {equals} n.item_id)"
+            )),
+            done: Statement::by_key(format!(
+                "DELETE FROM {stale} s WHERE s.item_id {equals} ANY ({given})"
+            )),
+            counted_up_to: String::from("-infinity"),
+        })
+    }
+
+    /// These items' lists are to be counted anew.
+    pub fn mark(&self, client: &mut SpiClient, items: Vec<String>) -> Result<()> {
+        if !items.is_empty() {
+            self.mark.update(client, &[items.into()])?;
+        }
+        Ok(())
+    }
+
+    /// All of them.
+    pub fn mark_all(&self) -> Result<()> {
+        Ok(Spi::run(&self.mark_all)?)
+    }
+
+    /// Counts some of those that are stale, the longest first. False when there were none.
+    pub fn count_some(&mut self) -> Result<bool> {
+        let (items, since) = Spi::connect_mut(|client| -> Result<_> {
+            let (mut items, mut last) = (Vec::new(), None);
+            for row in self
+                .next
+                .select(client, &[self.counted_up_to.as_str().into()])?
+            {
+                items.extend(row.get::<String>(1)?);
+                last = row.get::<String>(2)?;
+            }
+            if items.is_empty() {
+                return Ok((items, last));
+            }
+            for statement in [&self.count, &self.remove, &self.done] {
+                statement.update(client, &[items.clone().into()])?;
+            }
+            Ok((items, last))
+        })?;
+        if let Some(since) = since {
+            self.counted_up_to = since;
+        }
+        Ok(!items.is_empty())
+    }
+}
