@@ -23,6 +23,9 @@ mod content;
 // Items that are alike.
 mod similar;
 
+// Candidates from elsewhere.
+mod rank;
+
 // What the caller may see of it.
 mod sieve;
 

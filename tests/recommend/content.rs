@@ -106,6 +106,28 @@ fn a_list_follows_an_item_that_has_become_another_though_nobody_has_told_its_use
 }
 
 #[test]
+fn a_list_follows_a_click_though_the_vector_of_its_user_cannot_be_made() {
+    let mut db = library(shared(), 100);
+    views(&mut db, "ann", &[3]);
+    settle(&mut db);
+    let id = crate::shop::number(&mut db);
+    db.run(&format!(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON recsync.interest_{id} FOR EACH ROW EXECUTE FUNCTION refuse();
+         INSERT INTO event (user_id, product_id, created_at) SELECT 'ann', 7, now() + interval '1 year' FROM generate_series(1, 3)"
+    ));
+    wait_until(PATIENCE, "it is paused", || {
+        db.one("SELECT paused_reason IS NOT DISTINCT FROM 'not now' FROM recsync.status WHERE kind = 'recommender'")
+    });
+    let listed = items(&mut db, "shop_recommend('ann', k => 8)");
+    assert!(of_topic(7, &listed) >= 6, "{listed:?}");
+    db.run(&format!(
+        "DROP TRIGGER refuse ON recsync.interest_{id}; SELECT recsync.resume('shop')"
+    ));
+    settle(&mut db);
+}
+
+#[test]
 fn similar_is_by_content_by_interactions_or_by_both() {
     let mut db = library(shared(), 100);
     for user in ["ann", "bob", "eve"] {
@@ -170,6 +192,36 @@ fn similar_is_by_content_by_interactions_or_by_both() {
             .code(),
         "22023"
     );
+}
+
+#[test]
+fn candidates_from_elsewhere_are_ranked_for_a_user() {
+    let mut db = library(shared(), 60);
+    views(&mut db, "ann", &[3, 13]);
+    for user in ["bob", "eve"] {
+        views(&mut db, user, &[3, 13, 28]);
+    }
+    settle(&mut db);
+    let mut ranked = |user: &str, candidates: &str| -> Vec<i32> {
+        let rank = format!("recsync.rank('shop', {user}, '{candidates}')");
+        let listed: Vec<String> = db.column(&format!("SELECT item FROM {rank} ORDER BY rank"));
+        listed.iter().map(|item| item.parse().unwrap()).collect()
+    };
+    // Her own, what hers have had, too, what is like hers; the rest as given, nothing twice, nothing else.
+    let listed = ranked("'ann'", "{41,43,28,41,13,999}");
+    assert!(
+        listed.len() == 4 && listed[0] == 13 && listed[3] == 41,
+        "{listed:?}"
+    );
+    assert_eq!(ranked("'nobody'", "{41,13,40}")[0], 13);
+    assert_eq!(ranked("NULL", "{}"), Vec::<i32>::new());
+    db.run("UPDATE product SET hidden = true WHERE id = 43");
+    let scores: Vec<f64> =
+        db.column("SELECT score FROM recsync.rank('shop', 'ann', '{41,43,28}') ORDER BY rank");
+    assert!(scores.len() == 2 && scores[0] > scores[1], "{scores:?}");
+    let many =
+        "SELECT * FROM recsync.rank('shop', 'ann', ARRAY(SELECT generate_series(1, 10001)::text))";
+    assert_eq!(db.refused(many).code().code(), "22023");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use pgrx::datum::Uuid;
 use pgrx::prelude::*;
 
 use super::question::Question;
+use super::rank::ranked_for;
 use super::similar::{require_content, similar_to};
 use super::{Listed, most_popular, recommended};
 use crate::catalog::pipeline;
@@ -22,6 +23,7 @@ extension_sql_file!(
         similar_of,
         similar_by_name,
         popular_of,
+        rank_of,
         recommender_number
     ]
 );
@@ -102,6 +104,22 @@ fn popular_of(
 ) -> TableIterator<'static, (name!(item, String), name!(score, f64), name!(rank, i32))> {
     asked_of(recommender, asked)
         .and_then(|(recommender, question)| most_popular(&recommender, &question))
+        .or_report()
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION rank_of(recommender integer, user_id text, candidates text[])
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION rank_of(integer, text, text[]) IS 'rank() by the recommender''s number.';
+"#)]
+fn rank_of(
+    recommender: Option<i32>,
+    user_id: Option<&str>,
+    candidates: Option<Vec<Option<String>>>,
+) -> TableIterator<'static, (name!(item, String), name!(score, f64), name!(rank, i32))> {
+    let candidates = candidates.into_iter().flatten().flatten().collect();
+    asked_of(recommender, None)
+        .and_then(|(recommender, _)| ranked_for(&recommender, user_id, candidates))
         .or_report()
 }
 

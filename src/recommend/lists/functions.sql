@@ -17,6 +17,9 @@ CREATE FUNCTION @extschema@."similar"(name text, item_id %1$s, k integer DEFAULT
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
   FROM @extschema@.similar_by_name($1, $2::pg_catalog.text, pg_catalog.jsonb_build_object('k', $3, 'filter', $4, 'by', $5)) r $$;
+CREATE FUNCTION @extschema@.rank(name text, user_id %1$s, candidates text[])
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+SELECT r.item, r.score, r.rank FROM @extschema@.rank_of(@extschema@.recommender_number($1), $2::pg_catalog.text, $3) r $$;
 $sql$, key, CASE WHEN key = 'text' THEN ' DEFAULT NULL' ELSE '' END);
     END LOOP;
 END
@@ -35,9 +38,11 @@ DECLARE
     made record;
 BEGIN
     FOR made IN SELECT p.oid::pg_catalog.regprocedure AS name, p.proname FROM pg_catalog.pg_proc p
-                 WHERE p.pronamespace = '@extschema@'::pg_catalog.regnamespace AND p.proname IN ('recommend', 'similar') LOOP
+                 WHERE p.pronamespace = '@extschema@'::pg_catalog.regnamespace AND p.proname IN ('recommend', 'similar', 'rank') LOOP
         EXECUTE format('COMMENT ON FUNCTION %s IS %L', made.name, CASE made.proname WHEN 'recommend' THEN
 'k items for a user: neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; max_per: {"column": n}, at most n items that have the same value in a column of the items; explore: a share, 0 to 1, of the places for items with few interactions, chosen at random, but the same for the same list; skip: leave out so many from the beginning, for the next page; session_items: keys of items that count as seen a moment ago, without a user, too; explain: a longer reason. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, interest, popular, latest, explored; rest: what was left; with explain also scores by source, boost, and because: the items whose neighbour it is, if the caller may read those interactions) and list_id (the same for the same question, whatever skip). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
+        WHEN 'rank' THEN
+'Items that come from elsewhere, in the order in which recommend would list them for a user, seen or not. name: a recommender; user_id: text, bigint or uuid, may be NULL; candidates: up to 10000 keys of items. Returns item (the key as text), score, rank from 1: those of the candidates that are eligible and that the caller may see; what no source knows comes last, as given, with score 0. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: as recommend, 22023 too many candidates.'
         ELSE
 'Items like one. name: a recommender, or a pipeline; item_id: text, bigint or uuid (of a pipeline''s source with a key of several columns: a JSON object); filter: as in recommend; by: interactions (items that the users of the item have had to do with, too: by the cosine of their users, shrunk where these are few), content (the cosine of the vectors), or blend of both by reciprocal rank, the default where the items have vectors. Returns item (the key as text), score, rank; as many as there are, up to k. Needs EXECUTE on <name>_similar and SELECT on the items; of a pipeline, SELECT on its source and its relation. Errors: as recommend, 22023 bad by, or no vectors.'
         END);

@@ -1,0 +1,78 @@
+//! rank: candidates that come from elsewhere, in the order in which recommend would list them.
+//!
+//! It never leaves one out that may be listed and that the caller may see: what no source knows comes last, as given.
+
+use serde_json::json;
+
+use super::question::Question;
+use super::statements::{self, Parts};
+use super::{Kind, Listed, list_of, listed, require_rights};
+use crate::catalog::recommender::Recommender;
+use crate::error::{Error, Result};
+use crate::recommend::interest;
+use crate::store::vector::Numbers;
+
+/// As many rows as recommend gives.
+const MOST: usize = 10_000;
+
+pub fn ranked_for(
+    recommender: &Recommender,
+    user: Option<&str>,
+    candidates: Vec<String>,
+) -> Result<Listed> {
+    require_rights(recommender, Kind::Recommend)?;
+    if candidates.len() > MOST {
+        return Err(Error::argument(
+            "candidates",
+            format!("{} are too many", candidates.len()),
+            "Give up to 10000.",
+        ));
+    }
+    let question = Question::of(json!({"k": candidates.len().max(1), "exclude_seen": false}))?;
+    let interest = interest::of_user(recommender, user, &[])?;
+    let near = recommender.vectors.as_ref().filter(|_| interest.is_some());
+    let first = statements::recommend(&among_candidates(recommender)?, near)?;
+    let rest = as_given(recommender)?;
+    let found = list_of(recommender, &question, &first, Some(&rest), || {
+        vec![
+            user.into(),
+            Vec::<String>::new().into(),
+            false.into(),
+            interest.clone().map(Numbers).into(),
+            candidates.clone().into(),
+        ]
+    })?;
+    Ok(listed(&question, found))
+}
+
+/// The recommender, of whose items none but the candidates `$5` may be listed.
+fn among_candidates(r: &Recommender) -> Result<Recommender> {
+    let Parts {
+        key, kind, equals, ..
+    } = Parts::new(r)?;
+    let mut among = r.clone();
+    among.eligible = format!(
+        "({}) AND {key} {equals} ANY ($5::text[]::{kind}[])",
+        r.eligible
+    );
+    Ok(among)
+}
+
+/// The candidates `$5` but for those of `$6`.
+fn as_given(r: &Recommender) -> Result<String> {
+    let Parts {
+        rows,
+        key,
+        kind,
+        equals,
+        ..
+    } = Parts::new(r)?;
+    Ok(format!(
+        "SELECT {key}::text, 0::float8, NULL::jsonb
+           FROM (SELECT given::{kind} AS item_id, pg_catalog.min(n) AS n FROM pg_catalog.unnest($5::text[]) WITH ORDINALITY AS g (given, n) GROUP BY 1) g
+           JOIN {rows} s ON {key} {equals} g.item_id
+          WHERE ({eligible}) AND NOT {key} {equals} ANY ($6::text[]::{kind}[])
+          ORDER BY g.n",
+        eligible = r.eligible,
+    ))
+}
