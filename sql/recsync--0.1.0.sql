@@ -388,6 +388,14 @@ COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::recommend::lists::functions::rank_of
+
+CREATE FUNCTION rank_of(recommender integer, user_id text, candidates text[])
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'rank_of_wrapper';
+COMMENT ON FUNCTION rank_of(integer, text, text[]) IS 'rank() by the recommender''s number.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::recommend::lists::functions::recommend_of
 
 CREATE FUNCTION recommend_of(recommender integer, user_id text, asked jsonb)
@@ -492,6 +500,7 @@ COMMENT ON FUNCTION similar_of(integer, text, jsonb) IS 'similar() by the recomm
 --   similar_of
 --   similar_by_name
 --   popular_of
+--   rank_of
 --   recommender_number
 
 -- recommend, similar and popular by a recommender's name: for keys as text, bigint and uuid, so that literals and untyped
@@ -504,15 +513,18 @@ BEGIN
     FOREACH key IN ARRAY '{text,bigint,uuid}'::text[] LOOP
         EXECUTE format($sql$
 CREATE FUNCTION @extschema@.recommend(name text, user_id %1$s%2$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true,
-    max_per jsonb DEFAULT NULL, explore double precision DEFAULT 0, skip integer DEFAULT 0, session_items text[] DEFAULT NULL, explain boolean DEFAULT false)
+    diversity double precision DEFAULT 0, max_per jsonb DEFAULT NULL, explore double precision DEFAULT 0, skip integer DEFAULT 0, session_items text[] DEFAULT NULL, explain boolean DEFAULT false)
 RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank, r.reason, r.list_id
   FROM @extschema@.recommend_of(@extschema@.recommender_number($1), $2::pg_catalog.text, pg_catalog.jsonb_build_object(
-       'k', $3, 'filter', $4, 'exclude_seen', $5, 'max_per', $6, 'explore', $7, 'skip', $8, 'session_items', $9, 'explain', $10)) r $$;
+       'k', $3, 'filter', $4, 'exclude_seen', $5, 'diversity', $6, 'max_per', $7, 'explore', $8, 'skip', $9, 'session_items', $10, 'explain', $11)) r $$;
 CREATE FUNCTION @extschema@."similar"(name text, item_id %1$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, by text DEFAULT NULL)
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
   FROM @extschema@.similar_by_name($1, $2::pg_catalog.text, pg_catalog.jsonb_build_object('k', $3, 'filter', $4, 'by', $5)) r $$;
+CREATE FUNCTION @extschema@.rank(name text, user_id %1$s, candidates text[])
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+SELECT r.item, r.score, r.rank FROM @extschema@.rank_of(@extschema@.recommender_number($1), $2::pg_catalog.text, $3) r $$;
 $sql$, key, CASE WHEN key = 'text' THEN ' DEFAULT NULL' ELSE '' END);
     END LOOP;
 END
@@ -531,9 +543,11 @@ DECLARE
     made record;
 BEGIN
     FOR made IN SELECT p.oid::pg_catalog.regprocedure AS name, p.proname FROM pg_catalog.pg_proc p
-                 WHERE p.pronamespace = '@extschema@'::pg_catalog.regnamespace AND p.proname IN ('recommend', 'similar') LOOP
+                 WHERE p.pronamespace = '@extschema@'::pg_catalog.regnamespace AND p.proname IN ('recommend', 'similar', 'rank') LOOP
         EXECUTE format('COMMENT ON FUNCTION %s IS %L', made.name, CASE made.proname WHEN 'recommend' THEN
-'k items for a user: neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; max_per: {"column": n}, at most n items that have the same value in a column of the items; explore: a share, 0 to 1, of the places for items with few interactions, chosen at random, but the same for the same list; skip: leave out so many from the beginning, for the next page; session_items: keys of items that count as seen a moment ago, without a user, too; explain: a longer reason. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, interest, popular, latest, explored; rest: what was left; with explain also scores by source, boost, and because: the items whose neighbour it is, if the caller may read those interactions) and list_id (the same for the same question, whatever skip). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
+'k items for a user: neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; diversity: 0 to 1, how much items whose vectors are alike are kept apart (0: by score alone); max_per: {"column": n}, at most n items that have the same value in a column of the items; explore: a share, 0 to 1, of the places for items with few interactions, chosen at random, but the same for the same list; skip: leave out so many from the beginning, for the next page; session_items: keys of items that count as seen a moment ago, without a user, too; explain: a longer reason. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, interest, popular, latest, explored; rest: what was left; with explain also scores by source, boost, and because: the items whose neighbour it is, if the caller may read those interactions) and list_id (the same for the same question, whatever skip). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
+        WHEN 'rank' THEN
+'Items that come from elsewhere, in the order in which recommend would list them for a user, seen or not. name: a recommender; user_id: text, bigint or uuid, may be NULL; candidates: up to 10000 keys of items. Returns item (the key as text), score, rank from 1: those of the candidates that are eligible and that the caller may see; what no source knows comes last, as given, with score 0. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: as recommend, 22023 too many candidates.'
         ELSE
 'Items like one. name: a recommender, or a pipeline; item_id: text, bigint or uuid (of a pipeline''s source with a key of several columns: a JSON object); filter: as in recommend; by: interactions (items that the users of the item have had to do with, too: by the cosine of their users, shrunk where these are few), content (the cosine of the vectors), or blend of both by reciprocal rank, the default where the items have vectors. Returns item (the key as text), score, rank; as many as there are, up to k. Needs EXECUTE on <name>_similar and SELECT on the items; of a pipeline, SELECT on its source and its relation. Errors: as recommend, 22023 bad by, or no vectors.'
         END);

@@ -26,6 +26,9 @@ mod similar;
 // Candidates from elsewhere.
 mod rank;
 
+// Places for what is unlike the others.
+mod diversity;
+
 // What the caller may see of it.
 mod sieve;
 
@@ -39,8 +42,9 @@ use super::interest;
 use super::search::require_select;
 use crate::catalog::recommender::Recommender;
 use crate::catalog::recommender::functions::{Kind, require_execute};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::vector::Numbers;
+use diversity::Spread;
 use question::Question;
 use selection::{Offer, Selection};
 use sieve::{Candidate, Sieve};
@@ -66,6 +70,13 @@ fn recommended(
             interest.clone().map(Numbers).into(),
         ]
     };
+    if question.diversity > 0.0 && recommender.vectors.is_none() {
+        return Err(Error::argument(
+            "diversity",
+            format!("the items of {} have no vectors", recommender.name),
+            "Make the recommender with text and server, or with a pipeline as its items; max_per needs no vectors.",
+        ));
+    }
     let explore = (question.explore > 0.0).then(|| seed_of(&list));
     let mut found = list_with(
         recommender,
@@ -180,9 +191,24 @@ fn list_with<'a>(
         let phase = f64::from(seed as u16) / 65_536.0;
         selection.explore(question.explore, phase, explored);
     }
+    if question.diversity > 0.0 {
+        let mut pool = Vec::new();
+        sieve.read(
+            first,
+            &arguments(),
+            |_| (),
+            |offer| {
+                pool.push(offer);
+                pool.len() < diversity::POOL
+            },
+        )?;
+        spread(recommender, question.diversity, pool, &mut selection)?;
+    }
     let mut looked_at = Vec::new();
     let note = |candidate: &Candidate| looked_at.push(candidate.item.clone());
-    sieve.read(first, &arguments(), note, |offer| selection.offer(offer))?;
+    if !selection.is_full() {
+        sieve.read(first, &arguments(), note, |offer| selection.offer(offer))?;
+    }
     if let Some(rest) = rest
         && !selection.is_full()
     {
@@ -191,4 +217,27 @@ fn list_with<'a>(
         sieve.read(rest, &arguments, |_| (), |offer| selection.offer(offer))?;
     }
     Ok(selection.chosen().into_iter().skip(question.skip).collect())
+}
+
+/// Offers these in an order in which those that are alike are apart.
+fn spread(
+    recommender: &Recommender,
+    diversity: f64,
+    pool: Vec<Offer<Candidate>>,
+    selection: &mut Selection<Candidate>,
+) -> Result<()> {
+    let items: Vec<String> = pool.iter().map(|offer| offer.item.clone()).collect();
+    let vectors = interest::vectors_of(recommender, &items)?;
+    let scored = pool
+        .iter()
+        .map(|offer| (offer.item.as_str(), offer.candidate.score));
+    let spread = Spread::new(scored, &vectors, diversity);
+    let mut pool: Vec<Option<Offer<Candidate>>> = pool.into_iter().map(Some).collect();
+    for number in spread {
+        let offer = pool.get_mut(number).and_then(Option::take);
+        if offer.is_some_and(|offer| !selection.offer(offer)) {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -225,6 +225,43 @@ fn candidates_from_elsewhere_are_ranked_for_a_user() {
 }
 
 #[test]
+fn diversity_keeps_apart_what_is_alike() {
+    let mut db = library(shared(), 200);
+    views(&mut db, "ann", &[3, 13, 23, 4]);
+    settle(&mut db);
+    let mut list = |more: &str| items(&mut db, &format!("shop_recommend('ann', k => 12{more})"));
+    let plain = list("");
+    assert_eq!(list(", diversity => 0"), plain);
+    let topics = |listed: &[i32]| {
+        (0..TOPICS)
+            .filter(|topic| of_topic(*topic, listed) > 0)
+            .count()
+    };
+    let spread = list(", diversity => 0.7");
+    assert!(spread.len() == 12 && spread[0] == plain[0], "{spread:?}");
+    assert!(topics(&spread) > topics(&plain), "{plain:?} {spread:?}");
+    // Pages of it are one list, and nothing comes twice.
+    let all = items(&mut db, "shop_recommend('ann', k => 150, diversity => 0.7)");
+    assert_eq!((&all[..12], all.len()), (&spread[..], 150));
+    let page = items(
+        &mut db,
+        "shop_recommend('ann', k => 5, skip => 7, diversity => 0.7)",
+    );
+    assert_eq!(page, spread[7..]);
+    let mut once = all.clone();
+    once.sort();
+    once.dedup();
+    assert_eq!(once.len(), 150);
+    for bad in ["2", "-0.1"] {
+        let call = format!("SELECT * FROM shop_recommend('ann', diversity => {bad})");
+        assert_eq!(db.refused(&call).code().code(), "22023", "{bad}");
+    }
+    db.run("SELECT recsync.create_recommender('plain', 'product', 'event')");
+    let error = db.refused("SELECT * FROM plain_recommend('ann', diversity => 0.5)");
+    assert_eq!(error.code().code(), "22023");
+}
+
+#[test]
 fn a_key_of_several_columns_is_given_as_it_is_shown() {
     let mut db = with_server(shared());
     db.run(

@@ -72,6 +72,7 @@ const OF_RECOMMEND: &[Argument] = &[
     K,
     FILTER,
     argument("exclude_seen", "boolean", "true", "{}"),
+    argument("diversity", "double precision", "0", "{}"),
     argument("max_per", "jsonb", "NULL", "{}"),
     argument("explore", "double precision", "0", "{}"),
     argument("skip", "integer", "0", "{}"),

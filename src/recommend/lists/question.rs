@@ -22,6 +22,8 @@ pub struct Question {
     pub skip: usize,
     pub filter: Option<Value>,
     pub exclude_seen: bool,
+    /// How much what is alike is kept apart.
+    pub diversity: f64,
     /// How many of one value of a column there may be.
     pub max_per: BTreeMap<String, usize>,
     /// Share of the places that are for items with few interactions.
@@ -42,6 +44,7 @@ impl Default for Question {
             skip: 0,
             filter: None,
             exclude_seen: true,
+            diversity: 0.0,
             max_per: BTreeMap::new(),
             explore: 0.0,
             session_items: Vec::new(),
@@ -76,6 +79,13 @@ impl Question {
                 "skip",
                 "so many rows cannot be left out",
                 "Give 0 to 100000.",
+            ));
+        }
+        if wrong("diversity", &|share| within(share, 0.0, 1.0)) {
+            return Err(Error::argument(
+                "diversity",
+                "it is no share",
+                "Give 0 (by score alone) to 1, for example 0.3.",
             ));
         }
         if wrong("explore", &|share| within(share, 0.0, 1.0)) {
