@@ -88,7 +88,7 @@ CREATE TABLE pipeline (
 
 -- What is recommended, by whose interactions. Its id is one of the pipelines' numbers: backfills, dead letters and the
 -- worker's counters know both by one number. What the worker keeps for it is in tables of its own, interaction_<id>,
--- item_<id> and pair_<id>, which are the extension's and so not dumped.
+-- item_<id>, neighbour_<id> and stale_<id>, which are the extension's and so not dumped.
 CREATE TABLE recommender (
     id              integer PRIMARY KEY DEFAULT pg_catalog.nextval('@extschema@.pipeline_id_seq'),
     name            text NOT NULL UNIQUE,            -- qualified and quoted; its functions are <name>_recommend and so on

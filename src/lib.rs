@@ -10,7 +10,7 @@
 //!                                    snapshot     one a               retry,   fenced, one
 //!                                    checkpoint   row                 bisect   transaction
 //!                                      |
-//!                                      +----> keep: interactions, pairs and heat of items ----> recommend
+//!                                      +----> keep: interactions, heat and neighbours ----> recommend
 //! ```
 //!
 //! What holds whatever happens:

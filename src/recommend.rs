@@ -20,6 +20,9 @@ mod filter;
 // What a user is interested in, as a vector.
 mod interest;
 
+// How alike two items are.
+mod likeness;
+
 // What is kept of interactions, in step with them.
 pub mod keep;
 

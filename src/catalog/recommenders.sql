@@ -18,7 +18,7 @@ SELECT pg_catalog.jsonb_build_object(
          'keys', {keys},
          -- What the worker keeps: where it is, whom it is written as.
          'user_keys', {user_keys},
-         'kept', COALESCE(pg_catalog.has_table_privilege(i.relowner, pg_catalog.to_regclass('recsync.pair_' || r.id), 'INSERT'), false)
+         'kept', COALESCE(pg_catalog.has_table_privilege(i.relowner, pg_catalog.to_regclass('recsync.stale_' || r.id), 'INSERT'), false)
                  AND (r.pipeline_id IS NULL OR pg_catalog.to_regclass('recsync.interest_' || r.id) IS NOT NULL),
          'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(r.used_columns || s.key_columns) AS u (name)
                              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a

@@ -27,6 +27,11 @@ const NOTHING_LEFT: &str = "\
 SELECT NOT EXISTS (SELECT FROM recsync.job WHERE pipeline_id = $1 AND created_at <= $2
                       AND ($3::timestamptz IS NULL OR last_attempt_at IS NULL OR last_attempt_at < $3::timestamptz))";
 
+/// The name, if it is a recommender's number.
+const STALE: &str = "\
+SELECT 'recsync.' || c.relname FROM pg_catalog.pg_class c
+ WHERE c.oid = pg_catalog.to_regclass('recsync.stale_' || $1)";
+
 const PAUSED: &str = "\
 SELECT relation FROM recsync.pipeline WHERE id = $1 AND paused UNION ALL SELECT name FROM recsync.recommender WHERE id = $1 AND paused";
 
@@ -105,6 +110,8 @@ pub struct Goal {
     covered_at: Option<TimestampWithTimeZone>,
     /// Jobs that have failed since then count as done.
     since: Option<TimestampWithTimeZone>,
+    /// Of a recommender: the table of its lists that are to be counted anew.
+    stale: Option<String>,
 }
 
 impl Goal {
@@ -115,6 +122,7 @@ impl Goal {
             target: current_snapshot()?,
             covered_at: None,
             since: None,
+            stale: select_one(STALE, &[id.into()])?,
         })
     }
 
@@ -206,6 +214,13 @@ impl Goal {
             self.covered_at = select_one("SELECT pg_catalog.clock_timestamp()", &[])?;
         }
         let arguments = [pipeline.into(), self.covered_at.into(), self.since.into()];
-        Ok(select_one::<bool>(NOTHING_LEFT, &arguments)? == Some(true))
+        if select_one::<bool>(NOTHING_LEFT, &arguments)? != Some(true) {
+            return Ok(false);
+        }
+        let Some(stale) = &self.stale else {
+            return Ok(true);
+        };
+        let nothing = format!("SELECT NOT EXISTS (SELECT FROM {stale} WHERE since <= $1)");
+        Ok(select_one::<bool>(&nothing, &[self.covered_at.into()])? == Some(true))
     }
 }

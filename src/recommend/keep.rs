@@ -1,5 +1,5 @@
 //! What is kept for a recommender, brought in step with rows of its interactions: each interaction, the users and
-//! the heat of each item, the users that each two items have in common.
+//! the heat of each item, the neighbours of each item.
 //!
 //! It never adds up what it has not seen: the items of a user are read before and after, and the difference counts.
 //! So a correction, a deletion or a change that comes twice is right by itself.
@@ -13,11 +13,14 @@ use pgrx::prelude::*;
 use pgrx::spi::{SpiClient, SpiTupleTable};
 use std::collections::{BTreeMap, BTreeSet};
 
+// The items of users, before and after.
+mod sets;
+
+// The items that are alike.
+mod neighbours;
+
 // The vectors of users' interests.
 mod interests;
-
-// Users of items, and of two items.
-mod pairs;
 
 // Items that have got another vector.
 mod revised;
@@ -29,9 +32,11 @@ use crate::catalog::rights::{As, with_settings};
 use crate::dispatch::queue::Job;
 use crate::dispatch::render::{given, key_arguments, keyed, names};
 use crate::error::Result;
+use crate::recommend::likeness;
 use crate::statement::Statement;
 pub use interests::{AT_ONCE, Interests};
-use pairs::{Deltas, Sets};
+use neighbours::Neighbours;
+use sets::{Changes, Sets};
 
 /// Interactions whose row is gone, taken at once.
 const ORPHANS: usize = 1_000;
@@ -50,10 +55,10 @@ pub struct Keeper {
     remove: Statement,
     write: Statement,
     sets: Statement,
-    pairs: Statement,
-    remove_pairs: Statement,
+    add_to_items: Statement,
     items: Statement,
     remove_items: Statement,
+    neighbours: Neighbours,
     orphans: Statement,
     /// Where the items have vectors.
     pub interests: Option<Interests>,
@@ -68,7 +73,12 @@ impl Keeper {
         let (item_type, user_type) = (&item.type_name, &user.type_name);
         let source = r.rows_of.as_deref().unwrap_or_default();
         let (interactions, items) = (tables::interactions(r.id), tables::items(r.id));
-        let pairs = tables::pairs(r.id);
+        // An interaction's share of its item's heat, and what shares come to.
+        let share = format!(
+            "CASE WHEN e.weight > 0 THEN extract(epoch FROM e.at)::float8 / {}::float8 + pg_catalog.ln(e.weight) / pg_catalog.ln(2::float8) END",
+            r.half_life_s
+        );
+        let sum = "pg_catalog.max(w.most) + pg_catalog.ln(pg_catalog.sum(pg_catalog.power(2::float8, GREATEST(w.share - w.most, -1000)))) / pg_catalog.ln(2::float8)";
         let count = keys.len();
         let (given_keys, key_names) = (given(count, ""), names(count));
         let on_kept = keyed(keys, "e", |key| &key.stored, "k");
@@ -83,8 +93,7 @@ impl Keeper {
             .iter()
             .map(|key| format!("s.{} {} e.{}", key.column, key.equals, key.stored))
             .collect();
-        let latest_first: Vec<String> = stored.iter().map(|key| format!("e.{key} DESC")).collect();
-        let (stored, latest_first) = (stored.join(", "), latest_first.join(", "));
+        let stored = stored.join(", ");
         let five: Vec<String> = (count + 1..=count + 5)
             .map(|n| format!(", pg_catalog.unnest(${n}::text[])"))
             .collect();
@@ -116,27 +125,30 @@ impl Keeper {
                 values.join(", "),
                 given(count, &five.concat()),
             )),
-            // Weights are added as numeric: whether they come to more than 0 must not depend on their order.
             sets: Statement::by_key(format!(
                 "SELECT u.user_id::text, x.item_id::text
                    FROM (SELECT DISTINCT given::{user_type} AS user_id FROM pg_catalog.unnest($1::text[]) AS given) u
-                  CROSS JOIN LATERAL (
-                        SELECT h.item_id
-                          FROM (SELECT e.item_id, e.weight FROM {interactions} e WHERE e.user_id {} u.user_id
-                                 ORDER BY e.at DESC, {latest_first} LIMIT {}) h
-                         GROUP BY h.item_id HAVING pg_catalog.sum(h.weight::numeric) > 0) x",
-                user.equals, r.history,
+                  CROSS JOIN LATERAL ({}) x",
+                likeness::set_of_user(r)?,
             )),
-            pairs: Statement::by_key(format!(
-                "INSERT INTO {pairs} AS p (item_id, other_id, users)
-                 SELECT (v.item)::{item_type}, (v.other)::{item_type}, pg_catalog.sum(v.users)
-                   FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::int4[])) AS v (item, other, users)
-                  GROUP BY 1, 2 HAVING pg_catalog.sum(v.users) <> 0 ORDER BY 1, 2
-                     ON CONFLICT (item_id, other_id) DO UPDATE SET users = p.users + excluded.users"
-            )),
-            remove_pairs: Statement::by_key(format!(
-                "DELETE FROM {pairs} p USING ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS v (item, other)
-                  WHERE p.item_id {equals} (v.item)::{item_type} AND p.other_id {equals} (v.other)::{item_type} AND p.users <= 0",
+            // Items that have only got more: $2 is how many users, $3 to $5 their new interactions.
+            add_to_items: Statement::by_key(format!(
+                "INSERT INTO {items} AS t (item_id, users, interactions, heat)
+                 SELECT g.item_id, g.users, COALESCE(h.interactions, 0), h.heat
+                   FROM (SELECT (v.item)::{item_type} AS item_id, pg_catalog.sum(v.users) AS users
+                           FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::int4[])) AS v (item, users) GROUP BY 1) g
+                   LEFT JOIN (
+                        SELECT w.item_id, pg_catalog.count(*) AS interactions, {sum} AS heat
+                          FROM (SELECT c.item_id, c.share, pg_catalog.max(c.share) OVER (PARTITION BY c.item_id) AS most
+                                  FROM (SELECT (e.item)::{item_type} AS item_id, {share} AS share
+                                          FROM (SELECT v.item, v.at::timestamptz AS at, v.weight::float8 AS weight
+                                                  FROM ROWS FROM (pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[])) AS v (item, at, weight)) e) c) w
+                         GROUP BY w.item_id) h ON h.item_id {equals} g.item_id
+                  ORDER BY g.item_id
+                     ON CONFLICT (item_id) DO UPDATE SET users = t.users + excluded.users, interactions = t.interactions + excluded.interactions,
+                        heat = CASE WHEN t.heat IS NULL OR excluded.heat IS NULL THEN COALESCE(t.heat, excluded.heat)
+                                    ELSE GREATEST(t.heat, excluded.heat)
+                                         + pg_catalog.ln(1 + pg_catalog.power(2::float8, GREATEST(-pg_catalog.abs(t.heat - excluded.heat), -1000))) / pg_catalog.ln(2::float8) END",
                 equals = item.equals,
             )),
             items: Statement::by_key(format!(
@@ -145,14 +157,12 @@ impl Keeper {
                    FROM (SELECT (v.item)::{item_type} AS item_id, pg_catalog.sum(v.users) AS users
                            FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::int4[])) AS v (item, users) GROUP BY 1) g
                   CROSS JOIN LATERAL (
-                        SELECT pg_catalog.count(*) AS interactions,
-                               pg_catalog.max(w.most) + pg_catalog.ln(pg_catalog.sum(pg_catalog.power(2::float8, GREATEST(w.share - w.most, -1000)))) / pg_catalog.ln(2::float8) AS heat
+                        SELECT pg_catalog.count(*) AS interactions, {sum} AS heat
                           FROM (SELECT c.share, pg_catalog.max(c.share) OVER () AS most
-                                  FROM (SELECT CASE WHEN e.weight > 0 THEN extract(epoch FROM e.at)::float8 / {half_life}::float8 + pg_catalog.ln(e.weight) / pg_catalog.ln(2::float8) END AS share
+                                  FROM (SELECT {share} AS share
                                           FROM {interactions} e WHERE e.item_id {equals} g.item_id) c) w) h
                   ORDER BY g.item_id
                      ON CONFLICT (item_id) DO UPDATE SET users = t.users + excluded.users, interactions = excluded.interactions, heat = excluded.heat",
-                half_life = r.half_life_s,
                 equals = item.equals,
             )),
             remove_items: Statement::by_key(format!(
@@ -164,6 +174,7 @@ impl Keeper {
                 texts.join(", "),
                 same.join(" AND "),
             )),
+            neighbours: Neighbours::new(r)?,
             interests: Interests::of(r)?,
             recommender: r.clone(),
         })
@@ -183,13 +194,14 @@ impl Keeper {
     }
 
     /// Brings what is kept in step with the jobs' rows, as the owner of the items. A row that is not in `rows` is none.
-    /// Whose interactions have changed.
-    pub fn keep(&self, jobs: &[Job], rows: Rows) -> Result<Vec<String>> {
+    /// `marks`: whether lists that are stale by that are to be counted anew; else all are, later. Whose interactions have
+    /// changed.
+    pub fn keep(&self, jobs: &[Job], rows: Rows, marks: bool) -> Result<Vec<String>> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
         let _as = As::owner(self.recommender.owner());
-        Spi::connect_mut(|client| self.keep_with(client, jobs, rows))
+        Spi::connect_mut(|client| self.keep_with(client, jobs, rows, marks))
     }
 
     fn keep_with(
@@ -197,6 +209,7 @@ impl Keeper {
         client: &mut SpiClient,
         jobs: &[Job],
         mut rows: Rows,
+        marks: bool,
     ) -> Result<Vec<String>> {
         let mut kept = by_number(self.kept.select(client, &key_arguments(jobs.iter()))?)?;
         let gone: Vec<usize> = kept
@@ -209,17 +222,18 @@ impl Keeper {
         if rows.is_empty() && kept.is_empty() {
             return Ok(Vec::new());
         }
-        let touched = || kept.values().chain(rows.values());
-        let users: BTreeSet<&String> = touched().map(|[user, ..]| user).collect();
+        let touched = kept.values().chain(rows.values());
+        let users: BTreeSet<&String> = touched.map(|[user, ..]| user).collect();
         let users: Vec<String> = users.into_iter().cloned().collect();
         let before = self.sets(client, &users)?;
         self.write(client, jobs, &gone, &rows)?;
         let after = self.sets(client, &users)?;
-        let mut deltas = Deltas::between(&before, &after);
-        for [_, item, ..] in touched() {
-            deltas.items.entry(item).or_insert(0); // its heat has changed
+        let changes = Changes::between(&before, &after);
+        self.count(client, &changes.users, &kept, &rows)?;
+        if marks {
+            let stale = changes.stale.iter().map(|item| (*item).to_owned());
+            self.neighbours.mark(client, stale.collect())?;
         }
-        self.count(client, &deltas)?;
         if let Some(interests) = &self.interests {
             interests.outdate(client, &users)?;
         }
@@ -261,35 +275,61 @@ impl Keeper {
         Ok(sets)
     }
 
-    fn count(&self, client: &mut SpiClient, deltas: &Deltas) -> Result<()> {
-        let owned = |items: &mut dyn Iterator<Item = &&str>| -> DatumWithOid<'static> {
-            items
-                .map(|item| (*item).to_owned())
-                .collect::<Vec<String>>()
-                .into()
-        };
-        let items = || owned(&mut deltas.items.keys());
-        let users: Vec<i32> = deltas.items.values().copied().collect();
-        self.items.update(client, &[items(), users.into()])?;
-        self.remove_items.update(client, &[items()])?;
-        if !deltas.pairs.is_empty() {
-            let users: Vec<i32> = deltas.pairs.values().copied().collect();
+    /// What is known of the items, which have so many users more or fewer. Interactions that are new are added; where
+    /// one has changed or is gone, its item's are counted from the beginning: what was added cannot be taken off again.
+    fn count(
+        &self,
+        client: &mut SpiClient,
+        users: &BTreeMap<&str, i32>,
+        kept: &Rows,
+        rows: &Rows,
+    ) -> Result<()> {
+        let changed = rows.iter().filter(|(number, _)| kept.contains_key(number));
+        let changed = kept.values().chain(changed.map(|(_, row)| row));
+        let counted: BTreeSet<&str> = changed.map(|[_, item, ..]| item.as_str()).collect();
+        let new: Vec<&Interaction> = rows
+            .values()
+            .filter(|[_, item, ..]| !counted.contains(item.as_str()))
+            .collect();
+        let mut added: BTreeMap<&str, i32> = new.iter().map(|row| (row[1].as_str(), 0)).collect();
+        let others = users.iter().filter(|(item, _)| !counted.contains(*item));
+        added.extend(others.map(|(item, users)| (*item, *users)));
+        if !added.is_empty() {
+            let column = |column: usize| -> DatumWithOid<'static> {
+                let values = new.iter().filter_map(|row| row.get(column).cloned());
+                values.collect::<Vec<String>>().into()
+            };
             let arguments = [
-                owned(&mut deltas.pairs.keys().map(|(item, _)| item)),
-                owned(&mut deltas.pairs.keys().map(|(_, other)| other)),
-                users.into(),
+                owned(added.keys().copied()),
+                added.into_values().collect::<Vec<i32>>().into(),
+                column(1),
+                column(2),
+                column(3),
             ];
-            self.pairs.update(client, &arguments)?;
+            self.add_to_items.update(client, &arguments)?;
         }
-        let fewer = || deltas.pairs.iter().filter(|(_, users)| **users < 0);
-        if fewer().next().is_some() {
-            let arguments = [
-                owned(&mut fewer().map(|((item, _), _)| item)),
-                owned(&mut fewer().map(|((_, other), _)| other)),
-            ];
-            self.remove_pairs.update(client, &arguments)?;
+        if !counted.is_empty() {
+            let users = counted
+                .iter()
+                .map(|item| users.get(item).copied().unwrap_or(0));
+            let users: Vec<i32> = users.collect();
+            let items = || owned(counted.iter().copied());
+            self.items.update(client, &[items(), users.into()])?;
+            self.remove_items.update(client, &[items()])?;
         }
         Ok(())
+    }
+
+    /// All lists of neighbours are to be counted anew.
+    pub fn mark_all(&self) -> Result<()> {
+        let _as = As::owner(self.recommender.owner());
+        self.neighbours.mark_all()
+    }
+
+    /// Counts some of the lists that are stale. False when there were none.
+    pub fn count_some(&mut self) -> Result<bool> {
+        let _as = As::owner(self.recommender.owner());
+        self.neighbours.count_some()
     }
 
     /// Keys of kept interactions whose row is gone; not all of them at once.
@@ -316,7 +356,8 @@ impl Keeper {
         let mut all = vec![
             tables::interactions(r.id),
             tables::items(r.id),
-            tables::pairs(r.id),
+            tables::neighbours(r.id),
+            tables::stale(r.id),
         ];
         all.extend(self.interests.as_ref().map(|_| tables::interests(r.id)));
         for table in all {
@@ -324,6 +365,10 @@ impl Keeper {
         }
         Ok(true)
     }
+}
+
+fn owned<'a>(items: impl Iterator<Item = &'a str>) -> DatumWithOid<'static> {
+    items.map(str::to_owned).collect::<Vec<String>>().into()
 }
 
 /// Rows of a job's number (from 1) and an interaction, by the numbers from 0; those without a NULL.

@@ -40,6 +40,8 @@ pub struct Keeping {
     rests_until: Option<Instant>,
     /// All its rows are to be looked at again: too much has changed at once to be remembered row by row.
     starts_over: bool,
+    /// Lists of neighbours may have to be counted anew.
+    may_be_stale: bool,
 }
 
 impl Leader {
@@ -121,6 +123,7 @@ impl Leader {
                 due: Due::default(),
                 rests_until: None,
                 starts_over: false,
+                may_be_stale: true,
             })),
             Err(error) => {
                 note_pause(&recommender, &error.to_string())?;
@@ -192,6 +195,7 @@ impl Leader {
             self.backfill_recommender(id)?;
             while self.keep_a_chunk(id)? && Instant::now() < until {}
             self.refresh_interests(id, until)?;
+            while Instant::now() < until && self.count_neighbours(id)? {}
         }
         Ok(())
     }
@@ -213,8 +217,11 @@ impl Leader {
             return Ok(false);
         };
         self.busy_at = Instant::now();
-        match keeping.follow(&jobs) {
+        // While all rows are read, no list is counted: at the end, all are.
+        let marks = lane != Lane::Backfill || keeping.recommender.backfilled;
+        match keeping.follow(&jobs, marks) {
             Ok(()) => {
+                keeping.may_be_stale |= marks;
                 for job in &jobs {
                     self.queue.finish(&job.row);
                 }
@@ -242,6 +249,26 @@ impl Leader {
         match is_passing(failed.code) {
             true => Ok(()),
             false => self.pause_recommender(id, &failed.message),
+        }
+    }
+
+    /// Lists of neighbours that are stale are counted, where nothing else waits. False when there are none.
+    fn count_neighbours(&mut self, id: i32) -> std::result::Result<bool, Failed> {
+        let Some(keeping) = self
+            .recommenders
+            .get_mut(&id)
+            .filter(|keeping| !keeping.rests() && keeping.may_be_stale)
+        else {
+            return Ok(false);
+        };
+        let keeper = &mut keeping.keeper;
+        match transaction(|| keeper.count_some()) {
+            Ok(some) => {
+                keeping.may_be_stale = some;
+                self.jobs_ended |= some;
+                Ok(some)
+            }
+            Err(failed) => self.failed_to_keep(id, failed).map(|()| false),
         }
     }
 
@@ -280,7 +307,10 @@ impl Leader {
                 .into_iter()
                 .map(|key| Job::new(row_of(id, &Arc::from(key))))
                 .collect();
-            keeper.keep(&orphans, Rows::new())?;
+            keeper.keep(&orphans, Rows::new(), true)?;
+            if orphans.is_empty() {
+                keeper.mark_all()?;
+            }
             Ok((slice, orphans.is_empty()))
         });
         let (slice, last) = match read {
@@ -295,6 +325,7 @@ impl Leader {
         let up_to = if last { None } else { slice.last().cloned() };
         recommender.backfill_after.clone_from(&up_to);
         recommender.backfilled = last;
+        keeping.may_be_stale |= last;
         self.queue_slice(id, round, slice, up_to);
         Ok(())
     }
@@ -315,8 +346,8 @@ impl Leader {
     pub(super) fn keeps_on(&self) -> Option<Duration> {
         let now = Instant::now();
         let busy = self.recommenders.iter().filter_map(|(id, keeping)| {
-            let rows = !keeping.recommender.backfilled
-                && self.queue.waits(*id, Lane::Backfill) == 0
+            let rows = keeping.may_be_stale
+                || !keeping.recommender.backfilled && self.queue.waits(*id, Lane::Backfill) == 0
                 || [Lane::Live, Lane::Backfill]
                     .into_iter()
                     .any(|lane| self.queue.waits(*id, lane) > 0);
@@ -352,7 +383,7 @@ impl Keeping {
 
     /// Interactions and their effect, in a transaction of their own. A chunk that fails is halved until the row that
     /// is the cause is alone.
-    fn follow(&mut self, jobs: &[Job]) -> std::result::Result<(), Failed> {
+    fn follow(&mut self, jobs: &[Job], marks: bool) -> std::result::Result<(), Failed> {
         let (keeper, id) = (&self.keeper, self.recommender.id);
         let (dead_letters, round) = (
             self.recommender.dead_letters,
@@ -362,7 +393,7 @@ impl Keeping {
             guard_user_code()?;
             let rows = keeper.read(jobs)?;
             release_user_code();
-            let users = keeper.keep(jobs, rows)?;
+            let users = keeper.keep(jobs, rows, marks)?;
             // What it is kept in is locked by now: who makes that anew has done so, or waits.
             require_round(id, round)?;
             if dead_letters {
@@ -377,7 +408,7 @@ impl Keeping {
                 self.recommender.dead_letters = true;
                 let message = format!("it could not be read: {}", failed.message);
                 let users = transaction(|| {
-                    let users = keeper.keep(jobs, Rows::new())?;
+                    let users = keeper.keep(jobs, Rows::new(), marks)?;
                     jobs.iter()
                         .try_for_each(|job| jobs::bury(job, "permanent", None, &message))?;
                     Ok(users)
@@ -387,8 +418,8 @@ impl Keeping {
             }
             Err(_) => {
                 let (one, other) = jobs.split_at(jobs.len() / 2);
-                self.follow(one)?;
-                self.follow(other)
+                self.follow(one, marks)?;
+                self.follow(other, marks)
             }
             Ok(users) => {
                 self.due.add(users);

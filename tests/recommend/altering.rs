@@ -8,10 +8,10 @@ fn rounds(db: &mut Database) -> i32 {
     db.one("SELECT round FROM recsync.backfill")
 }
 
-/// What the kept pairs are in.
-fn pairs(db: &mut Database) -> u32 {
+/// What the kept lists are in.
+fn lists(db: &mut Database) -> u32 {
     let id = crate::shop::number(db);
-    db.one(&format!("SELECT 'recsync.pair_{id}'::regclass::oid"))
+    db.one(&format!("SELECT 'recsync.neighbour_{id}'::regclass::oid"))
 }
 
 #[test]
@@ -20,7 +20,7 @@ fn what_only_lists_depend_on_holds_at_once_and_nothing_is_computed() {
     views(&mut db, "ann", &[1, 2]);
     db.run("INSERT INTO event (user_id, product_id, kind, created_at) VALUES ('ann', 3, 'buy', now() - interval '40 days')");
     db.settle("shop");
-    let (round, kept) = (rounds(&mut db), pairs(&mut db));
+    let (round, kept) = (rounds(&mut db), lists(&mut db));
     db.run("SELECT recsync.alter_recommender('shop', eligible => 'id <> 5', boost => 'CASE WHEN product.id = 2 THEN 50 ELSE 1 END')");
     assert_eq!(items(&mut db, "shop_recommend('ann')"), [2, 1, 4]);
     db.run("SELECT recsync.alter_recommender('shop', seen_for => '30 days')");
@@ -30,7 +30,7 @@ fn what_only_lists_depend_on_holds_at_once_and_nothing_is_computed() {
     // NULL leaves everything as it is.
     db.run("SELECT recsync.alter_recommender('shop')");
     assert_eq!(items(&mut db, "shop_recommend('ann')"), [2, 1, 4]);
-    assert_eq!((rounds(&mut db), pairs(&mut db)), (round, kept));
+    assert_eq!((rounds(&mut db), lists(&mut db)), (round, kept));
 }
 
 #[test]
@@ -39,10 +39,10 @@ fn a_changed_weight_or_seen_has_all_interactions_read_again() {
     views(&mut db, "ann", &[1, 2, 3]);
     db.run("INSERT INTO event (user_id, product_id, kind) VALUES ('ann', 4, 'return'), ('bob', 4, 'buy'), ('bob', 1, 'view')");
     db.settle("shop");
-    let (round, kept) = (rounds(&mut db), pairs(&mut db));
+    let (round, kept) = (rounds(&mut db), lists(&mut db));
     db.run("SELECT recsync.alter_recommender('shop', weight => $$ CASE WHEN kind = 'view' THEN 0 ELSE 1 END $$, seen => $$ kind <> 'view' $$)");
     db.settle("shop");
-    assert_eq!((rounds(&mut db), pairs(&mut db)), (round + 1, kept));
+    assert_eq!((rounds(&mut db), lists(&mut db)), (round + 1, kept));
     assert_eq!(items(&mut db, "shop_popular(k => 1)"), [4]);
     assert!(!items(&mut db, "shop_recommend('ann')").contains(&4));
     assert_eq!(items(&mut db, "shop_similar(1)"), Vec::<i32>::new());

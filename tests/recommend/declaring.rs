@@ -195,7 +195,7 @@ fn drop_recommender_leaves_nothing() {
     db.settle("shop");
     db.run("SELECT recsync.drop_recommender('shop')");
     let left: Vec<String> = db.column(
-        "SELECT relname::text FROM pg_class WHERE relname ~ '^(interaction|item|pair)_[0-9]'
+        "SELECT relname::text FROM pg_class WHERE relname ~ '^(interaction|item|neighbour|stale)_[0-9]'
           UNION ALL SELECT proname::text FROM pg_proc WHERE proname LIKE 'shop%'
           UNION ALL SELECT tgname::text FROM pg_trigger WHERE tgname LIKE '00_recsync%'
           UNION ALL SELECT relation FROM recsync.source UNION ALL SELECT pipeline_id::text FROM recsync.backfill",

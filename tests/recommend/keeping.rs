@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 
 use crate::shop::{
-    assert_kept_right, change_at_random, differences, items, number, shop, tables, views,
+    assert_kept_right, change_at_random, differences, differing_lists, items, number, shop, tables,
+    views,
 };
 use crate::support::{Cluster, PATIENCE, Sql, shared, wait_until};
 
@@ -26,12 +27,20 @@ fn thousands_of_random_changes_leave_what_a_count_of_the_events_gives() {
         assert_kept_right(&mut db);
     }
     assert!(db.one::<i64>("SELECT count(*) FROM event") > 300);
-    // And a difference of one user in one pair would have been found.
-    let pairs = format!("recsync.pair_{}", number(&mut db));
+    // And one item too few in one list would have been found.
+    let lists = format!("recsync.neighbour_{}", number(&mut db));
     db.run(&format!(
-        "UPDATE {pairs} SET users = users + 1 WHERE ctid = (SELECT ctid FROM {pairs} LIMIT 1)"
+        "UPDATE {lists} SET others = others[2:] WHERE ctid = (SELECT ctid FROM {lists} WHERE others <> '{{}}' LIMIT 1)"
     ));
     assert_eq!(differences(&mut db).len(), 1);
+    // Counted all at once, they are what a count of the events gives.
+    let id = number(&mut db);
+    db.run(&format!(
+        "INSERT INTO recsync.stale_{id} SELECT item_id, now() FROM recsync.item_{id} ON CONFLICT DO NOTHING;
+         INSERT INTO event (user_id, product_id) VALUES ('somebody', 1)"
+    ));
+    db.settle("shop");
+    assert_eq!(differing_lists(&mut db), [] as [String; 0]);
 }
 
 #[test]
@@ -91,10 +100,10 @@ fn invariant_1_worker_killed_between_effect_and_commit_does_it_once() {
     let id: i32 = db.one("SELECT id FROM recsync.recommender");
     let mut other = db.connect();
     let mut lock = other.transaction().unwrap();
-    lock.batch_execute(&format!("LOCK TABLE recsync.pair_{id} IN SHARE MODE"))
+    lock.batch_execute(&format!("LOCK TABLE recsync.stale_{id} IN SHARE MODE"))
         .unwrap();
     views(&mut db, "ann", &[3]);
-    db.wait_until_worker_waits_for_lock(); // the interaction is written, its pairs are not
+    db.wait_until_worker_waits_for_lock(); // the interaction is written, what follows is not
     db.kill9_worker();
     drop(lock.commit());
     db.settle("shop");

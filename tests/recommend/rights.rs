@@ -81,7 +81,7 @@ fn execute_on_the_typed_function_is_the_right_to_call_either() {
     for table in [
         "event".to_owned(),
         format!("recsync.interaction_{id}"),
-        format!("recsync.pair_{id}"),
+        format!("recsync.stale_{id}"),
         "recsync.recommender".into(),
     ] {
         assert_eq!(
@@ -207,7 +207,7 @@ fn the_owner_of_the_items_must_be_able_to_read_the_interactions() {
     wait_until(PATIENCE, "it runs as the new owner", || {
         let id: i32 = db.one("SELECT id FROM recsync.recommender");
         db.one(&format!(
-            "SELECT bool_and(state = 'running') AND has_table_privilege('{next}', to_regclass('recsync.pair_{id}'), 'INSERT') FROM recsync.status"
+            "SELECT bool_and(state = 'running') AND has_table_privilege('{next}', to_regclass('recsync.stale_{id}'), 'INSERT') FROM recsync.status"
         ))
     });
     db.run(&format!("REVOKE SELECT ON event FROM {next}"));

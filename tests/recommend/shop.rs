@@ -85,8 +85,8 @@ pub fn assert_kept_right(db: &mut Database) {
     );
 }
 
-/// How what is kept differs from a count of the events: in pairs and users not at all, in heat by no more than comes of
-/// the order in which it is added up.
+/// How what is kept differs from a count of the events: in users and whose neighbours items are not at all, in heat by
+/// no more than comes of the order in which it is added up. How alike neighbours are was so when that was counted.
 pub fn differences(db: &mut Database) -> Vec<String> {
     let id = number(db);
     let counted = format!(
@@ -100,11 +100,13 @@ pub fn differences(db: &mut Database) -> Vec<String> {
            FULL JOIN recsync.interaction_{id} k ON k.k1 = c.id
           WHERE (k.user_id, k.item_id, k.at, k.weight, k.seen) IS DISTINCT FROM (c.user_id, c.product_id, c.created_at, c.weight, c.kind = 'buy')
          UNION ALL
-         SELECT format('pair %s %s: kept %s, is %s', COALESCE(c.item, k.item_id), COALESCE(c.other, k.other_id), k.users, c.users)
-           FROM (SELECT a.product_id AS item, b.product_id AS other, count(*) AS users
-                   FROM of_user a JOIN of_user b ON b.user_id = a.user_id AND b.product_id <> a.product_id GROUP BY 1, 2) c
-           FULL JOIN recsync.pair_{id} k ON (k.item_id, k.other_id) = (c.item, c.other)
-          WHERE k.users IS DISTINCT FROM c.users
+         SELECT format('neighbours of %s: kept %s, are %s', COALESCE(c.item, k.item_id), k.others, c.others)
+           FROM (SELECT p.item, array_agg(p.other ORDER BY p.other) AS others
+                   FROM (SELECT DISTINCT a.product_id AS item, b.product_id AS other
+                           FROM of_user a JOIN of_user b ON b.user_id = a.user_id AND b.product_id <> a.product_id) p GROUP BY 1) c
+           FULL JOIN (SELECT item_id, (SELECT array_agg(o ORDER BY o) FROM unnest(others) o) AS others
+                        FROM recsync.neighbour_{id} WHERE others <> '{{}}') k ON k.item_id = c.item
+          WHERE k.others IS DISTINCT FROM c.others
          UNION ALL
          SELECT format('item %s: kept %s, is %s', COALESCE(c.item, k.item_id), k, c)
            FROM (SELECT n.product_id AS item, (SELECT count(*) FROM of_user o WHERE o.product_id = n.product_id) AS users, count(*) AS interactions,
@@ -114,6 +116,27 @@ pub fn differences(db: &mut Database) -> Vec<String> {
            FULL JOIN recsync.item_{id} k ON k.item_id = c.item
           WHERE (k.users, k.interactions) IS DISTINCT FROM (c.users, c.interactions)
              OR (k.heat IS NULL) <> (c.heat IS NULL) OR abs(k.heat - c.heat) > 1e-9"
+    ))
+}
+
+/// How the lists of neighbours differ from those by a count of the events, now.
+pub fn differing_lists(db: &mut Database) -> Vec<String> {
+    let id = number(db);
+    db.column(&format!(
+        "WITH numbered AS (SELECT user_id, product_id, ({WEIGHT})::float8 AS weight, row_number() OVER (PARTITION BY user_id ORDER BY created_at DESC, id DESC) AS n
+                             FROM event WHERE user_id IS NOT NULL AND product_id IS NOT NULL),
+              of_user AS (SELECT user_id, product_id FROM numbered WHERE n <= {HISTORY} GROUP BY user_id, product_id HAVING sum(weight) > 0),
+              users AS (SELECT product_id, count(*) AS users FROM of_user GROUP BY 1),
+              pairs AS (SELECT a.product_id AS item, b.product_id AS other, count(*) AS users
+                          FROM of_user a JOIN of_user b ON b.user_id = a.user_id AND b.product_id <> a.product_id GROUP BY 1, 2),
+              alike AS (SELECT p.item, p.other, p.users / (sqrt(a.users::float8 * b.users) + 10) AS likeness
+                          FROM pairs p JOIN users a ON a.product_id = p.item JOIN users b ON b.product_id = p.other)
+         SELECT format('%s and %s: kept %s, is %s', COALESCE(c.item, k.item), COALESCE(c.other, k.other), k.likeness, c.likeness)
+           FROM (SELECT item, other, likeness, row_number() OVER (PARTITION BY item ORDER BY likeness DESC, other) AS place FROM alike) c
+           FULL JOIN (SELECT n.item_id AS item, o.other, o.likeness, o.place
+                        FROM recsync.neighbour_{id} n, ROWS FROM (unnest(n.others), unnest(n.likeness)) WITH ORDINALITY AS o (other, likeness, place)) k
+                  ON (k.item, k.other) = (c.item, c.other)
+          WHERE k.place IS DISTINCT FROM c.place OR abs(k.likeness - c.likeness) > 1e-6"
     ))
 }
 

@@ -155,7 +155,7 @@ fn a_recommender_goes_with_its_tables() {
         let left: Vec<String> = db.column(
             "SELECT name FROM recsync.status UNION ALL SELECT relation FROM recsync.source
               UNION ALL SELECT proname::text FROM pg_proc WHERE proname LIKE 'shop%'
-              UNION ALL SELECT relname::text FROM pg_class WHERE relname ~ '^(interaction|item|pair)_[0-9]'
+              UNION ALL SELECT relname::text FROM pg_class WHERE relname ~ '^(interaction|item|neighbour|stale)_[0-9]'
               UNION ALL SELECT tgname::text FROM pg_trigger WHERE tgname LIKE '00_recsync%'",
         );
         assert_eq!(left, Vec::<String>::new(), "{drop}");
@@ -170,7 +170,7 @@ fn drop_extension_takes_what_is_kept_and_a_new_one_begins_anew() {
     db.run("DROP EXTENSION recsync CASCADE");
     assert_eq!(
         db.one::<i64>(
-            "SELECT count(*) FROM pg_class WHERE relname ~ '^(interaction|item|pair)_[0-9]'"
+            "SELECT count(*) FROM pg_class WHERE relname ~ '^(interaction|item|neighbour|stale)_[0-9]'"
         ),
         0
     );
@@ -187,12 +187,12 @@ fn what_is_kept_is_made_again_where_it_is_missing_as_after_a_restore() {
     db.settle("shop");
     let id: i32 = db.one("SELECT id FROM recsync.recommender");
     db.run(&format!(
-        "ALTER EXTENSION recsync DROP TABLE recsync.pair_{id}; DROP TABLE recsync.pair_{id};
+        "ALTER EXTENSION recsync DROP TABLE recsync.stale_{id}; DROP TABLE recsync.stale_{id};
          SELECT recsync.pause('shop'); SELECT recsync.resume('shop')"
     ));
     wait_until(PATIENCE, "it is made again", || {
         db.one(&format!(
-            "SELECT to_regclass('recsync.pair_{id}') IS NOT NULL"
+            "SELECT to_regclass('recsync.stale_{id}') IS NOT NULL"
         ))
     });
     db.settle("shop");

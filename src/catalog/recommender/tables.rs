@@ -1,5 +1,5 @@
-//! The tables that the worker keeps for a recommender: its interactions, what is known of each item, how many users each
-//! two items have in common; and where the items have vectors, those of the users' interests.
+//! The tables that the worker keeps for a recommender: its interactions, what is known of each item, the neighbours of
+//! each item and which of those lists are stale; and where the items have vectors, those of the users' interests.
 //!
 //! They are the extension's, so that they go with it and are in no dump, and their names are made of the
 //! recommender's number, so that no name of a user's is taken. It never gives them to anybody but the owner of the
@@ -22,8 +22,17 @@ pub fn items(id: i32) -> String {
     format!("recsync.item_{id}")
 }
 
-pub fn pairs(id: i32) -> String {
-    format!("recsync.pair_{id}")
+pub fn neighbours(id: i32) -> String {
+    format!("recsync.neighbour_{id}")
+}
+
+pub fn stale(id: i32) -> String {
+    format!("recsync.stale_{id}")
+}
+
+/// All of them.
+pub fn all(id: i32) -> [String; 4] {
+    [interactions(id), items(id), neighbours(id), stale(id)]
 }
 
 pub fn interests(id: i32) -> String {
@@ -39,7 +48,7 @@ pub fn revised(id: i32) -> String {
 pub fn make(recommender: &Recommender) -> Result<()> {
     let id = recommender.id;
     let item = recommender.item_key()?;
-    let (interactions, items, pairs) = (interactions(id), items(id), pairs(id));
+    let [interactions, items, neighbours, stale] = all(id);
     let stored: Vec<String> = recommender
         .keys()
         .iter()
@@ -60,7 +69,7 @@ pub fn make(recommender: &Recommender) -> Result<()> {
     drop(id)?;
     let _as = As::extension();
     // Columns take their types, collations included, from the sources.
-    for sql in [
+    let made = [
         format!(
             "CREATE TABLE {interactions} AS
              SELECT {keys}, {user} AS user_id, i.{item} AS item_id, NULL::timestamptz AS at, NULL::float8 AS weight, NULL::boolean AS seen
@@ -73,7 +82,7 @@ pub fn make(recommender: &Recommender) -> Result<()> {
                    ALTER at SET NOT NULL, ALTER weight SET NOT NULL, ALTER seen SET NOT NULL"
         ),
         format!("CREATE INDEX interaction_{id}_user ON {interactions} (user_id, at, {stored})"),
-        format!("CREATE INDEX ON {interactions} (item_id)"),
+        format!("CREATE INDEX ON {interactions} (item_id, at)"),
         // They come in the order of their time, for the most part.
         format!("CREATE INDEX ON {interactions} USING brin (at)"),
         format!(
@@ -85,18 +94,26 @@ pub fn make(recommender: &Recommender) -> Result<()> {
         ),
         format!("CREATE INDEX ON {items} (heat, item_id)"),
         format!(
-            "CREATE TABLE {pairs} AS SELECT item_id, item_id AS other_id, 0 AS users FROM {interactions} WITH NO DATA"
+            "CREATE TABLE {neighbours} AS
+             SELECT item_id, ARRAY[item_id] AS others, NULL::float4[] AS likeness FROM {interactions} WITH NO DATA"
         ),
-        format!("ALTER TABLE {pairs} ADD PRIMARY KEY (item_id, other_id), ALTER users SET NOT NULL"),
-        // Before they are the extension's: a dump holds only what was granted after that.
-        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {interactions}, {items}, {pairs} TO {owner}"),
-        format!("ALTER EXTENSION recsync ADD TABLE {interactions}"),
-        format!("ALTER EXTENSION recsync ADD TABLE {items}"),
-        format!("ALTER EXTENSION recsync ADD TABLE {pairs}"),
-    ]
-    .into_iter()
-    .chain(of_vectors)
-    {
+        format!(
+            "ALTER TABLE {neighbours} ADD PRIMARY KEY (item_id), ALTER others SET NOT NULL, ALTER likeness SET NOT NULL"
+        ),
+        format!(
+            "CREATE TABLE {stale} AS SELECT item_id, NULL::timestamptz AS since FROM {interactions} WITH NO DATA"
+        ),
+        format!("ALTER TABLE {stale} ADD PRIMARY KEY (item_id), ALTER since SET NOT NULL"),
+        format!("CREATE INDEX ON {stale} (since)"),
+    ];
+    // Before they are the extension's: a dump holds only what was granted after that.
+    let owned = all(id).into_iter().flat_map(|table| {
+        [
+            format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {owner}"),
+            format!("ALTER EXTENSION recsync ADD TABLE {table}"),
+        ]
+    });
+    for sql in made.into_iter().chain(owned).chain(of_vectors) {
         Spi::run(&sql)?;
     }
     Ok(())
@@ -133,13 +150,7 @@ fn statements_of_vectors(id: i32, vectors: &Vectors, owner: &str) -> Vec<String>
 /// Drops those that are there.
 pub fn drop(id: i32) -> Result<()> {
     let _as = As::extension();
-    for table in [
-        interactions(id),
-        items(id),
-        pairs(id),
-        interests(id),
-        revised(id),
-    ] {
+    for table in all(id).into_iter().chain([interests(id), revised(id)]) {
         let there = crate::catalog::names::resolve(&table)?;
         if there.is_some() {
             Spi::run(&format!("ALTER EXTENSION recsync DROP TABLE {table}"))?;

@@ -19,6 +19,8 @@ const AT_ONCE: i64 = 8;
 pub struct Neighbours {
     mark: Statement,
     mark_all: String,
+    /// Before anything else is read: whoever makes the tables anew begins with this one.
+    lock: String,
     next: Statement,
     count: Statement,
     remove: Statement,
@@ -45,6 +47,10 @@ impl Neighbours {
             )),
             mark_all: format!(
                 "INSERT INTO {stale} (item_id, since) SELECT t.item_id, pg_catalog.clock_timestamp() FROM {items} t ON CONFLICT DO NOTHING"
+            ),
+            lock: format!(
+                "LOCK TABLE {} IN ACCESS SHARE MODE",
+                tables::interactions(r.id)
             ),
             // What was counted before has left dead entries behind.
             next: Statement::by_key(format!(
@@ -86,8 +92,9 @@ impl Neighbours {
         Ok(Spi::run(&self.mark_all)?)
     }
 
-    /// Counts some of those that are stale, the longest first. False when there were none.
+    /// Counts some of those that are stale, first those that have been so the longest. False when there were none.
     pub fn count_some(&mut self) -> Result<bool> {
+        Spi::run(&self.lock)?;
         let (items, since) = Spi::connect_mut(|client| -> Result<_> {
             let (mut items, mut last) = (Vec::new(), None);
             for row in self

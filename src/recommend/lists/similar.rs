@@ -78,7 +78,8 @@ pub fn similar_to(
         (Some(_), None) if by == Some(By::Content) => Vec::new(),
         _ => {
             let statement = statements::similar(recommender)?;
-            list_of(recommender, question, &statement, None, || {
+            let rest = statements::similar_rest(recommender)?;
+            list_of(recommender, question, &statement, Some(&rest), || {
                 vec![item.into()]
             })?
         }

@@ -7,10 +7,8 @@ use super::content::nearest;
 use crate::catalog::recommender::embedding::Vectors;
 use crate::catalog::recommender::{Recommender, tables};
 use crate::error::Result;
+use crate::recommend::likeness;
 
-/// Added to the cosine's divisor: two items that few users have in common are less alike than they look (shrinkage:
-/// Ferrari Dacrema, Cremonesi, Jannach, RecSys 2019, "Are we really making much progress?").
-const SHRINKAGE: f64 = 10.0;
 /// Neighbours of one item that count.
 const NEIGHBOURS: usize = 100;
 /// Candidates of one source.
@@ -38,7 +36,7 @@ pub fn share(source: &str, place: u64) -> Option<f64> {
 pub struct Parts {
     interactions: String,
     items: String,
-    pairs: String,
+    neighbours: String,
     /// The items' rows.
     pub rows: String,
     pub key: String,
@@ -52,7 +50,7 @@ impl Parts {
         Ok(Parts {
             interactions: tables::interactions(r.id),
             items: tables::items(r.id),
-            pairs: tables::pairs(r.id),
+            neighbours: tables::neighbours(r.id),
             rows: r.items_rows.clone().unwrap_or_default(),
             key: format!("s.{}", key.column),
             kind: key.type_name.clone(),
@@ -114,11 +112,13 @@ impl Parts {
             r.eligible, self.key, self.equals
         )
     }
+}
 
-    /// How alike item `a` and its neighbours `b` are.
-    fn likeness(&self) -> String {
-        format!("p.users / (pg_catalog.sqrt(a.users::float8 * b.users) + {SHRINKAGE})")
-    }
+/// The first neighbours that row `table` lists, each with its likeness.
+fn listed(table: &str, most: usize) -> String {
+    format!(
+        "ROWS FROM (pg_catalog.unnest({table}.others[:{most}]), pg_catalog.unnest({table}.likeness[:{most}]))"
+    )
 }
 
 /// Neighbours of the user's items and the session's, what is near to the user's interests, the popular, the latest;
@@ -127,7 +127,7 @@ pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> 
     let parts = Parts::new(r)?;
     let Parts {
         items,
-        pairs,
+        neighbours,
         rows,
         key,
         equals,
@@ -147,12 +147,10 @@ pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> 
     };
     Ok(format!(
         "WITH {seeds}, {hidden}, near AS (
-           SELECT n.other_id AS item_id, pg_catalog.sum(g.weight * n.likeness) AS score
-             FROM seeds g JOIN {items} a ON a.item_id {equals} g.item_id
-            CROSS JOIN LATERAL (SELECT p.other_id, {likeness} AS likeness
-                                  FROM {pairs} p JOIN {items} b ON b.item_id {equals} p.other_id
-                                 WHERE p.item_id {equals} g.item_id ORDER BY 2 DESC, 1 LIMIT {NEIGHBOURS}) n
-            GROUP BY n.other_id
+           SELECT o.other_id AS item_id, pg_catalog.sum(g.weight * o.likeness) AS score
+             FROM seeds g JOIN {neighbours} n ON n.item_id {equals} g.item_id
+            CROSS JOIN LATERAL {of_seed} AS o (other_id, likeness)
+            GROUP BY o.other_id
          ), listed AS (
            SELECT 'neighbours' AS source, c.item_id, pg_catalog.row_number() OVER (ORDER BY c.score DESC, c.item_id) AS place
              FROM (SELECT n.item_id, n.score FROM near n JOIN {rows} s ON {key} {equals} n.item_id
@@ -174,9 +172,9 @@ pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> 
            JOIN {rows} s ON {key} {equals} f.item_id
           ORDER BY 2 DESC, f.item_id",
         seeds = parts.seeds(r, [""; 3])?,
+        of_seed = listed("n", NEIGHBOURS),
         hidden = parts.hidden(r)?,
         open = parts.open(r),
-        likeness = parts.likeness(),
         boost = r.boost,
         weights = weights.join(" "),
     ))
@@ -204,12 +202,11 @@ pub fn rest(r: &Recommender) -> Result<String> {
     ))
 }
 
-/// All items that have users in common with one, the most alike first.
+/// The neighbours that are kept of an item, the most alike first.
 pub fn similar(r: &Recommender) -> Result<String> {
     let parts = Parts::new(r)?;
     let Parts {
-        items,
-        pairs,
+        neighbours,
         rows,
         key,
         kind,
@@ -217,12 +214,34 @@ pub fn similar(r: &Recommender) -> Result<String> {
         ..
     } = &parts;
     Ok(format!(
-        "SELECT p.other_id::text, {likeness}, NULL::jsonb
-           FROM {items} a JOIN {pairs} p ON p.item_id {equals} a.item_id JOIN {items} b ON b.item_id {equals} p.other_id
-           JOIN {rows} s ON {key} {equals} p.other_id
-          WHERE a.item_id {equals} $1::{kind} AND ({eligible})
-          ORDER BY 2 DESC, p.other_id",
-        likeness = parts.likeness(),
+        "SELECT o.other_id::text, o.likeness::float8, NULL::jsonb
+           FROM {neighbours} n
+          CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(n.others), pg_catalog.unnest(n.likeness)) WITH ORDINALITY AS o (other_id, likeness, place)
+           JOIN {rows} s ON {key} {equals} o.other_id
+          WHERE n.item_id {equals} $1::{kind} AND ({eligible})
+          ORDER BY o.place",
+        eligible = r.eligible,
+    ))
+}
+
+/// All others that have users in common with an item: more than are kept.
+pub fn similar_rest(r: &Recommender) -> Result<String> {
+    let parts = Parts::new(r)?;
+    let Parts {
+        items,
+        rows,
+        key,
+        kind,
+        equals,
+        ..
+    } = &parts;
+    Ok(format!(
+        "WITH given AS MATERIALIZED (SELECT given::{kind} AS item_id FROM pg_catalog.unnest($2::text[]) AS given)
+         SELECT l.other_id::text, l.likeness, NULL::jsonb
+           FROM {items} a CROSS JOIN LATERAL ({counted}) l JOIN {rows} s ON {key} {equals} l.other_id
+          WHERE a.item_id {equals} $1::{kind} AND ({eligible}) AND NOT EXISTS (SELECT FROM given g WHERE g.item_id {equals} l.other_id)
+          ORDER BY l.likeness DESC, l.other_id",
+        counted = likeness::counted(r)?,
         eligible = r.eligible,
     ))
 }
@@ -305,8 +324,7 @@ pub fn explore(r: &Recommender) -> Result<String> {
 pub fn explain(r: &Recommender) -> Result<String> {
     let parts = Parts::new(r)?;
     let Parts {
-        items,
-        pairs,
+        neighbours,
         rows,
         key,
         kind,
@@ -327,14 +345,14 @@ pub fn explain(r: &Recommender) -> Result<String> {
          SELECT c.n::int4, COALESCE(GREATEST(({boost})::float8, 0), 1), n.item_id::text, n.weight, n.likeness, n.row
            FROM pg_catalog.unnest($3::text[]) WITH ORDINALITY AS c (item, n) JOIN {rows} s ON {key} {equals} (c.item)::{kind}
            LEFT JOIN LATERAL (
-                SELECT g.item_id, g.weight, {likeness} AS likeness, g.row
-                  FROM seeds g JOIN {items} a ON a.item_id {equals} g.item_id
-                  JOIN {pairs} p ON p.item_id {equals} g.item_id AND p.other_id {equals} {key}
-                  JOIN {items} b ON b.item_id {equals} p.other_id
-                 ORDER BY g.weight * ({likeness}) DESC, g.item_id LIMIT {BECAUSE}) n ON true
+                SELECT g.item_id, g.weight, o.likeness::float8 AS likeness, g.row
+                  FROM seeds g JOIN {neighbours} k ON k.item_id {equals} g.item_id
+                 CROSS JOIN LATERAL {listed} AS o (other_id, likeness)
+                 WHERE o.other_id {equals} {key}
+                 ORDER BY g.weight * o.likeness DESC, g.item_id LIMIT {BECAUSE}) n ON true
           ORDER BY c.n, n.weight * n.likeness DESC, n.item_id",
         seeds = parts.seeds(r, [&row, ", h.row", ", NULL::jsonb"])?,
         boost = r.boost,
-        likeness = parts.likeness(),
+        listed = listed("k", NEIGHBOURS),
     ))
 }
