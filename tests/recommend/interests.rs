@@ -3,7 +3,7 @@
 
 use fastrand::Rng;
 
-use crate::shop::{HISTORY, WEIGHT, change_at_random, number, tables, views};
+use crate::shop::{HISTORY, WEIGHT, change_at_random, items, number, tables, views};
 use crate::support::{Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
 const PRODUCTS: i32 = 25;
@@ -279,4 +279,92 @@ fn a_click_is_in_the_kept_vector_within_half_a_second() {
         times[times.len() / 2] < std::time::Duration::from_millis(500),
         "{times:?}"
     );
+}
+
+#[test]
+fn pipeline_and_interests_go_with_the_tables() {
+    for drop in [
+        "DROP TABLE event",
+        "DROP TABLE product CASCADE",
+        "DROP TABLE event, product",
+    ] {
+        let mut db = shop(shared());
+        views(&mut db, "ann", &[1]);
+        settle(&mut db);
+        db.run(drop);
+        assert_eq!(made(&mut db), Vec::<String>::new(), "{drop}");
+    }
+}
+
+#[test]
+fn a_recommender_lives_on_without_its_pipeline_where_its_view_is_dropped() {
+    let mut db = shop(shared());
+    views(&mut db, "ann", &[1, 2]);
+    settle(&mut db);
+    db.run("DROP VIEW shop_embedding CASCADE; DROP TABLE shop_embedding_g1");
+    views(&mut db, "ann", &[3]);
+    wait_until(PATIENCE, "the event is kept", || {
+        let id = number(&mut db);
+        db.one(&format!(
+            "SELECT count(*) = 3 FROM recsync.interaction_{id}"
+        ))
+    });
+    assert_eq!(items(&mut db, "shop_recommend('ann', k => 10)").len(), 10);
+    db.run("SELECT recsync.drop_recommender('shop')");
+}
+
+#[test]
+fn drop_extension_takes_interests_and_a_new_one_makes_them() {
+    let mut db = shop(shared());
+    views(&mut db, "ann", &[1]);
+    settle(&mut db);
+    db.run(
+        "DROP EXTENSION recsync CASCADE;
+         DROP FUNCTION shop_recommend, shop_similar, shop_popular; DROP VIEW shop_embedding; DROP TABLE shop_embedding_g1",
+    );
+    let left: Vec<String> = db.column(
+        "SELECT relname::text FROM pg_class WHERE relname ~ '^(interest|revised)_[0-9]' UNION ALL SELECT tgname::text FROM pg_trigger WHERE tgname LIKE '00_recsync%'",
+    );
+    assert_eq!(left, Vec::<String>::new());
+    db.run("CREATE EXTENSION recsync; CREATE SERVER local FOREIGN DATA WRAPPER recsync OPTIONS (api 'builtin')");
+    db.run(&format!(
+        "SELECT recsync.create_recommender('shop', 'product', 'event', {TEXT}, weight => $$ {WEIGHT} $$, history => {HISTORY})"
+    ));
+    assert_kept_right(&mut db);
+}
+
+#[test]
+fn interests_are_made_again_where_they_are_missing_or_counted_by_another_rule() {
+    let mut db = shop(shared());
+    for user in ["ann", "bob"] {
+        views(&mut db, user, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+    settle(&mut db);
+    let id = number(&mut db);
+    // As after a restore, which brings the vectors and the triggers but nothing that is kept.
+    db.run("SELECT recsync.pause('shop')");
+    for table in ["interest", "revised"] {
+        db.run(&format!(
+            "ALTER EXTENSION recsync DROP TABLE recsync.{table}_{id}; DROP TABLE recsync.{table}_{id}"
+        ));
+    }
+    db.run("UPDATE product SET title = 'another thing' WHERE id = 8"); // nobody's vector is in the way
+    db.settle("shop_embedding");
+    assert_eq!(items(&mut db, "shop_recommend('ann', k => 10)").len(), 10);
+    db.run("SELECT recsync.resume('shop')");
+    wait_until(PATIENCE, "they are made again", || {
+        db.one(&format!(
+            "SELECT to_regclass('recsync.interest_{id}') IS NOT NULL"
+        ))
+    });
+    assert_kept_right(&mut db);
+    db.run("SELECT recsync.alter_recommender('shop', history => 2)");
+    settle(&mut db);
+    assert_eq!(differences(&mut db).len(), 2);
+    db.run("SELECT recsync.alter_recommender('shop', history => 6, weight => '1')");
+    settle(&mut db);
+    db.run(&format!(
+        "SELECT recsync.alter_recommender('shop', weight => $$ {WEIGHT} $$)"
+    ));
+    assert_kept_right(&mut db);
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::{Before, Source, State, quietly, seeing_its_effects};
 use crate::catalog::expression::{Analysed, Wanted};
 use crate::catalog::names::quote;
-use crate::catalog::recommender::{self, drop};
+use crate::catalog::recommender::{self, drop, embedding};
 use crate::catalog::rights::{As, in_subtransaction};
 use crate::catalog::watch::release;
 use crate::error::Result;
@@ -142,7 +142,14 @@ UPDATE recsync.recommender r
 
     pub fn end(&self) -> Result<()> {
         match recommender::by_id(self.id)? {
-            Some(recommender) => drop::end(&recommender),
+            Some(recommender) => {
+                drop::end(&recommender)?;
+                // Where the items are gone, their pipelines are, too.
+                if recommender.items_oid() != pg_sys::InvalidOid {
+                    embedding::drop(&recommender)?;
+                }
+                Ok(())
+            }
             None => Ok(()),
         }
     }

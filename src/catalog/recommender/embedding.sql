@@ -6,8 +6,9 @@
           'by_bits', p.index = 'hnsw_bit' AND EXISTS (
                SELECT FROM pg_catalog.pg_index x JOIN pg_catalog.pg_opclass o ON o.oid = x.indclass[0]
                 WHERE x.indrelid = pg_catalog.to_regclass(p.vectors) AND x.indisvalid AND x.indpred IS NULL AND o.opcname = 'bit_hamming_ops'),
-          -- Changes of the vectors are noted, and all there is of a vector is in the table.
-          'noted', p.into_column IS NULL AND EXISTS (
+          -- Changes of the vectors are noted, and all there is of a vector is in the table; and so are interests kept.
+          'noted', p.into_column IS NULL AND pg_catalog.to_regclass('recsync.interest_' || r.id) IS NOT NULL
+               AND pg_catalog.to_regclass('recsync.revised_' || r.id) IS NOT NULL AND EXISTS (
                SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = pg_catalog.to_regclass(p.vectors)
                   AND t.tgname = '00_recsync_revise_' || r.id AND t.tgenabled IN ('O', 'A')))
    FROM recsync.pipeline p
