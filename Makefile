@@ -4,7 +4,7 @@
 .PHONY: help build install uninstall test demo bench schema clean
 
 # Passed through to the scripts when they are given on the command line or in the environment.
-export PG PG_CONFIG DESTDIR KEEP RECSYNC_CACHE
+export PG PG_CONFIG DESTDIR KEEP RECSYNC_CACHE DATA
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,7 +24,7 @@ test: ## everything that CI runs, in a PostgreSQL of its own: PG=16 (15, 16, 18,
 demo: ## the main job on real data, in a PostgreSQL of its own; KEEP=1 leaves it running
 	@tests/setup/demo.sh demo
 
-bench: ## one measurement: BENCH=latency, capture, embed, index
+bench: ## one measurement: BENCH=latency, capture, embed, index, quality (DATA=…)
 	@tests/setup/demo.sh bench $(BENCH)
 
 schema: ## write the install script under sql/ from the code

@@ -107,10 +107,28 @@ CREATE TABLE recommender (
     used_columns    text[] NOT NULL,                 -- of the interactions
     half_life       interval NOT NULL CHECK (half_life > interval '0'),
     history         integer NOT NULL CHECK (history > 0),
+    collaborative   text[],                          -- item_knn and models; NULL: what is worth it
+    schedule        text NOT NULL,                   -- of the training, as a pipeline's
+    every           interval CHECK (every > interval '0'),
+    half_life_rank  double precision CHECK (half_life_rank > 0),
     paused          boolean NOT NULL DEFAULT false,
     paused_reason   text,
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     CHECK (paused OR paused_reason IS NULL)
+);
+
+-- What has become of a recommender's models. Not dumped, as what they are made of is not.
+CREATE TABLE trained_model (
+    recommender_id integer NOT NULL REFERENCES recommender ON DELETE CASCADE,
+    model          text NOT NULL,
+    started_at     timestamptz NOT NULL,
+    trained_at     timestamptz,             -- of the one in service
+    users          bigint NOT NULL,
+    items          bigint NOT NULL,
+    interactions   bigint NOT NULL,         -- pairs of a user and an item
+    memory_bytes   bigint NOT NULL,
+    error          text,
+    PRIMARY KEY (recommender_id, model)
 );
 
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
@@ -245,10 +263,11 @@ COMMENT ON FUNCTION embed(text, text, text) IS
 -- recsync::catalog::recommender::alter::alter_recommender
 
 CREATE FUNCTION alter_recommender(name text, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL, weight text DEFAULT NULL, seen text DEFAULT NULL,
-    seen_for interval DEFAULT NULL, eligible text DEFAULT NULL, boost text DEFAULT NULL, half_life interval DEFAULT NULL, history integer DEFAULT NULL)
+    seen_for interval DEFAULT NULL, eligible text DEFAULT NULL, boost text DEFAULT NULL, half_life interval DEFAULT NULL, history integer DEFAULT NULL,
+    half_life_rank double precision DEFAULT NULL, collaborative text[] DEFAULT NULL, schedule text DEFAULT NULL)
 RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'alter_recommender_wrapper';
 COMMENT ON FUNCTION alter_recommender IS
-'Changes a recommender in place: the arguments are those of create_recommender, NULL leaves a setting as it is; seen_for => ''0'': for ever again. eligible, boost and seen_for hold at once; after a change of weight or seen all interactions are read again; after one of a column, half_life or history what is kept is made anew, and until it is there lists are made of less. Errors: 42704 where it does not exist, 42501 for others than the owner of its items and recsync_admin, 22023 impossible argument, 42703 no such column, 42846 a user or item that cannot be cast to what users and items are, 55P03.';
+'Changes a recommender in place: the arguments are those of create_recommender, NULL leaves a setting as it is; seen_for => ''0'': for ever again. eligible, boost, seen_for, half_life_rank and schedule hold at once, and collaborative, once what it adds is trained; after a change of weight or seen all interactions are read again; after one of a column, half_life or history what is kept is made anew, and until it is there lists are made of less. Errors: 42704 where it does not exist, 42501 for others than the owner of its items and recsync_admin, 22023 impossible argument, 42703 no such column, 42846 a user or item that cannot be cast to what users and items are, 55P03.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -300,10 +319,11 @@ COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, in
 -- recsync::catalog::recommender::create::create_recommender
 
 CREATE FUNCTION create_recommender(name text, items regclass, interactions regclass, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL,
-    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', seen_for interval DEFAULT NULL, eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
+    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', seen_for interval DEFAULT NULL, eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100,
+    half_life_rank double precision DEFAULT 3, collaborative text[] DEFAULT NULL, schedule text DEFAULT 'daily', if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_recommender_wrapper';
 COMMENT ON FUNCTION create_recommender IS
-'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; seen_for: for how long, by default for ever; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
+'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; seen_for: for how long, by default for ever; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. half_life_rank: after how many newer items an item of the user counts half in their list (infinity: it does not matter); collaborative: of what users have in common, item_knn (counted as it comes), ease and als (models that are trained), none (''{}''); by default item_knn, and ease where there are 500 pairs of a user and an item, and recsync.training_memory is enough; schedule: when models are trained anew: hourly, daily, an interval or a cron expression in the database''s time zone. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -320,6 +340,16 @@ COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
 CREATE FUNCTION drop_recommender(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_recommender_wrapper';
 COMMENT ON FUNCTION drop_recommender(text, boolean) IS
 'Ends a recommender: its functions, what is kept for it, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::recommend::evaluate::evaluate
+
+CREATE FUNCTION evaluate(name text, k integer DEFAULT 10, holdout text DEFAULT 'last', sample integer DEFAULT 1000, hit text DEFAULT 'true')
+RETURNS TABLE (source text, users bigint, ndcg double precision, recall double precision, "precision" double precision, mrr double precision, hit_rate double precision, coverage double precision, novelty double precision)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'evaluate_wrapper';
+COMMENT ON FUNCTION evaluate(text, integer, text, integer, text) IS
+'How good a recommender''s lists of k would have been: a part of each user''s items is held out, everything is counted and trained anew without it, and lists are compared with it. name: a recommender; holdout: last (the last fifth of each user''s items by the time of the first interaction with them, at least one), random (any fifth), time (all that came after four fifths of all users'' items had); sample: how many users are asked for, of those with five items left and one held out (NULL: all of them); hit: an SQL expression over an interaction, whether it makes an item that is held out relevant. Returns a row for the list as recommend makes it, for each of its sources alone (ease, als, neighbours, interest, popular, latest), for what most users have (by users) and for chance (random): users, and their means of NDCG, recall, precision, MRR and hit rate at k; coverage, the share of the items that is listed for anybody; novelty, the mean of -log2 of the share of users that have what is listed. Takes as long as counting and training all of it, and a list a user. By the owner of the items. Errors: 42704 unknown recommender, 42501 for others, 22023 for an impossible argument, 25006 on a standby, 55000 where nothing is kept yet.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -545,7 +575,7 @@ BEGIN
     FOR made IN SELECT p.oid::pg_catalog.regprocedure AS name, p.proname FROM pg_catalog.pg_proc p
                  WHERE p.pronamespace = '@extschema@'::pg_catalog.regnamespace AND p.proname IN ('recommend', 'similar', 'rank') LOOP
         EXECUTE format('COMMENT ON FUNCTION %s IS %L', made.name, CASE made.proname WHEN 'recommend' THEN
-'k items for a user: neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; diversity: 0 to 1, how much items whose vectors are alike are kept apart (0: by score alone); max_per: {"column": n}, at most n items that have the same value in a column of the items; explore: a share, 0 to 1, of the places for items with few interactions, chosen at random, but the same for the same list; skip: leave out so many from the beginning, for the next page; session_items: keys of items that count as seen a moment ago, without a user, too; explain: a longer reason. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: neighbours, interest, popular, latest, explored; rest: what was left; with explain also scores by source, boost, and because: the items whose neighbour it is, if the caller may read those interactions) and list_id (the same for the same question, whatever skip). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
+'k items for a user: what the models say and neighbours of what they have had to do with, what is near to the vector of their interests (where the items have vectors), the popular, the latest. name: a recommender; user_id: text, bigint or uuid; NULL, or one that nobody knows, gets what is popular, then the latest; filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row; exclude_seen: leave out what the user has seen, and session_items; diversity: 0 to 1, how much items whose vectors are alike are kept apart (0: by score alone); max_per: {"column": n}, at most n items that have the same value in a column of the items; explore: a share, 0 to 1, of the places for items with few interactions, chosen at random, but the same for the same list; skip: leave out so many from the beginning, for the next page; session_items: keys of items that count as seen a moment ago, without a user, too; explain: a longer reason. Returns item (the key as text), score, rank from 1, reason (the places that sources gave it: ease, als, neighbours, interest, popular, latest, explored; rest: what was left; with explain also scores by source, boost, and because: the items whose neighbour it is, if the caller may read those interactions) and list_id (the same for the same question, whatever skip). As many rows as pass, up to k. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: 42501 without the rights, 42704 unknown recommender, 42703 unknown column in filter, 22023 bad k or filter, 55000 where a table is gone.'
         WHEN 'rank' THEN
 'Items that come from elsewhere, in the order in which recommend would list them for a user, seen or not. name: a recommender; user_id: text, bigint or uuid, may be NULL; candidates: up to 10000 keys of items. Returns item (the key as text), score, rank from 1: those of the candidates that are eligible and that the caller may see; what no source knows comes last, as given, with score 0. Needs EXECUTE on <name>_recommend and SELECT on the items. Errors: as recommend, 22023 too many candidates.'
         ELSE
@@ -653,7 +683,7 @@ CREATE VIEW status WITH (security_barrier) AS
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN b.finished_at IS NULL THEN 'backfill' ELSE 'running' END,
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
-           n.last_change, NULL, d.last_error, r.paused_reason, w.missing
+           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing
       FROM recommender r
       LEFT JOIN backfill b ON b.pipeline_id = r.id
       LEFT JOIN counters() n ON n.pipeline_id = r.id
@@ -661,6 +691,7 @@ CREATE VIEW status WITH (security_barrier) AS
       CROSS JOIN (SELECT worker_missing() AS missing) w
       CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead, (pg_catalog.array_agg(class ORDER BY failed_at DESC))[1] AS last_error
                             FROM dead_letter_log WHERE pipeline_id = r.id) d
+      CROSS JOIN LATERAL (SELECT pg_catalog.min(error) AS error FROM trained_model WHERE recommender_id = r.id) m
       CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.changes), 0)::bigint AS undispatched, pg_catalog.min(l.changed_at) AS oldest
                             FROM checkpoint k, log l
                            WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = r.source_id AND NOT l.audit_only
@@ -675,7 +706,15 @@ CREATE VIEW status WITH (security_barrier) AS
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
 COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
 
-GRANT SELECT ON change_log, dead_letter, status TO PUBLIC;
+CREATE VIEW model WITH (security_barrier) AS
+    SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error
+      FROM trained_model m JOIN recommender r ON r.id = m.recommender_id
+      CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE');
+COMMENT ON VIEW model IS 'One row a model of a recommender: when the one in service was trained, when the last training began, on how many users, items and interactions (pairs of a user and an item), the most memory that it took, in bytes, and why it has failed, if it has.';
+
+GRANT SELECT ON change_log, dead_letter, status, model TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

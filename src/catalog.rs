@@ -12,7 +12,7 @@ pub mod names;
 pub mod server;
 
 // Expressions of a pipeline: parsed at creation, stored fully qualified.
-mod expression;
+pub mod expression;
 
 // Pipelines as they are stored, with all that their SQL needs.
 pub mod pipeline;

@@ -26,5 +26,11 @@ mod likeness;
 // What is kept of interactions, in step with them.
 pub mod keep;
 
+// Models trained on it.
+pub mod train;
+
 // recommend, similar, popular: the lists.
 mod lists;
+
+// How good they would have been.
+mod evaluate;

@@ -22,6 +22,7 @@ static EXPRESSION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_WORKERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 static MAX_WRITERS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static INDEX_MIN_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static TRAINING_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static LOG_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static KNOWN_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
@@ -112,6 +113,16 @@ pub fn register() {
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(
+        c"recsync.training_memory",
+        c"How much memory training a recommender's model may take: one is trained at a time in the cluster.",
+        c"1 GB by default: ease of some 11,000 items, on a machine that has a few. A model that would need more is not trained, and says so.",
+        &TRAINING_MEMORY,
+        1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
+    GucRegistry::define_int_guc(
         c"recsync.log_retention",
         c"How long a dispatched part of the change log is kept.",
         c"A day by default: long enough to ask yesterday's question of the audit, short enough not to fill a disk. A change that is not dispatched yet is never dropped.",
@@ -184,6 +195,11 @@ pub fn max_writers() -> usize {
 /// Vectors from which on an index is worth it.
 pub fn index_min_rows() -> usize {
     INDEX_MIN_ROWS.get().unsigned_abs() as usize
+}
+
+/// In bytes.
+pub fn training_memory() -> u64 {
+    u64::from(TRAINING_MEMORY.get().unsigned_abs()) * 1024 * 1024
 }
 
 pub fn log_retention() -> Duration {

@@ -41,6 +41,8 @@ pub struct Shared {
     pub rates: Rates,
     pub recent: Recent,
     pub writers: [slots::Slot; slots::MAX_WRITERS],
+    /// The place for the process that trains models: one in the cluster, so that its memory is bounded.
+    pub trainer: [slots::Slot; 1],
 }
 
 /// One database's entry. `oid` 0: free.

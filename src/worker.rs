@@ -51,6 +51,12 @@ mod writers;
 // The index over the vectors, built after the load.
 mod indexer;
 
+// Models of recommenders, trained when it is time.
+mod trainer;
+
+// Whom the two keep waiting.
+mod waiters;
+
 // Pipelines as the worker runs them: texts that are ready, requests in flight.
 mod running;
 

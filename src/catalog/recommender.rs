@@ -26,6 +26,9 @@ pub mod functions;
 // The tables that the worker keeps.
 pub mod tables;
 
+// What is trained, and when.
+pub mod models;
+
 use super::names;
 use super::pipeline::{Key, PRIMARY, Trouble, keys_sql};
 use super::rights::{As, with_settings};
@@ -34,6 +37,7 @@ use crate::dispatch::backfill;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
 use embedding::Vectors;
+pub use models::{Learning, Model};
 
 /// All recommenders, or the one of `$1`, as JSON.
 const LOAD: &str = include_str!("recommenders.sql");
@@ -60,6 +64,8 @@ pub struct Recommender {
     pub boost: String,
     pub half_life_s: f64,
     pub history: i32,
+    #[serde(flatten)]
+    pub learning: Learning,
     pub vectors: Option<Vectors>,
     pub makes_pipeline: bool,
     pub paused: bool,
@@ -79,6 +85,10 @@ pub struct Recommender {
     kept: bool,
     missing_column: Option<String>,
     pub dead_letters: bool,
+    /// When its models were last begun, as PostgreSQL's timestamps; `None`: one of them never was.
+    pub trained_us: Option<i64>,
+    /// On how many pairs of a user and an item.
+    pub trained_on: i64,
     pub backfilled: bool,
     pub backfill_round: i32,
     pub backfill_after: Option<Vec<String>>,
@@ -144,6 +154,7 @@ impl Recommender {
     pub fn is_declared_as(&self, other: &Recommender) -> bool {
         let mut other = other.clone();
         other.dead_letters = self.dead_letters;
+        other.take_training(self);
         other.take_position(self);
         *self == other
     }
@@ -153,6 +164,12 @@ impl Recommender {
         self.backfilled = other.backfilled;
         self.backfill_round = other.backfill_round;
         self.backfill_after.clone_from(&other.backfill_after);
+    }
+
+    /// What has become of its models.
+    pub fn take_training(&mut self, other: &Recommender) {
+        self.trained_us = other.trained_us;
+        self.trained_on = other.trained_on;
     }
 
     /// Whether the tables are there that the worker keeps, for the owner of now.

@@ -4,6 +4,8 @@ SELECT pg_catalog.jsonb_build_object(
          'user_expression', r.user_expression, 'item_expression', r.item_expression, 'at_expression', r.at_expression,
          'weight', r.weight, 'seen', r.seen, 'seen_for_s', extract(epoch FROM r.seen_for), 'eligible', r.eligible, 'boost', r.boost,
          'half_life_s', extract(epoch FROM r.half_life), 'history', r.history,
+         'collaborative', pg_catalog.to_jsonb(r.collaborative), 'schedule', r.schedule, 'every_s', extract(epoch FROM r.every),
+         'debounce_s', NULL, 'max_delay_s', NULL, 'half_life_rank', r.half_life_rank,
          'vectors', {vectors}, 'makes_pipeline', r.makes_pipeline,
          'paused', r.paused, 'paused_reason', r.paused_reason,
          'items_oid', i.oid::bigint, 'owner', i.relowner::bigint,
@@ -24,6 +26,7 @@ SELECT pg_catalog.jsonb_build_object(
                              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
                                                 WHERE a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped)),
          'dead_letters', EXISTS (SELECT FROM recsync.dead_letter_log l WHERE l.pipeline_id = r.id),
+         'trained_us', m.started_us, 'trained_on', COALESCE(m.interactions, 0),
          'backfilled', COALESCE(b.finished_at IS NOT NULL, false),
          'backfill_round', COALESCE(b.round, 0),
          'backfill_after', pg_catalog.to_jsonb(b.after_key))::text
@@ -32,5 +35,11 @@ SELECT pg_catalog.jsonb_build_object(
   LEFT JOIN pg_catalog.pg_class i ON i.oid = pg_catalog.to_regclass(r.items)
   LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(s.relation)
   LEFT JOIN recsync.backfill b ON b.pipeline_id = r.id
+  CROSS JOIN LATERAL (SELECT CASE WHEN pg_catalog.count(t.model) = pg_catalog.count(*)
+                                  THEN (pg_catalog.min(extract(epoch FROM t.started_at - timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint END AS started_us,
+                             pg_catalog.max(t.interactions) AS interactions
+                        FROM pg_catalog.unnest(COALESCE(r.collaborative, '{ease}')) AS wanted (model)
+                        LEFT JOIN recsync.trained_model t ON t.recommender_id = r.id AND t.model = wanted.model
+                       WHERE wanted.model <> 'item_knn') m
  WHERE $1 IS NULL OR r.id = $1
  ORDER BY r.id

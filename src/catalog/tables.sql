@@ -96,10 +96,28 @@ CREATE TABLE recommender (
     used_columns    text[] NOT NULL,                 -- of the interactions
     half_life       interval NOT NULL CHECK (half_life > interval '0'),
     history         integer NOT NULL CHECK (history > 0),
+    collaborative   text[],                          -- item_knn and models; NULL: what is worth it
+    schedule        text NOT NULL,                   -- of the training, as a pipeline's
+    every           interval CHECK (every > interval '0'),
+    half_life_rank  double precision CHECK (half_life_rank > 0),
     paused          boolean NOT NULL DEFAULT false,
     paused_reason   text,
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
     CHECK (paused OR paused_reason IS NULL)
+);
+
+-- What has become of a recommender's models. Not dumped, as what they are made of is not.
+CREATE TABLE trained_model (
+    recommender_id integer NOT NULL REFERENCES recommender ON DELETE CASCADE,
+    model          text NOT NULL,
+    started_at     timestamptz NOT NULL,
+    trained_at     timestamptz,             -- of the one in service
+    users          bigint NOT NULL,
+    items          bigint NOT NULL,
+    interactions   bigint NOT NULL,         -- pairs of a user and an item
+    memory_bytes   bigint NOT NULL,
+    error          text,
+    PRIMARY KEY (recommender_id, model)
 );
 
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the

@@ -267,7 +267,7 @@ fn own_database_name() -> String {
     unsafe { text(pg_sys::get_database_name(pg_sys::MyDatabaseId)) }
 }
 
-/// Asks the worker of `database`, its writers and its indexer to leave and waits until they have; for those who may run
+/// Asks the worker of `database`, its writers, its indexer and its trainer to leave and waits until they have; for those who may run
 /// the command at all.
 fn hold(database: String) -> Option<Hold> {
     let shared = shared::shared()?;
@@ -292,6 +292,7 @@ fn hold(database: String) -> Option<Hold> {
         let mut asked: Vec<i32> = Vec::new();
         loop {
             let mut there = slots::pids(&shared.writers, oid);
+            there.extend(slots::pids(&shared.trainer, oid));
             there.extend(slots::pids(&entry.indexer, oid));
             there.extend(Some(entry.worker_pid.load(SeqCst)).filter(|pid| *pid != 0));
             let left = PATIENCE_MS - started.elapsed().as_millis() as i64;

@@ -57,7 +57,7 @@ CREATE VIEW status WITH (security_barrier) AS
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN b.finished_at IS NULL THEN 'backfill' ELSE 'running' END,
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
-           n.last_change, NULL, d.last_error, r.paused_reason, w.missing
+           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing
       FROM recommender r
       LEFT JOIN backfill b ON b.pipeline_id = r.id
       LEFT JOIN counters() n ON n.pipeline_id = r.id
@@ -65,6 +65,7 @@ CREATE VIEW status WITH (security_barrier) AS
       CROSS JOIN (SELECT worker_missing() AS missing) w
       CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead, (pg_catalog.array_agg(class ORDER BY failed_at DESC))[1] AS last_error
                             FROM dead_letter_log WHERE pipeline_id = r.id) d
+      CROSS JOIN LATERAL (SELECT pg_catalog.min(error) AS error FROM trained_model WHERE recommender_id = r.id) m
       CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.changes), 0)::bigint AS undispatched, pg_catalog.min(l.changed_at) AS oldest
                             FROM checkpoint k, log l
                            WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = r.source_id AND NOT l.audit_only
@@ -79,7 +80,15 @@ CREATE VIEW status WITH (security_barrier) AS
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
 COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
 
-GRANT SELECT ON change_log, dead_letter, status TO PUBLIC;
+CREATE VIEW model WITH (security_barrier) AS
+    SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error
+      FROM trained_model m JOIN recommender r ON r.id = m.recommender_id
+      CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE');
+COMMENT ON VIEW model IS 'One row a model of a recommender: when the one in service was trained, when the last training began, on how many users, items and interactions (pairs of a user and an item), the most memory that it took, in bytes, and why it has failed, if it has.';
+
+GRANT SELECT ON change_log, dead_letter, status, model TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

@@ -19,6 +19,9 @@ mod sets;
 // The items that are alike.
 mod neighbours;
 
+// All of it counted at once.
+pub mod bulk;
+
 // The vectors of users' interests.
 mod interests;
 
@@ -47,6 +50,17 @@ type Interaction = [String; 5];
 /// Interactions by their jobs' numbers.
 pub type Rows = BTreeMap<usize, Interaction>;
 
+/// An interaction's share of its item's heat.
+fn share(r: &Recommender) -> String {
+    format!(
+        "CASE WHEN e.weight > 0 THEN extract(epoch FROM e.at)::float8 / {}::float8 + pg_catalog.ln(e.weight) / pg_catalog.ln(2::float8) END",
+        r.half_life_s
+    )
+}
+
+/// What shares come to, of which `most` is the greatest.
+const HEAT: &str = "pg_catalog.max(w.most) + pg_catalog.ln(pg_catalog.sum(pg_catalog.power(2::float8, GREATEST(w.share - w.most, -1000)))) / pg_catalog.ln(2::float8)";
+
 /// The statements of one recommender; made anew when its declaration changes.
 pub struct Keeper {
     recommender: Recommender,
@@ -73,12 +87,7 @@ impl Keeper {
         let (item_type, user_type) = (&item.type_name, &user.type_name);
         let source = r.rows_of.as_deref().unwrap_or_default();
         let (interactions, items) = (tables::interactions(r.id), tables::items(r.id));
-        // An interaction's share of its item's heat, and what shares come to.
-        let share = format!(
-            "CASE WHEN e.weight > 0 THEN extract(epoch FROM e.at)::float8 / {}::float8 + pg_catalog.ln(e.weight) / pg_catalog.ln(2::float8) END",
-            r.half_life_s
-        );
-        let sum = "pg_catalog.max(w.most) + pg_catalog.ln(pg_catalog.sum(pg_catalog.power(2::float8, GREATEST(w.share - w.most, -1000)))) / pg_catalog.ln(2::float8)";
+        let (share, sum) = (share(r), HEAT);
         let count = keys.len();
         let (given_keys, key_names) = (given(count, ""), names(count));
         let on_kept = keyed(keys, "e", |key| &key.stored, "k");

@@ -15,7 +15,10 @@ mod functions;
 mod question;
 
 // What is asked as the owner.
-mod statements;
+pub(super) mod statements;
+
+// What models and neighbours make of it.
+mod learnt;
 
 // The same of vectors.
 mod content;

@@ -201,7 +201,7 @@ fn provider(endpoint: &Endpoint) -> (usize, Arc<Provider>) {
 }
 
 /// Threads of this backend that are still inside a request.
-static BUSY: AtomicUsize = AtomicUsize::new(0);
+pub(super) static BUSY: AtomicUsize = AtomicUsize::new(0);
 
 /// One request, in a thread; this backend waits for its turn and for it, at most recsync.embed_timeout, cancellable.
 fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> Result<Embeddings> {
@@ -269,8 +269,8 @@ fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> 
     }
 }
 
-/// A backend that ends while a thread of ours is inside a request must not run libraries' destructors under it.
-fn leave_at_once_with_threads() {
+/// A backend that ends while a thread of ours is at work, inside a request for example, must not run libraries' destructors under it.
+pub(super) fn leave_at_once_with_threads() {
     static REGISTERED: std::sync::Once = std::sync::Once::new();
     // SAFETY: registers a callback of this process.
     REGISTERED.call_once(|| unsafe { pg_sys::on_proc_exit(Some(leave), pg_sys::Datum::from(0)) });

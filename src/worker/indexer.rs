@@ -23,11 +23,6 @@ use crate::shared::slots::{self, Reservation};
 // The process.
 mod process;
 
-// Whom it keeps waiting.
-mod waiters;
-
-pub use waiters::attend;
-
 /// Rows of a pipeline that may wait, in memory or written down, while the load counts as over.
 const FEW: usize = 256;
 /// How long there have to be no more: between the batches of somebody who loads a table in many, there are none either.

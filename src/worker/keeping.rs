@@ -15,6 +15,7 @@ use super::load::RESTORE;
 use super::process::{
     Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
 };
+use super::trainer::Progress;
 use crate::catalog::pipeline::Trouble;
 use crate::catalog::recommender::{self, Recommender, tables};
 use crate::dispatch::backfill;
@@ -42,6 +43,7 @@ pub struct Keeping {
     starts_over: bool,
     /// Lists of neighbours may have to be counted anew.
     may_be_stale: bool,
+    pub(super) training: Progress,
 }
 
 impl Leader {
@@ -58,6 +60,8 @@ impl Leader {
                     if keeping.recommender.backfill_round != recommender.backfill_round {
                         keeping.recommender.take_position(&recommender);
                     }
+                    keeping.recommender.take_training(&recommender);
+                    keeping.training.look_again(&recommender);
                     Some(keeping)
                 }
                 before => self.taken_up(recommender, before.is_some())?,
@@ -118,6 +122,7 @@ impl Leader {
         }
         match Keeper::new(&recommender) {
             Ok(keeper) => Ok(Some(Keeping {
+                training: Progress::of(&recommender),
                 recommender,
                 keeper,
                 due: Due::default(),
@@ -222,6 +227,7 @@ impl Leader {
         match keeping.follow(&jobs, marks) {
             Ok(()) => {
                 keeping.may_be_stale |= marks;
+                keeping.training.kept(jobs.len());
                 for job in &jobs {
                     self.queue.finish(&job.row);
                 }

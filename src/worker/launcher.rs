@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use super::indexer;
 use super::process::{self, Dynamic};
+use super::waiters;
 use crate::error::Result;
 use crate::settings;
 use crate::shared::{self, Database, Presence, Shared};
@@ -68,7 +68,7 @@ pub extern "C-unwind" fn recsync_launcher_main(_arg: pg_sys::Datum) {
             );
         }
         let wait = start_workers(shared, &mut turns);
-        let wait = indexer::attend(shared).map_or(wait, |look| wait.min(look));
+        let wait = waiters::attend(shared).map_or(wait, |look| wait.min(look));
         process::show(None);
         bell.wait(wait);
     }

@@ -17,6 +17,7 @@ use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
 use super::process::{self, Bell, Failed, transaction};
 use super::running::{Lanes, State, Turns};
+use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
 use super::writers::Writers;
 use crate::dispatch::jobs::{self};
@@ -67,6 +68,7 @@ pub(super) struct Leader {
     pub(super) flights: Flights,
     pub(super) writers: Writers,
     pub(super) indexer: Indexer,
+    pub(super) trainer: Trainer,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -187,6 +189,7 @@ impl Leader {
             flights: Flights::default(),
             writers: Writers::default(),
             indexer: Indexer::default(),
+            trainer: Trainer::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -266,6 +269,7 @@ impl Leader {
             }
             self.sweep()?;
             self.index()?;
+            self.train()?;
         }
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
@@ -374,7 +378,11 @@ impl Leader {
             }
         }
         if settings::enabled()
-            && let Some(at) = self.next_index()
+            && let Some(at) = self
+                .next_index()
+                .into_iter()
+                .chain(self.next_training())
+                .min()
         {
             wait = wait.min(at.saturating_duration_since(now) + TICK);
         }
@@ -412,7 +420,8 @@ impl Leader {
             && self.queue.is_empty()
             && self.keeps_on().is_none()
             && !self.has_jobs()
-            && !self.is_about_to_index();
+            && !self.is_about_to_index()
+            && !self.is_about_to_train();
         if idle {
             // Whoever commits from here on wakes the launcher; what was committed before has to be looked at once more.
             self.database.wake.follow(&self.shared.launcher);

@@ -10,10 +10,13 @@ use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 pub use crate::error::Failed;
 use crate::error::{Error, Result};
+use crate::shared::slots::{self, Reservation, Slot};
+use crate::shared::{self, Database, Shared};
 
 // The server's own handlers, as function pointers that pgrx has not wrapped: a handler must not pass its guard.
 unsafe extern "C-unwind" {
@@ -122,6 +125,60 @@ fn fill(field: &mut [std::ffi::c_char], text: &str) {
     for (to, from) in field.iter_mut().zip(text.bytes()) {
         *to = from as std::ffi::c_char;
     }
+}
+
+/// A process that has taken the place that its leader has reserved for it.
+pub struct InPlace {
+    pub database: pg_sys::Oid,
+    pub shared: &'static Shared,
+    pub entry: &'static Database,
+}
+
+/// The beginning of such a process, before it connects: `None` where it is not wanted (any more). `leave`: what it does
+/// at its end, however that comes.
+pub fn take_place(
+    database: pg_sys::Datum,
+    slots: fn(&'static Shared, &'static Database) -> &'static [Slot],
+    place: Reservation,
+    leave: unsafe extern "C-unwind" fn(c_int, pg_sys::Datum),
+) -> Option<InPlace> {
+    let database = pg_sys::Oid::from(database.value() as u32);
+    let shared = shared::shared()?;
+    let entry = shared.database(database)?;
+    // SAFETY: this process's id.
+    let pid = unsafe { pg_sys::MyProcPid };
+    if !slots::take(slots(shared, entry), place, pid) {
+        return None; // the leader has ended
+    }
+    // SAFETY: runs while shared memory is still attached; the entry lives as long as the server.
+    unsafe {
+        pg_sys::before_shmem_exit(Some(leave), pg_sys::Datum::from(std::ptr::from_ref(entry)))
+    };
+    (entry.hold_pid.load(SeqCst) == 0).then_some(InPlace {
+        database,
+        shared,
+        entry,
+    })
+}
+
+/// The end of such a process: its place is free, and who waits for it looks again.
+///
+/// # Safety
+/// `entry` is what [`take_place`] has given to `leave`.
+pub unsafe fn leave_place(
+    entry: pg_sys::Datum,
+    slots: fn(&'static Shared, &'static Database) -> &'static [Slot],
+) -> Option<&'static Database> {
+    // SAFETY: an entry lives as long as the server; this process's id.
+    let (entry, pid) = unsafe {
+        (
+            entry.cast_mut_ptr::<Database>().as_ref()?,
+            pg_sys::MyProcPid,
+        )
+    };
+    slots::leave(slots(shared::shared()?, entry), pid);
+    entry.signal_progress();
+    Some(entry)
 }
 
 thread_local! {

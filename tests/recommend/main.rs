@@ -29,6 +29,12 @@ mod lists;
 /// Pages, kinds, explanations and what else a list can be asked.
 mod asking;
 
+/// Models.
+mod learning;
+
+/// How good lists are.
+mod evaluating;
+
 /// Who may call, and what they see.
 mod rights;
 

@@ -27,6 +27,7 @@ demo)
     cargo run --quiet --example demo "${FEATURES[@]}"
     ;;
 bench)
+    [[ ${2:-} != quality ]] || source "$ROOT/tests/setup/references.sh"
     open_session
     cargo bench "${FEATURES[@]}" --bench "${2:?name a bench of benches/, such as BENCH=latency}"
     ;;

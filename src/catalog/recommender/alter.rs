@@ -38,14 +38,18 @@ struct Changes<'a> {
     boost: Option<&'a str>,
     half_life_s: Option<f64>,
     history: Option<i32>,
+    half_life_rank: Option<f64>,
+    collaborative: Option<Vec<Option<String>>>,
+    schedule: Option<&'a str>,
 }
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION alter_recommender(name text, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL, weight text DEFAULT NULL, seen text DEFAULT NULL,
-    seen_for interval DEFAULT NULL, eligible text DEFAULT NULL, boost text DEFAULT NULL, half_life interval DEFAULT NULL, history integer DEFAULT NULL)
+    seen_for interval DEFAULT NULL, eligible text DEFAULT NULL, boost text DEFAULT NULL, half_life interval DEFAULT NULL, history integer DEFAULT NULL,
+    half_life_rank double precision DEFAULT NULL, collaborative text[] DEFAULT NULL, schedule text DEFAULT NULL)
 RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION alter_recommender IS
-'Changes a recommender in place: the arguments are those of create_recommender, NULL leaves a setting as it is; seen_for => ''0'': for ever again. eligible, boost and seen_for hold at once; after a change of weight or seen all interactions are read again; after one of a column, half_life or history what is kept is made anew, and until it is there lists are made of less. Errors: 42704 where it does not exist, 42501 for others than the owner of its items and recsync_admin, 22023 impossible argument, 42703 no such column, 42846 a user or item that cannot be cast to what users and items are, 55P03.';
+'Changes a recommender in place: the arguments are those of create_recommender, NULL leaves a setting as it is; seen_for => ''0'': for ever again. eligible, boost, seen_for, half_life_rank and schedule hold at once, and collaborative, once what it adds is trained; after a change of weight or seen all interactions are read again; after one of a column, half_life or history what is kept is made anew, and until it is there lists are made of less. Errors: 42704 where it does not exist, 42501 for others than the owner of its items and recsync_admin, 22023 impossible argument, 42703 no such column, 42846 a user or item that cannot be cast to what users and items are, 55P03.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn alter_recommender(
@@ -60,6 +64,9 @@ fn alter_recommender(
     boost: Option<&str>,
     half_life: Option<Interval>,
     history: Option<i32>,
+    half_life_rank: Option<f64>,
+    collaborative: Option<Vec<Option<String>>>,
+    schedule: Option<&str>,
 ) {
     let changes = Changes {
         user_column,
@@ -72,6 +79,9 @@ fn alter_recommender(
         boost,
         half_life_s: half_life.map(seconds),
         history,
+        half_life_rank,
+        collaborative,
+        schedule,
     };
     alter(name.unwrap_or_default(), &changes).or_report();
 }
@@ -98,9 +108,15 @@ fn alter(name: &str, changes: &Changes) -> Result<()> {
         changes.seen_for_s.filter(|seconds| *seconds != 0.0),
     )?;
     super::create::require_history(changes.history.unwrap_or(is.history))?;
+    let learning = is.learning.changed(
+        changes.collaborative.clone(),
+        changes.schedule,
+        changes.half_life_rank,
+    )?;
     let source = is.source_oid();
     lock_in_tries(source, &is.interactions, pg_sys::ShareRowExclusiveLock)?;
     write(&is, changes)?;
+    learning.write(is.id)?;
     let owner = table_owner(source)?;
     refresh(source, &is.interactions, is.source_id, owner)?;
     let now = by_id(is.id)?.ok_or_else(|| Error::NoSuchRecommender(name.to_owned()))?;

@@ -10,7 +10,7 @@ use super::columns::{self, Column, Columns, NotFound};
 use super::embedding::{self, Wish};
 use super::functions::{self, Kind};
 use super::tables::{self, owner_name};
-use super::{Recommender, by_id, find};
+use super::{Learning, Recommender, by_id, find};
 use crate::capture::wake;
 use crate::catalog::declare::checks::relation_name;
 use crate::catalog::expression::{self, Expression, Wanted};
@@ -38,6 +38,7 @@ struct Declaration<'a> {
     boost: &'a str,
     half_life_s: f64,
     history: i32,
+    learning: Learning,
 }
 
 /// What it comes to.
@@ -56,10 +57,11 @@ struct Declared {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_recommender(name text, items regclass, interactions regclass, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL,
-    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', seen_for interval DEFAULT NULL, eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100, if_not_exists boolean DEFAULT false)
+    text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', seen_for interval DEFAULT NULL, eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100,
+    half_life_rank double precision DEFAULT 3, collaborative text[] DEFAULT NULL, schedule text DEFAULT 'daily', if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION create_recommender IS
-'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; seen_for: for how long, by default for ever; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
+'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; seen_for: for how long, by default for ever; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. half_life_rank: after how many newer items an item of the user counts half in their list (infinity: it does not matter); collaborative: of what users have in common, item_knn (counted as it comes), ease and als (models that are trained), none (''{}''); by default item_knn, and ease where there are 500 pairs of a user and an item, and recsync.training_memory is enough; schedule: when models are trained anew: hourly, daily, an interval or a cron expression in the database''s time zone. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_recommender(
@@ -78,6 +80,9 @@ fn create_recommender(
     boost: Option<&str>,
     half_life: Option<Interval>,
     history: Option<i32>,
+    half_life_rank: Option<f64>,
+    collaborative: Option<Vec<Option<String>>>,
+    schedule: Option<&str>,
     if_not_exists: Option<bool>,
 ) -> String {
     const FORTNIGHT_S: f64 = 14.0 * 86_400.0;
@@ -100,6 +105,7 @@ fn create_recommender(
             boost: boost.unwrap_or("1"),
             half_life_s: half_life.map_or(FORTNIGHT_S, seconds),
             history: history.unwrap_or(100),
+            learning: Learning::new(collaborative, schedule, half_life_rank)?,
         };
         create(&wanted, if_not_exists.unwrap_or(false))
     })()
@@ -347,8 +353,8 @@ fn insert(
     used.dedup();
     let _as = As::extension();
     let id = Spi::get_one_with_args::<i32>(
-        "INSERT INTO recsync.recommender (name, items, source_id, user_expression, item_expression, at_expression, weight, seen, eligible, boost, used_columns, half_life, history, pipeline_id, makes_pipeline, seen_for)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 * interval '1 s', $13, $14, $15, $16 * interval '1 s') RETURNING id",
+        "INSERT INTO recsync.recommender (name, items, source_id, user_expression, item_expression, at_expression, weight, seen, eligible, boost, used_columns, half_life, history, pipeline_id, makes_pipeline, seen_for, collaborative, schedule, every, half_life_rank)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 * interval '1 s', $13, $14, $15, $16 * interval '1 s', $17, $18, $19 * interval '1 s', $20) RETURNING id",
         &[
             declared.name.as_str().into(),
             declared.items.as_str().into(),
@@ -366,6 +372,10 @@ fn insert(
             pipeline.into(),
             wanted.vectors.is_text().into(),
             wanted.seen_for_s.into(),
+            wanted.learning.collaborative.clone().into(),
+            wanted.learning.when.schedule.as_str().into(),
+            wanted.learning.when.every_s.into(),
+            wanted.learning.half_life_rank.into(),
         ],
     )?
     .unwrap_or_default();
@@ -384,7 +394,8 @@ fn difference(is: &Recommender, declared: &Declared, wanted: &Declaration) -> Op
     .map(|pipeline| pipeline.map_or("none", String::as_str));
     let seen_for = [is.seen_for_s, wanted.seen_for_s]
         .map(|seconds| seconds.map_or_else(|| "NULL".into(), |seconds| format!("{seconds} s")));
-    let pairs: [(&str, &str, &str); 13] = [
+    let learnt = [&is.learning, &wanted.learning].map(Learning::text);
+    let pairs: [(&str, &str, &str); 16] = [
         ("items", &is.items, &declared.items),
         ("interactions", &is.interactions, &declared.interactions),
         ("user_column", &is.user_expression, &declared.user.sql),
@@ -397,6 +408,9 @@ fn difference(is: &Recommender, declared: &Declared, wanted: &Declaration) -> Op
         ("boost", &is.boost, &declared.boost.sql),
         ("half_life", &half_lives[0], &half_lives[1]),
         ("history", &histories[0], &histories[1]),
+        ("half_life_rank", &learnt[0][0], &learnt[1][0]),
+        ("collaborative", &learnt[0][1], &learnt[1][1]),
+        ("schedule", &learnt[0][2], &learnt[1][2]),
         ("the items' pipeline", pipelines[0], pipelines[1]),
     ];
     let differing: Vec<String> = pairs

@@ -8,8 +8,8 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::Recommender;
 use super::embedding::Vectors;
+use super::{Recommender, models};
 use crate::catalog::names::quote;
 use crate::catalog::rights::As;
 use crate::error::Result;
@@ -66,6 +66,7 @@ pub fn make(recommender: &Recommender) -> Result<()> {
         Some(vectors) => statements_of_vectors(id, vectors, &owner),
         None => Vec::new(),
     };
+    let of_models = models::tables(id, &interactions, &owner)?;
     drop(id)?;
     let _as = As::extension();
     // Columns take their types, collations included, from the sources.
@@ -113,7 +114,12 @@ pub fn make(recommender: &Recommender) -> Result<()> {
             format!("ALTER EXTENSION recsync ADD TABLE {table}"),
         ]
     });
-    for sql in made.into_iter().chain(owned).chain(of_vectors) {
+    for sql in made
+        .into_iter()
+        .chain(owned)
+        .chain(of_vectors)
+        .chain(of_models)
+    {
         Spi::run(&sql)?;
     }
     Ok(())
@@ -150,7 +156,11 @@ fn statements_of_vectors(id: i32, vectors: &Vectors, owner: &str) -> Vec<String>
 /// Drops those that are there.
 pub fn drop(id: i32) -> Result<()> {
     let _as = As::extension();
-    for table in all(id).into_iter().chain([interests(id), revised(id)]) {
+    for table in all(id)
+        .into_iter()
+        .chain([interests(id), revised(id)])
+        .chain(models::all(id))
+    {
         let there = crate::catalog::names::resolve(&table)?;
         if there.is_some() {
             Spi::run(&format!("ALTER EXTENSION recsync DROP TABLE {table}"))?;

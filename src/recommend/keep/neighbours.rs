@@ -29,6 +29,24 @@ pub struct Neighbours {
     counted_up_to: String,
 }
 
+/// The statement that counts the lists of items `a` of which `which` is true.
+pub fn counting(r: &Recommender, which: &str) -> Result<String> {
+    Ok(format!(
+        "INSERT INTO {lists} AS n (item_id, others, likeness)
+         SELECT a.item_id, COALESCE(l.others, '{{}}'), COALESCE(l.likeness, '{{}}')
+           FROM {items} a
+          CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(k.other_id ORDER BY k.likeness DESC, k.other_id) AS others,
+                                     pg_catalog.array_agg(k.likeness::float4 ORDER BY k.likeness DESC, k.other_id) AS likeness
+                                FROM ({counted} ORDER BY likeness DESC, c.other_id LIMIT {KEPT}) k) l
+          WHERE {which}
+             ON CONFLICT (item_id) DO UPDATE SET others = excluded.others, likeness = excluded.likeness
+          WHERE n.others IS DISTINCT FROM excluded.others OR n.likeness IS DISTINCT FROM excluded.likeness",
+        items = tables::items(r.id),
+        lists = tables::neighbours(r.id),
+        counted = likeness::counted(r)?,
+    ))
+}
+
 impl Neighbours {
     pub fn new(r: &Recommender) -> Result<Neighbours> {
         let item = r.item_key()?;
@@ -56,18 +74,7 @@ impl Neighbours {
             next: Statement::by_key(format!(
                 "SELECT s.item_id::text, s.since::text FROM {stale} s WHERE s.since >= $1::timestamptz ORDER BY s.since LIMIT {AT_ONCE}"
             )),
-            count: Statement::by_key(format!(
-                "INSERT INTO {lists} AS n (item_id, others, likeness)
-                 SELECT a.item_id, COALESCE(l.others, '{{}}'), COALESCE(l.likeness, '{{}}')
-                   FROM {items} a
-                  CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(k.other_id ORDER BY k.likeness DESC, k.other_id) AS others,
-                                             pg_catalog.array_agg(k.likeness::float4 ORDER BY k.likeness DESC, k.other_id) AS likeness
-                                        FROM ({counted} ORDER BY likeness DESC, c.other_id LIMIT {KEPT}) k) l
-                  WHERE a.item_id {equals} ANY ({given})
-                     ON CONFLICT (item_id) DO UPDATE SET others = excluded.others, likeness = excluded.likeness
-                  WHERE n.others IS DISTINCT FROM excluded.others OR n.likeness IS DISTINCT FROM excluded.likeness",
-                counted = likeness::counted(r)?,
-            )),
+            count: Statement::by_key(counting(r, &format!("a.item_id {equals} ANY ({given})"))?),
             remove: Statement::by_key(format!(
                 "DELETE FROM {lists} n WHERE n.item_id {equals} ANY ({given})
                     AND NOT EXISTS (SELECT FROM {items} t WHERE t.item_id {equals} n.item_id)"

@@ -136,7 +136,13 @@ impl Question {
 
     /// The same for the same recommender, generation, user and arguments; for each page of a list.
     pub fn list_id(&self, recommender: &Recommender, user: Option<&str>) -> Uuid {
-        let asked = json!([recommender.id, recommender.backfill_round, user, self]);
+        let asked = json!([
+            recommender.id,
+            recommender.backfill_round,
+            recommender.trained_us,
+            user,
+            self
+        ]);
         let mut bytes = [0; 16];
         for (byte, from) in bytes.iter_mut().zip(Sha256::digest(asked.to_string())) {
             *byte = from;

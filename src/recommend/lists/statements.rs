@@ -4,24 +4,29 @@
 //! was seen is left out, $4 the vector of the user's interests, $5 what has been looked at, or what chance begins with.
 
 use super::content::nearest;
+use super::learnt;
 use crate::catalog::recommender::embedding::Vectors;
 use crate::catalog::recommender::{Recommender, tables};
 use crate::error::Result;
 use crate::recommend::likeness;
 
 /// Neighbours of one item that count.
-const NEIGHBOURS: usize = 100;
+const NEIGHBOURS: usize = 20;
 /// Candidates of one source.
 pub const MOST: usize = 500;
 /// Of which the latest are taken: no source reads all items.
 const NEWEST: usize = 1_000;
 /// Reciprocal-rank fusion: a source adds weight / (60 + place) (Cormack, Clarke, Büttcher, SIGIR 2009).
 pub const FUSION: f64 = 60.0;
-const WEIGHTS: [(&str, f64); 4] = [
-    ("neighbours", 1.0),
-    ("interest", 0.5),
-    ("popular", 0.3),
-    ("latest", 0.1),
+/// What each counts was chosen on the validation cut of benches/README.md: whatever popularity adds to a list made of
+/// what the user likes makes it worse, so that it counts where nothing else is known.
+const WEIGHTS: [(&str, f64); 6] = [
+    ("ease", 1.0),
+    ("neighbours", 0.4),
+    ("als", 0.2),
+    ("interest", 0.2),
+    ("popular", 0.03),
+    ("latest", 0.01),
 ];
 /// Of an item, the interactions of the user's that say most why it is listed.
 const BECAUSE: usize = 3;
@@ -30,6 +35,19 @@ const BECAUSE: usize = 3;
 pub fn share(source: &str, place: u64) -> Option<f64> {
     let (_, weight) = WEIGHTS.iter().find(|(name, _)| *name == source)?;
     Some(weight / (FUSION + place as f64))
+}
+
+/// What candidates of a recommender may come from.
+pub fn sources(r: &Recommender) -> Vec<&'static str> {
+    let trained = |name: &str| r.learning.models().any(|model| model.name() == name);
+    let has = |name: &str| match name {
+        "neighbours" => r.learning.has_neighbours(),
+        "ease" | "als" => trained(name),
+        "interest" => r.vectors.is_some(),
+        _ => true,
+    };
+    let names = WEIGHTS.iter().map(|(name, _)| *name);
+    names.filter(|name| has(name)).collect()
 }
 
 /// The parts that all statements are made of.
@@ -69,13 +87,13 @@ impl Parts {
         let [of_interactions, of_items, of_session] = more;
         Ok(format!(
             "history AS MATERIALIZED (
-           SELECT e.item_id, pg_catalog.max(e.at) AS at, pg_catalog.sum(e.weight::numeric)::float8 AS weight{of_interactions}
-             FROM (SELECT e.* FROM {interactions} e WHERE e.user_id {user_equals} $1::{user_type}
+           SELECT e.item_id, pg_catalog.max(e.at) AS at, pg_catalog.min(e.place) AS place, pg_catalog.sum(e.weight::numeric)::float8 AS weight{of_interactions}
+             FROM (SELECT e.*, pg_catalog.row_number() OVER (ORDER BY e.at DESC, {latest_first}) AS place FROM {interactions} e WHERE e.user_id {user_equals} $1::{user_type}
                     ORDER BY e.at DESC, {latest_first} LIMIT {history}) e
             GROUP BY e.item_id HAVING pg_catalog.sum(e.weight::numeric) > 0
          ), seeds AS MATERIALIZED (
            SELECT h.item_id, h.weight / pg_catalog.max(h.weight) OVER ()
-                  * pg_catalog.power(2::float8, GREATEST(extract(epoch FROM h.at - pg_catalog.max(h.at) OVER ())::float8 / {half_life}::float8, -60)) AS weight{of_items}
+                  * pg_catalog.power(2::float8, GREATEST(extract(epoch FROM h.at - pg_catalog.max(h.at) OVER ())::float8 / {half_life}::float8, -60)){by_place} AS weight{of_items}
              FROM history h
             UNION ALL SELECT DISTINCT given::{kind}, 1{of_session} FROM pg_catalog.unnest($2::text[]) AS given
          )",
@@ -85,6 +103,7 @@ impl Parts {
             latest_first = latest_first.join(", "),
             history = r.history,
             half_life = r.half_life_s,
+            by_place = learnt::by_place(r),
             kind = self.kind,
         ))
     }
@@ -106,7 +125,7 @@ impl Parts {
     }
 
     /// Of the items' rows: that they may be listed. What is hidden is looked up by hash, and leaves an order as it is.
-    fn open(&self, r: &Recommender) -> String {
+    pub fn open(&self, r: &Recommender) -> String {
         format!(
             "({}) AND NOT {} {} ANY (SELECT h.item_id FROM hidden h)",
             r.eligible, self.key, self.equals
@@ -151,12 +170,9 @@ pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> 
              FROM seeds g JOIN {neighbours} n ON n.item_id {equals} g.item_id
             CROSS JOIN LATERAL {of_seed} AS o (other_id, likeness)
             GROUP BY o.other_id
-         ), listed AS (
-           SELECT 'neighbours' AS source, c.item_id, pg_catalog.row_number() OVER (ORDER BY c.score DESC, c.item_id) AS place
-             FROM (SELECT n.item_id, n.score FROM near n JOIN {rows} s ON {key} {equals} n.item_id
-                    WHERE {open} ORDER BY n.score DESC, n.item_id LIMIT {MOST}) c
-            UNION ALL
-           SELECT 'popular', c.item_id, pg_catalog.row_number() OVER (ORDER BY c.heat DESC, c.item_id DESC)
+         ), {learnt}, listed AS (
+           {by_users}
+           SELECT 'popular' AS source, c.item_id, pg_catalog.row_number() OVER (ORDER BY c.heat DESC, c.item_id DESC) AS place
              FROM (SELECT t.item_id, t.heat FROM {items} t JOIN {rows} s ON {key} {equals} t.item_id
                     WHERE t.heat IS NOT NULL AND {open} ORDER BY t.heat DESC, t.item_id DESC LIMIT {MOST}) c
             UNION ALL
@@ -177,6 +193,8 @@ pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> 
         open = parts.open(r),
         boost = r.boost,
         weights = weights.join(" "),
+        learnt = learnt::scored(r, equals)?,
+        by_users = learnt::listed(r, &parts),
     ))
 }
 

@@ -15,8 +15,8 @@ use crate::catalog::index::{create, name_pattern};
 use crate::catalog::names::{self, select_one};
 use crate::catalog::pipeline::{self, Pipeline};
 use crate::error::{Error, Result, sqlstate_text};
-use crate::shared::slots::{self, Reservation};
-use crate::shared::{self, Database, Shared};
+use crate::shared::slots::{Reservation, Slot};
+use crate::shared::{Database, Shared};
 use crate::worker::process::{self, Failed, transaction};
 
 const NAME: &str = "recsync indexer";
@@ -43,28 +43,12 @@ pub fn description(
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn recsync_indexer_main(database: pg_sys::Datum) {
-    let oid = pg_sys::Oid::from(database.value() as u32);
-    let Some(shared) = shared::shared() else {
+    // SAFETY: what `description` has filled in.
+    let start = unsafe { process::told::<Start>() };
+    let Some(own) = process::take_place(database, slots, start.place, sign_off) else {
         return;
     };
-    let Some(entry) = shared.database(oid) else {
-        return;
-    };
-    // SAFETY: what `description` has filled in, and this process's id.
-    let (start, pid) = unsafe { (process::told::<Start>(), pg_sys::MyProcPid) };
-    if !slots::take(&entry.indexer, start.place, pid) {
-        return; // the leader has ended
-    }
-    // SAFETY: runs while shared memory is still attached; the entry lives as long as the server.
-    unsafe {
-        pg_sys::before_shmem_exit(
-            Some(sign_off),
-            pg_sys::Datum::from(std::ptr::from_ref(entry)),
-        )
-    };
-    if entry.hold_pid.load(SeqCst) != 0 {
-        return;
-    }
+    let (oid, shared) = (own.database, own.shared);
     process::start(Some(oid));
     shared.launcher.set_latch(); // which looks whether somebody is kept waiting
     process::show(Some(c"recsync: building an index"));
@@ -75,12 +59,13 @@ pub extern "C-unwind" fn recsync_indexer_main(database: pg_sys::Datum) {
     }
 }
 
+fn slots(_: &'static Shared, entry: &'static Database) -> &'static [Slot] {
+    &entry.indexer
+}
+
 unsafe extern "C-unwind" fn sign_off(_code: c_int, entry: pg_sys::Datum) {
-    // SAFETY: the address that recsync_indexer_main registered, and this process's id.
-    let (entry, pid) = unsafe { (entry.cast_mut_ptr::<Database>().as_ref(), pg_sys::MyProcPid) };
-    if let Some(entry) = entry {
-        slots::leave(&entry.indexer, pid);
-        entry.signal_progress();
+    // SAFETY: what `take_place` has registered it with.
+    if let Some(entry) = unsafe { process::leave_place(entry, slots) } {
         entry.catalog_changed.store(true, SeqCst);
         entry.wake.set_latch();
     }

@@ -7,14 +7,13 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::ffi::c_int;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
 use super::channel::{Channel, Received};
 use super::message::{Answer, Order, read_order};
 use crate::error::Failed;
-use crate::shared::slots::{self, Reservation};
-use crate::shared::{self, Database};
+use crate::shared::slots::{Reservation, Slot};
+use crate::shared::{Database, Shared};
 use crate::store::{Writer, Written};
 use crate::worker::process;
 use crate::worker::storing::store;
@@ -43,42 +42,25 @@ pub fn description(
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn recsync_writer_main(database: pg_sys::Datum) {
-    let oid = pg_sys::Oid::from(database.value() as u32);
-    let Some(shared) = shared::shared() else {
+    // SAFETY: what `description` has filled in.
+    let start = unsafe { process::told::<Start>() };
+    let Some(own) = process::take_place(database, slots, start.place, sign_off) else {
         return;
     };
-    let Some(entry) = shared.database(oid) else {
-        return;
-    };
-    // SAFETY: what `description` has filled in, and this process's id.
-    let (start, pid) = unsafe { (process::told::<Start>(), pg_sys::MyProcPid) };
-    if !slots::take(&shared.writers, start.place, pid) {
-        return; // the leader has ended
-    }
-    // SAFETY: runs while shared memory is still attached; the entry lives as long as the server.
-    unsafe {
-        pg_sys::before_shmem_exit(
-            Some(sign_off),
-            pg_sys::Datum::from(std::ptr::from_ref(entry)),
-        )
-    };
-    if entry.hold_pid.load(SeqCst) != 0 {
-        return;
-    }
     let Some(channel) = Channel::open(start.channel) else {
         return;
     };
-    process::start(Some(oid));
+    process::start(Some(own.database));
     work(channel);
 }
 
+fn slots(shared: &'static Shared, _: &'static Database) -> &'static [Slot] {
+    &shared.writers
+}
+
 unsafe extern "C-unwind" fn sign_off(_code: c_int, entry: pg_sys::Datum) {
-    // SAFETY: the address that recsync_writer_main registered, and this process's id.
-    let (entry, pid) = unsafe { (entry.cast_mut_ptr::<Database>().as_ref(), pg_sys::MyProcPid) };
-    if let (Some(entry), Some(shared)) = (entry, shared::shared()) {
-        slots::leave(&shared.writers, pid);
-        entry.signal_progress();
-    }
+    // SAFETY: what `take_place` has registered it with.
+    unsafe { process::leave_place(entry, slots) };
 }
 
 /// Until the leader closes the channel.

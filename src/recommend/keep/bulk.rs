@@ -1,0 +1,31 @@
+//! What is kept of interactions, counted at once instead of change by change: the same numbers.
+//!
+//! It never counts into tables that hold something already.
+
+use pgrx::prelude::*;
+
+use super::{HEAT, neighbours, share};
+use crate::catalog::recommender::{Recommender, tables};
+use crate::error::Result;
+use crate::recommend::likeness;
+
+/// Fills the empty tables of items and their neighbours from the interactions that are kept. As the owner of the items.
+pub fn count(r: &Recommender) -> Result<()> {
+    let (interactions, items) = (tables::interactions(r.id), tables::items(r.id));
+    Spi::run(&format!(
+        "INSERT INTO {items} (item_id, users, interactions, heat)
+         SELECT h.item_id, COALESCE(g.users, 0), h.interactions, h.heat
+           FROM (SELECT w.item_id, pg_catalog.count(*) AS interactions, {HEAT} AS heat
+                   FROM (SELECT c.item_id, c.share, pg_catalog.max(c.share) OVER (PARTITION BY c.item_id) AS most
+                           FROM (SELECT e.item_id, {share} AS share FROM {interactions} e) c) w
+                  GROUP BY w.item_id) h
+           LEFT JOIN (SELECT x.item_id, pg_catalog.count(*) AS users
+                        FROM (SELECT DISTINCT e.user_id FROM {interactions} e) u CROSS JOIN LATERAL ({set}) x
+                       GROUP BY x.item_id) g ON g.item_id {equals} h.item_id",
+        share = share(r),
+        set = likeness::set_of_user(r)?,
+        equals = r.item_key()?.equals,
+    ))?;
+    Spi::run(&neighbours::counting(r, "true")?)?;
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! ALS: few numbers for each user and each item, whose inner product says how much the one is for the other.
+//!
+//! What a user has had to do with is worth 1 and is as good as certain; everything else is worth 0, and hardly anybody
+//! knows. Users' and items' factors in turn are what least squares make of the others' (Hu, Koren, Volinsky, ICDM 2008,
+//! "Collaborative filtering for implicit feedback datasets"). It never holds the matrix of all users by all items.
+
+use std::collections::TryReserveError;
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt;
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+
+use super::NoModel;
+use super::sets::Sets;
+
+/// Rows of factors: of users or of items, one after the other.
+#[derive(Debug, PartialEq)]
+pub struct Factors {
+    pub users: Vec<f32>,
+    pub items: Vec<f32>,
+}
+
+/// What it is made with.
+#[derive(Clone, Copy)]
+pub struct Settings {
+    /// Numbers of each user and item.
+    pub width: usize,
+    /// How certain it is that a user likes what they have had to do with; 1: that they do not like all else.
+    pub alpha: f64,
+    /// Times their squares, factors count as errors.
+    pub lambda: f64,
+    pub rounds: usize,
+    pub seed: u64,
+}
+
+/// The most bytes that [`train`] takes: factors, and who has what both ways round.
+pub fn bytes(users: usize, items: usize, pairs: usize, width: usize) -> u64 {
+    let rows = (users + items) as u64;
+    rows * (width as u64 * size_of::<f32>() as u64 + 16)
+        + 2 * 4 * pairs as u64
+        + (width * width * 64) as u64
+}
+
+/// # Errors
+/// Where there is no memory.
+pub fn train(sets: &Sets, settings: &Settings) -> Result<Factors, NoModel> {
+    let turned = sets.turned();
+    let mut rng = fastrand::Rng::with_seed(settings.seed);
+    let mut random = |rows: usize| -> Result<Vec<f32>, TryReserveError> {
+        let mut factors = Vec::new();
+        factors.try_reserve_exact(rows * settings.width)?;
+        factors.extend((0..rows * settings.width).map(|_| rng.f32() * 0.01));
+        Ok(factors)
+    };
+    let mut factors = Factors {
+        users: random(sets.users())?,
+        items: random(sets.items())?,
+    };
+    for _ in 0..settings.rounds {
+        solve(sets, &factors.items, &mut factors.users, settings)?;
+        solve(&turned, &factors.users, &mut factors.items, settings)?;
+    }
+    Ok(factors)
+}
+
+/// The rows that fit those of the other side best.
+fn solve(
+    sets: &Sets,
+    of_others: &[f32],
+    rows: &mut [f32],
+    settings: &Settings,
+) -> Result<(), NoModel> {
+    let width = settings.width;
+    let mut others: Vec<f64> = Vec::new();
+    others.try_reserve_exact(of_others.len())?;
+    others.extend(of_others.iter().copied().map(f64::from));
+    // A row of factors is a column here: matrices are column by column.
+    let all = MatRef::from_column_major_slice(&others, width, others.len() / width);
+    let mut squares = vec![0.0; width * width];
+    multiply(&mut squares, all, 1.0, width);
+    for row in 0..width {
+        squares[row * width + row] += settings.lambda;
+    }
+    let need = llt::factor::cholesky_in_place_scratch::<f64>(width, Par::Seq, Default::default());
+    let mut memory = MemBuffer::try_new(need).map_err(|_| NoModel::Memory)?;
+    let (mut matrix, mut wanted, mut own) = (Vec::new(), vec![0.0; width], Vec::new());
+    for (set, row) in sets.of_users().zip(rows.chunks_exact_mut(width)) {
+        own.clear();
+        for other in set {
+            let from = *other as usize * width;
+            own.extend_from_slice(&others[from..from + width]);
+        }
+        matrix.clone_from(&squares);
+        let of_set = MatRef::from_column_major_slice(&own, width, set.len());
+        multiply(&mut matrix, of_set, settings.alpha - 1.0, width);
+        wanted.fill(0.0);
+        for other in own.chunks_exact(width) {
+            for (sum, factor) in wanted.iter_mut().zip(other) {
+                *sum += settings.alpha * factor;
+            }
+        }
+        llt::factor::cholesky_in_place(
+            MatMut::from_column_major_slice_mut(&mut matrix, width, width),
+            Default::default(),
+            Par::Seq,
+            MemStack::new(&mut memory),
+            Default::default(),
+        )
+        .map_err(|_| NoModel::NotPositive)?;
+        llt::solve::solve_in_place(
+            MatRef::from_column_major_slice(&matrix, width, width),
+            MatMut::from_column_major_slice_mut(&mut wanted, width, 1),
+            Par::Seq,
+            MemStack::new(&mut []),
+        );
+        for (factor, solved) in row.iter_mut().zip(&wanted) {
+            *factor = *solved as f32;
+        }
+    }
+    Ok(())
+}
+
+/// Adds `by` times a matrix and its transpose.
+fn multiply(to: &mut [f64], matrix: MatRef<f64>, by: f64, width: usize) {
+    matmul(
+        MatMut::from_column_major_slice_mut(to, width, width),
+        Accum::Add,
+        matrix,
+        matrix.transpose(),
+        by,
+        Par::Seq,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: Settings = Settings {
+        width: 8,
+        alpha: 20.0,
+        lambda: 0.05,
+        rounds: 15,
+        seed: 1,
+    };
+
+    /// Two kinds of users who have nothing in common; each lacks one item of their kind.
+    fn two_kinds() -> Sets {
+        let (mut users, mut items) = (Vec::new(), Vec::new());
+        for user in 0..20 {
+            for item in 0..10 {
+                if item != user % 10 {
+                    users.push(user + 1);
+                    items.push(item + 1 + if user < 10 { 0 } else { 10 });
+                }
+            }
+        }
+        Sets::new(&users, &items)
+    }
+
+    fn score(factors: &Factors, user: usize, item: usize) -> f32 {
+        let of = |rows: &[f32], row: usize| rows[row * 8..][..8].to_vec();
+        let (user, item) = (of(&factors.users, user), of(&factors.items, item));
+        user.iter().zip(&item).map(|(a, b)| a * b).sum()
+    }
+
+    #[test]
+    fn what_a_user_lacks_of_their_kind_comes_before_all_of_another_kind() {
+        let factors = train(&two_kinds(), &SETTINGS).unwrap();
+        for user in 0..20 {
+            let first = if user < 10 { 0 } else { 10 };
+            let lacking = score(&factors, user, first + user % 10);
+            for other in 0..10 {
+                let foreign = score(&factors, user, (first + 10) % 20 + other);
+                assert!(
+                    lacking > foreign + 0.2,
+                    "{user} {other}: {lacking} {foreign}"
+                );
+            }
+        }
+    }
+
+    /// The law: at the end, no small change of a user's factors makes the sum of the errors less.
+    #[test]
+    fn users_factors_are_where_the_error_is_least() {
+        let sets = two_kinds();
+        let mut factors = train(&sets, &SETTINGS).unwrap();
+        let items = factors.items.clone();
+        solve(&sets, &items, &mut factors.users, &SETTINGS).unwrap();
+        let set: Vec<u32> = sets.of_users().next().unwrap().to_vec();
+        let error = |factors: &Factors| -> f64 {
+            let errors = (0..sets.items()).map(|item| {
+                let score = f64::from(score(factors, 0, item));
+                match set.contains(&(item as u32)) {
+                    true => SETTINGS.alpha * (1.0 - score).powi(2),
+                    false => score.powi(2),
+                }
+            });
+            let squares = factors.users[..8]
+                .iter()
+                .map(|factor| SETTINGS.lambda * f64::from(*factor).powi(2));
+            errors.sum::<f64>() + squares.sum::<f64>()
+        };
+        let least = error(&factors);
+        for at in 0..8 {
+            for change in [-0.01, 0.01] {
+                factors.users[at] += change;
+                assert!(error(&factors) > least);
+                factors.users[at] -= change;
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_factors() {
+        let sets = two_kinds();
+        assert_eq!(
+            train(&sets, &SETTINGS).unwrap(),
+            train(&sets, &SETTINGS).unwrap()
+        );
+    }
+}

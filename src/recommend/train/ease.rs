@@ -1,0 +1,240 @@
+//! EASE: by which of a user's items another one is told, in closed form.
+//!
+//! The weights B that rebuild each user's items X from their other items, with squared error and λ times their squares,
+//! and none from an item to itself: B = I − P diag(1 / diag P), P = (XᵀX + λI)⁻¹ (Steck, WWW 2019, "Embarrassingly
+//! shallow autoencoders for sparse data"). P is never there as a whole: XᵀX + λI = LLᵀ takes the place of XᵀX, and a few
+//! columns of P at a time are solved for. It never keeps more of an item than its heaviest weights.
+
+use std::collections::TryReserveError;
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt;
+use faer::{MatMut, Par};
+
+use super::NoModel;
+use super::sets::Sets;
+
+/// Columns of P that are solved for at once.
+const PANEL: usize = 128;
+
+/// How much an item of a user's says for another one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weight {
+    pub item: u32,
+    pub other: u32,
+    pub weight: f32,
+}
+
+/// The most bytes that [`train`] takes: the matrix, the panel and what solving it needs, the weights.
+pub fn bytes(items: usize, most: usize) -> u64 {
+    let (items, most) = (items as u64, most as u64);
+    let panel = (PANEL as u64).min(items);
+    8 * items * items + 3 * 8 * items * panel + items * most * size_of::<Weight>() as u64
+}
+
+/// Of each item the `most` heaviest weights by which others tell it, those above 0.
+///
+/// # Errors
+/// Where there is no memory, or λ is not positive.
+pub fn train(sets: &Sets, lambda: f64, most: usize) -> Result<Vec<Weight>, NoModel> {
+    let items = sets.items();
+    let mut matrix = zeros(items * items)?;
+    for set in sets.of_users() {
+        for (at, item) in set.iter().enumerate() {
+            let column = *item as usize * items;
+            for other in &set[at..] {
+                matrix[column + *other as usize] += 1.0; // below the diagonal: sets are in order
+            }
+        }
+    }
+    for item in 0..items {
+        matrix[item * items + item] += lambda;
+    }
+    factor(&mut matrix, items)?;
+    let mut panel = zeros(items * PANEL.min(items))?;
+    let mut weights = Vec::new();
+    weights.try_reserve_exact(items * most.min(items))?;
+    for from in (0..items).step_by(PANEL) {
+        let columns = PANEL.min(items - from);
+        let panel = &mut panel[..items * columns];
+        panel.fill(0.0);
+        for column in 0..columns {
+            panel[column * items + from + column] = 1.0;
+        }
+        solve(&matrix, panel, items);
+        for (column, of_item) in panel.chunks_exact(items).enumerate() {
+            heaviest(of_item, from + column, most, &mut weights);
+        }
+    }
+    Ok(weights)
+}
+
+fn zeros(length: usize) -> Result<Vec<f64>, TryReserveError> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(length)?;
+    zeros.resize(length, 0.0);
+    Ok(zeros)
+}
+
+/// The lower half of a matrix becomes its Cholesky factor.
+fn factor(matrix: &mut [f64], items: usize) -> Result<(), NoModel> {
+    let need = llt::factor::cholesky_in_place_scratch::<f64>(items, Par::Seq, Default::default());
+    let mut memory = MemBuffer::try_new(need).map_err(|_| NoModel::Memory)?;
+    llt::factor::cholesky_in_place(
+        MatMut::from_column_major_slice_mut(matrix, items, items),
+        Default::default(),
+        Par::Seq,
+        MemStack::new(&mut memory),
+        Default::default(),
+    )
+    .map(|_| ())
+    .map_err(|_| NoModel::NotPositive)
+}
+
+/// Columns of the unit matrix become those of the inverse.
+fn solve(factor: &[f64], panel: &mut [f64], items: usize) {
+    let columns = panel.len() / items.max(1);
+    let need = llt::solve::solve_in_place_scratch::<f64>(items, columns, Par::Seq);
+    let mut memory = MemBuffer::new(need);
+    llt::solve::solve_in_place(
+        faer::MatRef::from_column_major_slice(factor, items, items),
+        MatMut::from_column_major_slice_mut(panel, items, columns),
+        Par::Seq,
+        MemStack::new(&mut memory),
+    );
+}
+
+/// Of a column of P, the heaviest weights of B's.
+fn heaviest(column: &[f64], other: usize, most: usize, weights: &mut Vec<Weight>) {
+    let Some(own) = column.get(other).filter(|own| **own > 0.0) else {
+        return;
+    };
+    let mut found: Vec<Weight> = column
+        .iter()
+        .enumerate()
+        .filter(|(item, _)| *item != other)
+        .map(|(item, entry)| Weight {
+            item: item as u32,
+            other: other as u32,
+            weight: (-entry / own) as f32,
+        })
+        .filter(|weight| weight.weight > 0.0)
+        .collect();
+    if found.len() > most {
+        found.select_nth_unstable_by(most, |a, b| {
+            b.weight.total_cmp(&a.weight).then(a.item.cmp(&b.item))
+        });
+        found.truncate(most);
+    }
+    weights.append(&mut found);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// B as the paper has it, by Gauss and Jordan.
+    fn by_the_book(sets: &Sets, lambda: f64) -> Vec<Vec<f64>> {
+        let n = sets.items();
+        let mut rows = vec![vec![0.0; 2 * n]; n];
+        for set in sets.of_users() {
+            for a in set {
+                for b in set {
+                    rows[*a as usize][*b as usize] += 1.0;
+                }
+            }
+        }
+        for (i, row) in rows.iter_mut().enumerate() {
+            row[i] += lambda;
+            row[n + i] = 1.0;
+        }
+        for i in 0..n {
+            let pivot = rows[i].clone();
+            for (j, row) in rows.iter_mut().enumerate() {
+                let by = row[i] / pivot[i];
+                for (entry, of_pivot) in row.iter_mut().zip(&pivot) {
+                    *entry = if i == j {
+                        of_pivot / pivot[i]
+                    } else {
+                        *entry - by * of_pivot
+                    };
+                }
+            }
+        }
+        let inverse: Vec<&[f64]> = rows.iter().map(|row| &row[n..]).collect();
+        (0..n)
+            .map(|i| {
+                (0..n)
+                    .map(|j| {
+                        if i == j {
+                            0.0
+                        } else {
+                            -inverse[i][j] / inverse[j][j]
+                        }
+                    })
+                    .collect()
+            })
+            .collect()
+    }
+
+    fn random_sets(users: i32, items: i32, each: usize) -> Sets {
+        let mut rng = fastrand::Rng::with_seed(3);
+        let (mut of, mut what) = (Vec::new(), Vec::new());
+        for user in 1..=users {
+            let mut all: Vec<i32> = (1..=items).collect();
+            rng.shuffle(&mut all);
+            for item in all.iter().take(each) {
+                of.push(user);
+                what.push(*item);
+            }
+        }
+        Sets::new(&of, &what)
+    }
+
+    /// More items than a panel has columns, so that panels are put together, too.
+    #[test]
+    fn weights_are_those_of_the_closed_form() {
+        let sets = random_sets(300, 150, 6);
+        let wanted = by_the_book(&sets, 20.0);
+        let weights = train(&sets, 20.0, usize::MAX).unwrap();
+        let positive = wanted.iter().flatten().filter(|weight| **weight > 0.0);
+        assert!(weights.len() > 5_000);
+        assert_eq!(weights.len(), positive.count());
+        for weight in &weights {
+            let wanted = wanted[weight.item as usize][weight.other as usize];
+            assert!(
+                (f64::from(weight.weight) - wanted).abs() < 1e-7,
+                "{weight:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_an_item_the_heaviest_are_kept() {
+        let sets = random_sets(300, 150, 6);
+        let all = train(&sets, 20.0, usize::MAX).unwrap();
+        let some = train(&sets, 20.0, 7).unwrap();
+        assert_eq!(some.len(), 150 * 7);
+        for other in 0..150 {
+            let mut of_all: Vec<f32> = all
+                .iter()
+                .filter(|w| w.other == other)
+                .map(|w| w.weight)
+                .collect();
+            let mut of_some: Vec<f32> = some
+                .iter()
+                .filter(|w| w.other == other)
+                .map(|w| w.weight)
+                .collect();
+            of_all.sort_by(|a, b| b.total_cmp(a));
+            of_some.sort_by(|a, b| b.total_cmp(a));
+            assert_eq!(of_all[..7], of_some);
+        }
+    }
+
+    #[test]
+    fn nothing_comes_of_nothing() {
+        assert_eq!(train(&Sets::new(&[], &[]), 100.0, 50).unwrap(), []);
+        assert_eq!(train(&Sets::new(&[1], &[1]), 100.0, 50).unwrap(), []);
+    }
+}

@@ -1,0 +1,281 @@
+//! The models of recommenders: when it is time to have them trained.
+//!
+//! That is when the rows that were there before have been read, at the times of the recommender's schedule, and whenever
+//! as many interactions have come as there were: what is young changes fast. It never waits for the training, which is
+//! a process's of its own.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::calendar::{Calendar, Due};
+use super::keeping::Keeping;
+use super::leader::{Leader, report};
+use super::process::{Dynamic, Failed, guard_user_code, transaction};
+use crate::catalog::recommender::Recommender;
+use crate::dispatch::queue::Lane;
+use crate::recommend::train;
+use crate::settings;
+use crate::shared::slots::{self, Reservation};
+
+// The process.
+mod process;
+
+/// How long nothing has to have come: between the batches of somebody who loads a table in many, nothing does either.
+const QUIET: Duration = Duration::from_secs(2);
+/// The longest that one waits for that which never is quiet.
+const MOST_QUIET: Duration = Duration::from_secs(60);
+/// How soon it is looked again where another database's models are trained, or the server had no place for a process.
+const LATER: Duration = Duration::from_secs(2);
+/// After a training that was broken off; doubling, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// A recommender's way to its models, as its leader knows it.
+pub struct Progress {
+    calendar: Option<Calendar>,
+    /// Interactions that have to come before it is looked whether it is worth it.
+    missing: usize,
+    /// Since when there have been enough, and since when no more have come.
+    enough_since: Option<Instant>,
+    kept_at: Instant,
+}
+
+impl Progress {
+    pub fn of(recommender: &Recommender) -> Progress {
+        let mut progress = Progress {
+            calendar: recommender.learning.when.schedule().ok().map(Calendar::new),
+            missing: 0,
+            enough_since: None,
+            kept_at: Instant::now(),
+        };
+        progress.start(recommender);
+        progress
+    }
+
+    /// What was trained counts from here: as many again are awaited.
+    fn start(&mut self, recommender: &Recommender) {
+        self.missing = usize::try_from(recommender.trained_on).unwrap_or(0);
+        self.enough_since = None;
+        if recommender.trained_us.is_some() {
+            self.missing = self.missing.max(train::LEAST);
+        }
+    }
+
+    /// The settings, or the time zone, may be other than before.
+    pub fn look_again(&mut self, recommender: &Recommender) {
+        if let Some(calendar) = &mut self.calendar {
+            calendar.forget();
+        }
+        if recommender.trained_us.is_none() {
+            self.missing = 0;
+        }
+    }
+
+    pub fn kept(&mut self, interactions: usize) {
+        self.missing = self.missing.saturating_sub(interactions);
+        self.kept_at = Instant::now();
+    }
+
+    /// When it is to be looked, for what has come.
+    fn by_growth(&mut self) -> Option<Instant> {
+        if self.missing > 0 {
+            self.enough_since = None;
+            return None;
+        }
+        let since = *self.enough_since.get_or_insert_with(Instant::now);
+        Some((self.kept_at + QUIET).min(since + MOST_QUIET))
+    }
+}
+
+/// Trainings of one database: one at a time.
+#[derive(Default)]
+pub struct Trainer {
+    asked: Option<Asked>,
+    pauses: HashMap<i32, Pause>,
+}
+
+struct Asked {
+    recommender: i32,
+    /// When it was last trained before.
+    before: Option<i64>,
+    place: Reservation,
+    worker: Dynamic,
+}
+
+struct Pause {
+    until: Instant,
+    /// The next one after a failure.
+    next: Duration,
+}
+
+impl Trainer {
+    fn put_off(&mut self, recommender: i32, for_time: Duration) {
+        let pause = self.pauses.entry(recommender).or_insert(Pause {
+            until: Instant::now(),
+            next: FIRST_PAUSE,
+        });
+        pause.until = pause.until.max(Instant::now() + for_time);
+    }
+
+    fn was_broken_off(&mut self, recommender: i32) {
+        let next = self
+            .pauses
+            .get(&recommender)
+            .map_or(FIRST_PAUSE, |pause| pause.next);
+        let pause = Pause {
+            until: Instant::now() + next,
+            next: (next * 2).min(LONGEST_PAUSE),
+        };
+        self.pauses.insert(recommender, pause);
+    }
+}
+
+impl Keeping {
+    /// When its models are due; `None`: not before something changes.
+    fn trains_at(&mut self) -> Option<Instant> {
+        self.recommender.learning.models().next()?;
+        let by_growth = self.training.by_growth();
+        let Some(trained) = self.recommender.trained_us else {
+            return by_growth;
+        };
+        let by_time = match self.training.calendar.as_ref()?.due(trained) {
+            Due::In(time) => Instant::now() + time,
+            Due::Soon(_) => return by_growth,
+        };
+        Some(by_growth.map_or(by_time, |by_growth| by_growth.min(by_time)))
+    }
+
+    fn look_at_calendar(&mut self) -> std::result::Result<(), Failed> {
+        match &mut self.training.calendar {
+            Some(calendar) => calendar.look(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Leader {
+    /// Has models trained that are due.
+    pub(super) fn train(&mut self) -> std::result::Result<(), Failed> {
+        self.hear_trainer();
+        let ids: Vec<i32> = self.recommenders.keys().copied().collect();
+        for id in ids {
+            if let Some(keeping) = self.recommenders.get_mut(&id) {
+                keeping.look_at_calendar()?;
+            }
+            if self.trains_at(id).is_none_or(|at| at > Instant::now()) || self.is_training() {
+                continue;
+            }
+            match self.missing_for(id) {
+                Ok(0) => self.start_trainer(id),
+                Ok(missing) => {
+                    if let Some(keeping) = self.recommenders.get_mut(&id) {
+                        keeping.training.missing = missing;
+                    }
+                }
+                Err(failed) => {
+                    report(None, &failed);
+                    self.trainer.was_broken_off(id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` while rows that were there before are read.
+    fn trains_at(&mut self, id: i32) -> Option<Instant> {
+        let reads = self.queue.waits(id, Lane::Backfill) > 0;
+        let keeping = self.recommenders.get_mut(&id)?;
+        if reads || !keeping.recommender.backfilled {
+            return None;
+        }
+        let at = keeping.trains_at()?;
+        let pause = self.trainer.pauses.get(&id);
+        Some(pause.map_or(at, |pause| pause.until.max(at)))
+    }
+
+    /// How many more interactions make it worth it, at the least.
+    fn missing_for(&self, id: i32) -> std::result::Result<usize, Failed> {
+        let Some(keeping) = self.recommenders.get(&id) else {
+            return Ok(1);
+        };
+        let recommender = &keeping.recommender;
+        let wanted = match recommender.learning.is_chosen() {
+            true => 1,
+            false => train::LEAST,
+        };
+        transaction(|| {
+            guard_user_code()?;
+            train::missing(recommender, wanted)
+        })
+    }
+
+    fn is_training(&self) -> bool {
+        self.trainer.asked.is_some()
+    }
+
+    fn start_trainer(&mut self, id: i32) {
+        let oid = self.database_oid();
+        let before = self
+            .recommenders
+            .get(&id)
+            .and_then(|keeping| keeping.recommender.trained_us);
+        let place = slots::reserve(&self.shared.trainer, oid, 1);
+        let Some(place) = place else {
+            return self.trainer.put_off(id, LATER);
+        };
+        match Dynamic::start(&mut process::description(oid, place, id)) {
+            Some(worker) => {
+                self.trainer.asked = Some(Asked {
+                    recommender: id,
+                    before,
+                    place,
+                    worker,
+                });
+            }
+            None => {
+                slots::take_back(&self.shared.trainer, place);
+                self.trainer.put_off(id, LATER);
+            }
+        }
+    }
+
+    /// A process that has ended: what has become of it stands in the catalog.
+    fn hear_trainer(&mut self) {
+        let Some(asked) = self.trainer.asked.take_if(|asked| asked.worker.has_ended()) else {
+            return;
+        };
+        slots::take_back(&self.shared.trainer, asked.place); // in case it never began
+        self.trainer.was_broken_off(asked.recommender);
+        self.database.catalog_changed.store(true, SeqCst);
+        let id = asked.recommender;
+        let now = transaction(|| crate::catalog::recommender::by_id(id));
+        let Ok(Some(now)) = now else {
+            return;
+        };
+        if now.trained_us != asked.before
+            && let Some(keeping) = self.recommenders.get_mut(&id)
+        {
+            self.trainer.pauses.remove(&id);
+            keeping.recommender.take_training(&now);
+            keeping.training.start(&now);
+        }
+    }
+
+    /// Whether some are to be trained before long: a worker with nothing else to do stays for that.
+    pub(super) fn is_about_to_train(&mut self) -> bool {
+        settings::enabled()
+            && self
+                .next_training()
+                .is_some_and(|at| at <= Instant::now() + QUIET)
+    }
+
+    /// When [`Leader::train`] has something to look at that nobody will wake this worker for.
+    pub(super) fn next_training(&mut self) -> Option<Instant> {
+        if self.is_training() {
+            return None;
+        }
+        let ids: Vec<i32> = self.recommenders.keys().copied().collect();
+        ids.into_iter().filter_map(|id| self.trains_at(id)).min()
+    }
+}
