@@ -47,6 +47,7 @@ use crate::catalog::recommender::Recommender;
 use crate::catalog::recommender::functions::{Kind, require_execute};
 use crate::error::{Error, Result};
 use crate::store::vector::Numbers;
+use content::Near;
 use diversity::Spread;
 use question::Question;
 use selection::{Offer, Selection};
@@ -64,7 +65,7 @@ fn recommended(
     let list = question.list_id(recommender, user);
     let session = question.session();
     let interest = interest::of_user(recommender, user, &session)?;
-    let near = recommender.vectors.as_ref().filter(|_| interest.is_some());
+    let near = Near::of(recommender, question)?.filter(|_| interest.is_some());
     let arguments = || {
         vec![
             user.into(),
@@ -84,7 +85,8 @@ fn recommended(
     let mut found = list_with(
         recommender,
         question,
-        &statements::recommend(recommender, near)?,
+        &statements::recommend(recommender, near.as_ref())?,
+        near.map(|near| near.parameters).unwrap_or_default(),
         Some(&statements::rest(recommender)?),
         explore,
         arguments,
@@ -161,19 +163,26 @@ fn list_of<'a>(
     rest: Option<&str>,
     arguments: impl Fn() -> Vec<DatumWithOid<'a>>,
 ) -> Result<Vec<Candidate>> {
-    list_with(recommender, question, first, rest, None, arguments)
+    let no_more = Vec::new();
+    list_with(recommender, question, first, no_more, rest, None, arguments)
 }
 
-/// The same; some places are for items that are tried out, chosen by the seed `explore`.
+/// The same, with `more` arguments of `first`; some places are for items that are tried out, chosen by the seed `explore`.
 fn list_with<'a>(
     recommender: &Recommender,
     question: &Question,
     first: &str,
+    more: Vec<Vec<String>>,
     rest: Option<&str>,
     explore: Option<i64>,
     arguments: impl Fn() -> Vec<DatumWithOid<'a>>,
 ) -> Result<Vec<Candidate>> {
     let sieve = Sieve::new(recommender, question)?;
+    if !more.is_empty() {
+        sieve.require_rights()?;
+    }
+    let mut of_first = arguments();
+    of_first.extend(more.into_iter().map(DatumWithOid::from));
     let limits = question.max_per.values().copied().collect();
     let mut selection = Selection::new(question.up_to(), limits);
     if let Some(seed) = explore {
@@ -198,7 +207,7 @@ fn list_with<'a>(
         let mut pool = Vec::new();
         sieve.read(
             first,
-            &arguments(),
+            &of_first,
             |_| (),
             |offer| {
                 pool.push(offer);
@@ -210,7 +219,7 @@ fn list_with<'a>(
     let mut looked_at = Vec::new();
     let note = |candidate: &Candidate| looked_at.push(candidate.item.clone());
     if !selection.is_full() {
-        sieve.read(first, &arguments(), note, |offer| selection.offer(offer))?;
+        sieve.read(first, &of_first, note, |offer| selection.offer(offer))?;
     }
     if let Some(rest) = rest
         && !selection.is_full()

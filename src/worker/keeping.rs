@@ -200,7 +200,7 @@ impl Leader {
             self.backfill_recommender(id)?;
             while self.keep_a_chunk(id)? && Instant::now() < until {}
             self.refresh_interests(id, until)?;
-            while Instant::now() < until && self.count_neighbours(id)? {}
+            while self.count_neighbours(id)? && Instant::now() < until {}
         }
         Ok(())
     }

@@ -65,6 +65,38 @@ fn what_is_like_what_a_user_has_had_is_recommended_though_nobody_has_touched_it(
 }
 
 #[test]
+fn with_a_filter_what_is_near_and_passes_comes_first() {
+    let mut db = library(shared(), 4000);
+    views(&mut db, "ann", &[3, 13, 23]);
+    db.run("UPDATE product SET price = 99 WHERE id % 400 IN (43, 54)"); // twenty, half of them of her topic
+    settle(&mut db);
+    let listed = items(
+        &mut db,
+        r#"shop_recommend('ann', k => 10, filter => '{"price": 99}')"#,
+    );
+    assert!(
+        listed.len() == 10 && of_topic(3, &listed) >= 9,
+        "{listed:?}"
+    );
+    // What the caller may not read they may not filter by.
+    let reader = crate::rights::role("buyer");
+    db.run(&format!(
+        "GRANT SELECT (id, title) ON product TO {reader}; GRANT EXECUTE ON FUNCTION shop_recommend TO {reader}"
+    ));
+    let mut client = db.connect_as(&reader);
+    assert_eq!(
+        items_as(&mut client, "shop_recommend('ann', k => 10)").len(),
+        10
+    );
+    let filtered = r#"SELECT * FROM shop_recommend('ann', filter => '{"price": 99}')"#;
+    assert_eq!(client.refused(filtered).code().code(), "42501");
+}
+
+fn items_as(client: &mut impl Sql, list: &str) -> Vec<i32> {
+    client.column(&format!("SELECT id FROM {list} ORDER BY rank"))
+}
+
+#[test]
 fn what_a_user_dislikes_pushes_away() {
     let mut db = library(shared(), 100);
     db.run("INSERT INTO event (user_id, product_id, kind) VALUES ('ann', 3, 'view'), ('ann', 4, 'return')");

@@ -5,14 +5,21 @@
 
 use std::ffi::CStr;
 
+use super::question::Question;
 use super::statements::{FUSION, MOST, Parts};
 use crate::catalog::index::bits_of;
 use crate::catalog::recommender::Recommender;
 use crate::catalog::recommender::embedding::Vectors;
 use crate::error::Result;
+use crate::recommend::filter::conditions;
+use crate::recommend::search::columns;
 
 /// Items nearest to a vector that are candidates; so many are looked at a time in an index.
 const NEAREST: usize = 200;
+/// With a filter, candidates for each row that is wanted, since each may be one of many that were looked at; and so many
+/// at the least.
+const FILTERED: usize = 2;
+const FEWEST: usize = 20;
 /// Candidates by bits for each of those.
 const OVERSAMPLING: usize = 5;
 
@@ -23,8 +30,47 @@ pub const SETTINGS: [(&CStr, &CStr); 2] = [
     (c"hnsw.ef_search", c"200"),
 ];
 
+/// Which of the items that are near to a user's interests are candidates.
+pub struct Near<'a> {
+    pub vectors: &'a Vectors,
+    /// The filter, of rows `s`: what is near and does not pass it is no candidate.
+    pub conditions: Vec<String>,
+    /// Its values: parameters from `$5` on.
+    pub parameters: Vec<Vec<String>>,
+    pub most: usize,
+}
+
+impl Near<'_> {
+    /// `None` where the items have no vectors. The caller's right to filter so is not looked at here.
+    pub fn of<'a>(r: &'a Recommender, question: &Question) -> Result<Option<Near<'a>>> {
+        let Some(vectors) = &r.vectors else {
+            return Ok(None);
+        };
+        let (conditions, parameters) = match &question.filter {
+            None => Default::default(),
+            Some(filter) => conditions(filter, &columns(r.items_oid())?, &r.items, 5)?,
+        };
+        let most = match conditions.as_slice() {
+            [] => NEAREST,
+            _ => (FILTERED * question.up_to()).clamp(FEWEST, NEAREST),
+        };
+        Ok(Some(Near {
+            vectors,
+            conditions,
+            parameters,
+            most,
+        }))
+    }
+}
+
 /// `item_id` and `distance` of the items nearest to parameter `number`, of those that pass.
-pub fn nearest(r: &Recommender, vectors: &Vectors, number: usize, passes: &str) -> Result<String> {
+pub fn nearest(
+    r: &Recommender,
+    vectors: &Vectors,
+    number: usize,
+    passes: &str,
+    most: usize,
+) -> Result<String> {
     let Parts {
         rows, key, equals, ..
     } = &Parts::new(r)?;
@@ -39,7 +85,7 @@ pub fn nearest(r: &Recommender, vectors: &Vectors, number: usize, passes: &str) 
     let distance = format!("v.embedding OPERATOR({schema}.<=>) {wanted}");
     if !vectors.by_bits {
         return Ok(format!(
-            "SELECT {key} AS item_id, {distance} AS distance FROM {from} ORDER BY {distance} LIMIT {NEAREST}"
+            "SELECT {key} AS item_id, {distance} AS distance FROM {from} ORDER BY {distance} LIMIT {most}"
         ));
     }
     let [theirs, its] =
@@ -48,8 +94,8 @@ pub fn nearest(r: &Recommender, vectors: &Vectors, number: usize, passes: &str) 
         "SELECT b.item_id, b.distance
            FROM (SELECT {key} AS item_id, {distance} AS distance FROM {from}
                   ORDER BY {theirs} OPERATOR({schema}.<~>) {its} LIMIT {}) b
-          ORDER BY b.distance LIMIT {NEAREST}",
-        NEAREST * OVERSAMPLING
+          ORDER BY b.distance LIMIT {most}",
+        most * OVERSAMPLING
     ))
 }
 
@@ -76,7 +122,7 @@ pub fn similar(r: &Recommender, vectors: &Vectors) -> Result<String> {
     let passes = others(r, &Parts::new(r)?);
     Ok(format!(
         "SELECT n.item_id::text, 1 - n.distance, NULL::jsonb FROM ({}) n ORDER BY n.distance, n.item_id",
-        nearest(r, vectors, 2, &passes)?
+        nearest(r, vectors, 2, &passes, NEAREST)?
     ))
 }
 
@@ -121,7 +167,7 @@ pub fn blend(r: &Recommender, vectors: &Vectors, by_interactions: &str) -> Resul
          SELECT l.item_id::text, pg_catalog.sum({top} / ({FUSION} + l.place))::float8, NULL::jsonb
            FROM listed l GROUP BY l.item_id ORDER BY 2 DESC, l.item_id",
         kind = parts.kind,
-        nearest = nearest(r, vectors, 2, &passes)?,
+        nearest = nearest(r, vectors, 2, &passes, NEAREST)?,
         // Who is first by both scores 1.
         top = (FUSION + 1.0) / 2.0,
     ))

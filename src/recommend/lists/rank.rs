@@ -4,6 +4,7 @@
 
 use serde_json::json;
 
+use super::content::Near;
 use super::question::Question;
 use super::statements::{self, Parts};
 use super::{Kind, Listed, list_of, listed, require_rights};
@@ -30,8 +31,8 @@ pub fn ranked_for(
     }
     let question = Question::of(json!({"k": candidates.len().max(1), "exclude_seen": false}))?;
     let interest = interest::of_user(recommender, user, &[])?;
-    let near = recommender.vectors.as_ref().filter(|_| interest.is_some());
-    let first = statements::recommend(&among_candidates(recommender)?, near)?;
+    let near = Near::of(recommender, &question)?.filter(|_| interest.is_some());
+    let first = statements::recommend(&among_candidates(recommender)?, near.as_ref())?;
     let rest = as_given(recommender)?;
     let found = list_of(recommender, &question, &first, Some(&rest), || {
         vec![

@@ -83,6 +83,19 @@ impl<'a> Sieve<'a> {
         })
     }
 
+    /// Refuses where the caller may not read what the filter is of, before the owner is asked.
+    pub fn require_rights(&self) -> Result<()> {
+        Spi::connect(|client| {
+            client.select(self.statement.as_str(), None, &self.of_items(Vec::new()))?;
+            Ok(())
+        })
+    }
+
+    fn of_items(&self, items: Vec<String>) -> Vec<DatumWithOid<'static>> {
+        let values = self.parameters.iter().map(|values| values.clone().into());
+        [items.into()].into_iter().chain(values).collect()
+    }
+
     /// Candidates of a statement of the owner's, page by page, offered in their order until one is not wanted.
     /// All that were looked at are noted.
     pub fn read(
@@ -116,14 +129,10 @@ impl<'a> Sieve<'a> {
                 let last = page.len() < length;
                 length = PAGE;
                 page.iter().flatten().for_each(&mut note);
-                let items: Vec<String> = page
-                    .iter()
-                    .flatten()
-                    .map(|candidate| candidate.item.clone())
-                    .collect();
-                let mut arguments: Vec<DatumWithOid> = vec![items.into()];
-                arguments.extend(self.parameters.iter().map(|values| values.clone().into()));
-                for row in client.select(self.statement.as_str(), None, &arguments)? {
+                let candidates = page.iter().flatten();
+                let items = candidates.map(|candidate| candidate.item.clone());
+                let passing = self.of_items(items.collect());
+                for row in client.select(self.statement.as_str(), None, &passing)? {
                     let number = row.get::<i32>(1)?.unwrap_or_default() as usize;
                     let candidate = page.get_mut(number.wrapping_sub(1)).and_then(Option::take);
                     let Some(candidate) = candidate else {

@@ -3,9 +3,8 @@
 //! It never holds a value of a caller's but numbers: $1 is the user or item, $2 the items of the session, $3 whether what
 //! was seen is left out, $4 the vector of the user's interests, $5 what has been looked at, or what chance begins with.
 
-use super::content::nearest;
+use super::content::{Near, nearest};
 use super::learnt;
-use crate::catalog::recommender::embedding::Vectors;
 use crate::catalog::recommender::{Recommender, tables};
 use crate::error::Result;
 use crate::recommend::likeness;
@@ -142,7 +141,7 @@ fn listed(table: &str, most: usize) -> String {
 
 /// Neighbours of the user's items and the session's, what is near to the user's interests, the popular, the latest;
 /// fused.
-pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> {
+pub fn recommend(r: &Recommender, interest: Option<&Near>) -> Result<String> {
     let parts = Parts::new(r)?;
     let Parts {
         items,
@@ -156,11 +155,13 @@ pub fn recommend(r: &Recommender, interest: Option<&Vectors>) -> Result<String> 
         .iter()
         .map(|(source, weight)| format!("WHEN '{source}' THEN {weight}"))
         .collect();
+    let passes = interest.iter().flat_map(|near| near.conditions.clone());
+    let passes: Vec<String> = [parts.open(r)].into_iter().chain(passes).collect();
     let interest = match interest {
-        Some(vectors) => format!(
+        Some(near) => format!(
             "UNION ALL
            SELECT 'interest', n.item_id, pg_catalog.row_number() OVER (ORDER BY n.distance, n.item_id) FROM ({}) n",
-            nearest(r, vectors, 4, &parts.open(r))?
+            nearest(r, near.vectors, 4, &passes.join(" AND "), near.most)?
         ),
         None => String::new(),
     };
