@@ -18,7 +18,7 @@ mod search;
 mod filter;
 
 // What a user is interested in, as a vector.
-mod interest;
+pub mod interest;
 
 // How alike two items are.
 mod likeness;

@@ -17,6 +17,8 @@ mod measures;
 mod holdout;
 
 use super::interest;
+use super::lists::content::Near;
+use super::lists::question::Question;
 use super::lists::statements;
 use super::train;
 use crate::catalog::expression::{self, Wanted};
@@ -266,8 +268,8 @@ fn lists(
     let mut lists: HashMap<String, Vec<usize>> = HashMap::new();
     let mut placed: HashMap<String, BTreeMap<i64, usize>> = HashMap::new();
     let interest = interest::of_user(shadow, Some(&case.user), &[])?;
-    let near = shadow.vectors.as_ref().filter(|_| interest.is_some());
-    let statement = statements::recommend(shadow, near)?;
+    let near = Near::of(shadow, &Question::default())?.filter(|_| interest.is_some());
+    let statement = statements::recommend(shadow, near.as_ref())?;
     let arguments = [
         case.user.as_str().into(),
         Vec::<String>::new().into(),

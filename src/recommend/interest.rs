@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::store::vector::Numbers;
 
 /// How the weight of an interaction fades.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decay {
     pub half_life_s: f64,
     /// After how many newer ones it counts half, after twice as many a third, and so on; `None`: it does not matter.
@@ -27,7 +27,7 @@ impl Decay {
     pub fn of(r: &Recommender) -> Decay {
         Decay {
             half_life_s: r.half_life_s,
-            half_life_rank: None,
+            half_life_rank: r.learning.half_life_rank,
         }
     }
 
@@ -41,6 +41,11 @@ impl Decay {
         // An age that is no number is that of a time without end, like the latest one's.
         by_place * if lives.is_nan() { 1.0 } else { (-lives).exp2() }
     }
+}
+
+/// Whether interests are not made any more as they were.
+pub fn is_made_otherwise(was: &Recommender, is: &Recommender) -> bool {
+    Decay::of(was) != Decay::of(is) || was.history != is.history
 }
 
 /// A weighted mean of vectors.

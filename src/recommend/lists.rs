@@ -12,7 +12,7 @@ use pgrx::{JsonB, pg_sys};
 mod functions;
 
 // What is asked for.
-mod question;
+pub(super) mod question;
 
 // What is asked as the owner.
 pub(super) mod statements;
@@ -21,7 +21,7 @@ pub(super) mod statements;
 mod learnt;
 
 // The same of vectors.
-mod content;
+pub(super) mod content;
 
 // Items that are alike.
 mod similar;

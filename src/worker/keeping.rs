@@ -23,6 +23,7 @@ use crate::dispatch::jobs;
 use crate::dispatch::queue::{Job, Lane, RowKey};
 use crate::dispatch::read::Block;
 use crate::error::{Error, sqlstate_text};
+use crate::recommend::interest::is_made_otherwise;
 use crate::recommend::keep::{Keeper, Rows};
 
 /// Interactions taken at once.
@@ -64,7 +65,14 @@ impl Leader {
                     keeping.training.look_again(&recommender);
                     Some(keeping)
                 }
-                before => self.taken_up(recommender, before.is_some())?,
+                before => {
+                    // Some may have been made by the rule of before in this round.
+                    let was = before.as_ref().map(|before| &before.recommender);
+                    if was.is_some_and(|was| is_made_otherwise(was, &recommender)) {
+                        transaction(|| tables::forget_interests(id))?;
+                    }
+                    self.taken_up(recommender, before.is_some())?
+                }
             };
             match keeping {
                 Some(keeping) => drop(self.recommenders.insert(id, keeping)),

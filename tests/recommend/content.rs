@@ -56,7 +56,7 @@ fn what_is_like_what_a_user_has_had_is_recommended_though_nobody_has_touched_it(
     // Both.
     let listed = items(
         &mut db,
-        "shop_recommend('ann', session_items => '{5,15,25}', k => 20)",
+        "shop_recommend('ann', session_items => '{5,15,25}', k => 30)",
     );
     assert!(
         of_topic(5, &listed) >= 5 && of_topic(3, &listed) >= 5,
@@ -94,6 +94,49 @@ fn with_a_filter_what_is_near_and_passes_comes_first() {
 
 fn items_as(client: &mut impl Sql, list: &str) -> Vec<i32> {
     client.column(&format!("SELECT id FROM {list} ORDER BY rank"))
+}
+
+#[test]
+fn vectors_in_a_column_and_vectors_by_their_bits_do_as_well() {
+    for (kind, index) in [
+        (
+            "into_column => 'embedding'",
+            "CREATE INDEX ON product USING hnsw (embedding vector_cosine_ops)",
+        ),
+        (
+            "index => 'hnsw_bit', storage => 'halfvec'",
+            "CREATE INDEX ON vectors_g1 USING hnsw ((binary_quantize(embedding)::bit(384)) bit_hamming_ops)",
+        ),
+    ] {
+        let mut db = library(shared(), 200);
+        db.run(&format!(
+            "SELECT recsync.drop_recommender('shop');
+             SELECT recsync.create_pipeline('vectors', 'product', columns => '{{title}}', server => 'local', {kind});
+             SELECT recsync.create_recommender('shop', 'vectors', 'event')"
+        ));
+        views(&mut db, "ann", &[3, 13, 23]);
+        settle(&mut db);
+        db.run(index);
+        let listed = items(&mut db, "shop_recommend('ann', k => 8)");
+        assert_eq!(
+            (listed.len(), of_topic(3, &listed)),
+            (8, 8),
+            "{kind}: {listed:?}"
+        );
+        let alike = items(&mut db, "shop_similar(5, k => 8, by => 'content')");
+        assert_eq!(
+            (alike.len(), of_topic(5, &alike)),
+            (8, 8),
+            "{kind}: {alike:?}"
+        );
+        db.run("UPDATE product SET title = (SELECT title FROM product WHERE id = 7) WHERE id IN (3, 13, 23)");
+        db.settle("vectors");
+        assert_eq!(
+            of_topic(7, &items(&mut db, "shop_recommend('ann', k => 8)")),
+            8,
+            "{kind}"
+        );
+    }
 }
 
 #[test]

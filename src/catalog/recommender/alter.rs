@@ -15,11 +15,14 @@ use crate::catalog::rights::As;
 use crate::catalog::watch::{lock_in_tries, refresh, table_owner};
 use crate::dispatch::backfill;
 use crate::error::{Error, OrReport, Result};
+use crate::recommend::interest::is_made_otherwise;
 
 /// What has to be computed again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Again {
     Nothing,
+    /// The vectors of users' interests are made by another rule.
+    Interests,
     /// All interactions are read again, and what differs is counted.
     Interactions,
     /// What is kept was counted by another rule, and is made anew.
@@ -122,7 +125,11 @@ fn alter(name: &str, changes: &Changes) -> Result<()> {
     let now = by_id(is.id)?.ok_or_else(|| Error::NoSuchRecommender(name.to_owned()))?;
     match again(&is, &now) {
         Again::Nothing => {}
-        Again::Interactions => restart(&now)?,
+        Again::Interests => tables::forget_interests(now.id)?,
+        Again::Interactions => {
+            tables::forget_interests(now.id)?;
+            restart(&now)?;
+        }
         Again::Everything => {
             tables::make(&now)?;
             restart(&now)?;
@@ -148,6 +155,8 @@ fn again(was: &Recommender, is: &Recommender) -> Again {
         Again::Everything
     } else if was.weight != is.weight || was.seen != is.seen {
         Again::Interactions
+    } else if is_made_otherwise(was, is) {
+        Again::Interests
     } else {
         Again::Nothing
     }

@@ -153,6 +153,15 @@ fn statements_of_vectors(id: i32, vectors: &Vectors, owner: &str) -> Vec<String>
     ]
 }
 
+/// The vectors of users' interests are made anew, where they are kept.
+pub fn forget_interests(id: i32) -> Result<()> {
+    let _as = As::extension();
+    if crate::catalog::names::resolve(&interests(id))?.is_some() {
+        Spi::run(&format!("DELETE FROM {}", interests(id)))?;
+    }
+    Ok(())
+}
+
 /// Drops those that are there.
 pub fn drop(id: i32) -> Result<()> {
     let _as = As::extension();
