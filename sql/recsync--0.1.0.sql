@@ -243,6 +243,12 @@ COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: append
 /* </end connected objects> */
 
 /* <begin connected objects> */
+
+CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
+COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- requires:
 --   tables
 
@@ -251,12 +257,6 @@ CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETUR
 LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
 COMMENT ON FUNCTION embed(text, text, text) IS
 'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-
-CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
-COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -320,7 +320,7 @@ COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, in
 
 CREATE FUNCTION create_recommender(name text, items regclass, interactions regclass, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL,
     text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', seen_for interval DEFAULT NULL, eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100,
-    half_life_rank double precision DEFAULT 3, collaborative text[] DEFAULT NULL, schedule text DEFAULT 'daily', if_not_exists boolean DEFAULT false)
+    half_life_rank double precision DEFAULT 5, collaborative text[] DEFAULT NULL, schedule text DEFAULT 'daily', if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_recommender_wrapper';
 COMMENT ON FUNCTION create_recommender IS
 'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; seen_for: for how long, by default for ever; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. half_life_rank: after how many newer items an item of the user counts half in their list (infinity: it does not matter); collaborative: of what users have in common, item_knn (counted as it comes), ease and als (models that are trained), none (''{}''); by default item_knn, and ease where there are 500 pairs of a user and an item, and recsync.training_memory is enough; schedule: when models are trained anew: hourly, daily, an interval or a cron expression in the database''s time zone. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';

@@ -38,7 +38,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_wal_size", "8GB"),
     ("work_mem", "64MB"),
 ];
-/// Of an item that was had `history` items ago nobody remembers anything.
+/// Of how many of a user's last ratings lists are made.
 const HISTORY: usize = 1_000;
 
 fn main() {

@@ -30,25 +30,19 @@ pub fn run(client: &mut Client, ratings: &[Rating]) {
     let took = started.elapsed().as_secs_f64();
     let id: i32 = client.one("SELECT id FROM recsync.recommender WHERE name = 'public.shop'");
     client.run("ANALYZE");
-    let nearest = |pairs: &str, users: &str| {
-        format!(
-            "SELECT p.item, array_agg(p.other ORDER BY p.place) AS others FROM (
-               SELECT p.item, p.other, row_number() OVER (PARTITION BY p.item ORDER BY p.users / (sqrt(a.users::float8 * b.users) + 10) DESC, p.other) AS place
-                 FROM {pairs} p JOIN {users} a ON a.item = p.item JOIN {users} b ON b.item = p.other) p
-              WHERE p.place <= 20 GROUP BY p.item"
-        )
-    };
-    let kept = nearest(
-        &format!("(SELECT item_id AS item, other_id AS other, users FROM recsync.pair_{id})"),
-        &format!("(SELECT item_id AS item, users FROM recsync.item_{id})"),
-    );
     client.run(&format!(
         "CREATE TEMP TABLE had AS SELECT DISTINCT user_id, film_id FROM (SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY at DESC, id DESC) AS n FROM rating) r WHERE n <= {HISTORY};
          CREATE TEMP TABLE together AS SELECT a.film_id AS item, b.film_id AS other, count(*) AS users FROM had a JOIN had b ON b.user_id = a.user_id AND b.film_id <> a.film_id GROUP BY 1, 2;
          CREATE TEMP TABLE alone AS SELECT film_id AS item, count(*) AS users FROM had GROUP BY 1;
          ANALYZE had, together, alone"
     ));
-    let counted = nearest("together", "alone");
+    let kept = format!(
+        "SELECT item_id AS item, others[:20] AS others FROM recsync.neighbour_{id} WHERE others <> '{{}}'"
+    );
+    let counted = "SELECT p.item, array_agg(p.other ORDER BY p.place) AS others FROM (
+           SELECT t.item, t.other, row_number() OVER (PARTITION BY t.item ORDER BY t.users / (sqrt(a.users::float8 * b.users) + 10) DESC, t.other) AS place
+             FROM together t JOIN alone a ON a.item = t.item JOIN alone b ON b.item = t.other) p
+          WHERE p.place <= 20 GROUP BY p.item";
     let row = client.rows(&format!(
         "SELECT count(*), avg(j.both::float8 / j.any), min(j.both::float8 / j.any) FROM ({counted}) c FULL JOIN ({kept}) k ON k.item = c.item
           CROSS JOIN LATERAL (SELECT (SELECT count(*) FROM (SELECT unnest(c.others) INTERSECT SELECT unnest(k.others)) x) AS both,

@@ -9,12 +9,18 @@ use crate::error::Result;
 
 /// What an item of the user's counts by its place, the newest one's being 0. It counts half where as many newer ones stand
 /// before it as half_life_rank says, and a third at twice that place: what is long past fades slower than by halves, as
-/// what people remember does (Wixted, Ebbesen, Psychological Science 1991).
-pub fn by_place(r: &Recommender) -> String {
-    let places = r.learning.half_life_rank;
-    places.map_or(String::new(), |places| {
-        format!(" / (1 + (pg_catalog.row_number() OVER (ORDER BY h.place) - 1) / {places}::float8)")
-    })
+/// what people remember does (Wixted, Ebbesen, Psychological Science 1991). Where the place does not matter, the time
+/// since the newest does: on the validation cuts of benches/README.md both together were worse than the place alone.
+pub fn fading(r: &Recommender) -> String {
+    match r.learning.half_life_rank {
+        Some(places) => format!(
+            "(1 / (1 + (pg_catalog.row_number() OVER (ORDER BY h.place) - 1) / {places}::float8))"
+        ),
+        None => format!(
+            "pg_catalog.power(2::float8, GREATEST(extract(epoch FROM h.at - pg_catalog.max(h.at) OVER ())::float8 / {}::float8, -60))",
+            r.half_life_s
+        ),
+    }
 }
 
 /// `told`, by the weights of EASE and the user's items in `seeds`; `alike`, by the factors of ALS. Which of them is read

@@ -17,7 +17,7 @@ pub const MOST: usize = 500;
 const NEWEST: usize = 1_000;
 /// Reciprocal-rank fusion: a source adds weight / (60 + place) (Cormack, Clarke, Büttcher, SIGIR 2009).
 pub const FUSION: f64 = 60.0;
-/// What each counts was chosen on the validation cut of benches/README.md: whatever popularity adds to a list made of
+/// What each counts was chosen on the validation cuts of benches/README.md: whatever popularity adds to a list made of
 /// what the user likes makes it worse, so that it counts where nothing else is known.
 const WEIGHTS: [(&str, f64); 6] = [
     ("ease", 1.0),
@@ -92,7 +92,7 @@ impl Parts {
             GROUP BY e.item_id HAVING pg_catalog.sum(e.weight::numeric) > 0
          ), seeds AS MATERIALIZED (
            SELECT h.item_id, h.weight / pg_catalog.max(h.weight) OVER ()
-                  * pg_catalog.power(2::float8, GREATEST(extract(epoch FROM h.at - pg_catalog.max(h.at) OVER ())::float8 / {half_life}::float8, -60)){by_place} AS weight{of_items}
+                  * {fading} AS weight{of_items}
              FROM history h
             UNION ALL SELECT DISTINCT given::{kind}, 1{of_session} FROM pg_catalog.unnest($2::text[]) AS given
          )",
@@ -101,8 +101,7 @@ impl Parts {
             user_type = user.type_name,
             latest_first = latest_first.join(", "),
             history = r.history,
-            half_life = r.half_life_s,
-            by_place = learnt::by_place(r),
+            fading = learnt::fading(r),
             kind = self.kind,
         ))
     }
