@@ -131,6 +131,27 @@ CREATE TABLE trained_model (
     PRIMARY KEY (recommender_id, model)
 );
 
+-- Another table of interactions of a recommender, by add_interactions. Its id is one of the same numbers, and it has a
+-- table interaction_<id> of its own.
+CREATE TABLE feed (
+    id              integer PRIMARY KEY DEFAULT pg_catalog.nextval('@extschema@.pipeline_id_seq'),
+    recommender_id  integer NOT NULL REFERENCES recommender ON DELETE CASCADE,
+    source_id       integer NOT NULL REFERENCES source,
+    user_expression text NOT NULL,                   -- of a row s of the source, as all of them
+    item_expression text NOT NULL,
+    at_expression   text NOT NULL,
+    weight          text NOT NULL,
+    seen            text NOT NULL,
+    used_columns    text[] NOT NULL,
+    UNIQUE (recommender_id, source_id)
+);
+
+-- The tables of interactions of all recommenders, the first of each under the recommender's own number.
+CREATE VIEW member AS
+    SELECT id, id AS recommender_id, source_id, used_columns, user_expression, item_expression, at_expression, weight, seen FROM recommender
+     UNION ALL
+    SELECT id, recommender_id, source_id, used_columns, user_expression, item_expression, at_expression, weight, seen FROM feed;
+
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
 -- older one is that of the restored vectors, and is the one that counts.
 CREATE TABLE secret (
@@ -236,6 +257,7 @@ SELECT pg_catalog.pg_extension_config_dump('source_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('recommender', '');
+SELECT pg_catalog.pg_extension_config_dump('feed', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
 
 CREATE FUNCTION capture_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'capture_v1';
@@ -257,6 +279,16 @@ CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETUR
 LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
 COMMENT ON FUNCTION embed(text, text, text) IS
 'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::catalog::recommender::feeds::add_interactions
+
+CREATE FUNCTION add_interactions(name text, source regclass, user_column text DEFAULT NULL, user_expression text DEFAULT NULL, item_column text DEFAULT NULL, item_expression text DEFAULT NULL,
+    at_column text DEFAULT NULL, at_expression text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true')
+RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'add_interactions_wrapper';
+COMMENT ON FUNCTION add_interactions IS
+'Another table of interactions of a recommender, beside the one that it was created with. name: a recommender; source: a table with a primary key; user_column, item_column, at_column: its columns, by default found as in create_recommender; user_expression, item_expression, at_expression: SQL expressions instead, which may look into other tables by a subquery, as (SELECT customer_id FROM orders o WHERE o.id = order_id): changes of those are not seen, only of source; weight, seen: as in create_recommender. The rows that are there are read, too. By the owner of both tables; the owner of the items has to be able to read source, and what subqueries read. Errors: 42704 unknown recommender, 42501 without the rights, 42710 where the table is one of the recommender''s already, 55000 without a primary key, 42702 where several columns can be meant, 42703 no such column, 42846 a user or item that cannot be cast to what users and items are, 22023 impossible argument, 55P03.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -327,6 +359,14 @@ COMMENT ON FUNCTION create_recommender IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::catalog::recommender::feeds::drop_interactions
+
+CREATE FUNCTION drop_interactions(name text, source regclass) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_interactions_wrapper';
+COMMENT ON FUNCTION drop_interactions(text, regclass) IS
+'Ends what add_interactions began: the table''s rows count no more. What is kept of the recommender''s other interactions is made anew; until it is there, lists are made of less. Errors: 42704 unknown recommender, or the table is not one that was added to it, 42501 for others than the owner of its items and recsync_admin, 55P03.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::change::drop_pipeline
 
 CREATE FUNCTION drop_pipeline(name text, keep_vectors boolean DEFAULT false, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_pipeline_wrapper';
@@ -350,6 +390,14 @@ RETURNS TABLE (source text, users bigint, ndcg double precision, recall double p
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'evaluate_wrapper';
 COMMENT ON FUNCTION evaluate(text, integer, text, integer, text) IS
 'How good a recommender''s lists of k would have been: a part of each user''s items is held out, everything is counted and trained anew without it, and lists are compared with it. name: a recommender; holdout: last (the last fifth of each user''s items by the time of the first interaction with them, at least one), random (any fifth), time (all that came after four fifths of all users'' items had); sample: how many users are asked for, of those with five items left and one held out (NULL: all of them); hit: an SQL expression over an interaction, whether it makes an item that is held out relevant. Returns a row for the list as recommend makes it, for each of its sources alone (ease, als, neighbours, interest, popular, latest), for what most users have (by users) and for chance (random): users, and their means of NDCG, recall, precision, MRR and hit rate at k; coverage, the share of the items that is listed for anybody; novelty, the mean of -log2 of the share of users that have what is listed. Takes as long as counting and training all of it, and a list a user. By the owner of the items. Errors: 42704 unknown recommender, 42501 for others, 22023 for an impossible argument, 25006 on a standby, 55000 where nothing is kept yet.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::recommend::forget::forget
+
+CREATE FUNCTION forget(name text, user_id text) RETURNS TABLE (interests bigint, factors bigint, log_changes bigint) LANGUAGE c VOLATILE STRICT ROWS 1 AS 'MODULE_PATHNAME', 'forget_wrapper';
+COMMENT ON FUNCTION forget(text, text) IS
+'Erases a person from what is made of interactions, and from the change log of their tables. name: a recommender; user_id: the user, as text. First delete the person''s interactions, or give them another user, and commit: forget waits until that is counted. Returns how many vectors of interests, and of factors of a model, were removed, and how many changes in the log were emptied (key and records become {}). The space that they took in the log is freed when that part of the log is, after recsync.log_retention. Errors: 42704 unknown recommender, 42501 for others than the owner of its items and recsync_admin, 55000 where there are interactions of the user yet, or the worker does not get there within 30 s, 25001 in a transaction that has changed a watched table, 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -584,6 +632,19 @@ BEGIN
     END LOOP;
 END
 $comment$;
+
+CREATE FUNCTION recommend_batch(name text, users text, k integer DEFAULT 10)
+RETURNS TABLE (user_id text, item text, score double precision, rank integer) LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 1000 AS $$
+BEGIN
+    -- The caller's query, with the caller's rights and search_path.
+    RETURN QUERY EXECUTE pg_catalog.format(
+        'SELECT u.user_id, r.item, r.score, r.rank FROM (SELECT q.user_id::pg_catalog.text FROM (%s) AS q (user_id)) u
+          CROSS JOIN LATERAL @extschema@.recommend_of(%L::pg_catalog.int4, u.user_id, %L::pg_catalog.jsonb) r',
+        users, @extschema@.recommender_number(name), pg_catalog.jsonb_build_object('k', k));
+END
+$$;
+COMMENT ON FUNCTION recommend_batch IS
+'Lists for many users, for mail and the like. name: a recommender; users: a query of one column, the users, which is run with the rights of the caller, as SELECT id FROM customer WHERE newsletter; k: as in recommend. Returns user_id (as text), item, score, rank: of each user as many rows as recommend gives. Needs what recommend and the query need. Errors: theirs.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -646,7 +707,7 @@ COMMENT ON VIEW change_log IS 'Every committed change of a watched table: the au
 CREATE VIEW dead_letter WITH (security_barrier) AS
     SELECT p.relation AS pipeline, d.record_key, d.attempt, d.class, d.status, d.message, d.failed_at
       FROM dead_letter_log d
-      JOIN (SELECT id, relation, relation AS owned FROM pipeline UNION ALL SELECT id, name, items FROM recommender) p ON p.id = d.pipeline_id
+      JOIN (SELECT id, relation, relation AS owned FROM pipeline UNION ALL SELECT m.id, r.name, r.items FROM member m JOIN recommender r ON r.id = m.recommender_id) p ON p.id = d.pipeline_id
       CROSS JOIN LATERAL (SELECT owner_of(p.owned) AS owner) o
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline or of the recommender''s items, and recsync_admin. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
@@ -680,21 +741,23 @@ CREATE VIEW status WITH (security_barrier) AS
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
     SELECT 'recommender', r.name,
-           CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN b.finished_at IS NULL THEN 'backfill' ELSE 'running' END,
+           CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
            n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing
       FROM recommender r
-      LEFT JOIN backfill b ON b.pipeline_id = r.id
-      LEFT JOIN counters() n ON n.pipeline_id = r.id
+      CROSS JOIN LATERAL (SELECT pg_catalog.bool_and(f.finished_at IS NOT NULL) AS finished, pg_catalog.sum(f.done)::bigint AS done
+                            FROM member m JOIN backfill f ON f.pipeline_id = m.id WHERE m.recommender_id = r.id) b
+      CROSS JOIN LATERAL (SELECT pg_catalog.sum(c.pending)::bigint AS pending, pg_catalog.max(c.last_change) AS last_change
+                            FROM member m JOIN counters() c ON c.pipeline_id = m.id WHERE m.recommender_id = r.id) n
       CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
       CROSS JOIN (SELECT worker_missing() AS missing) w
       CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead, (pg_catalog.array_agg(class ORDER BY failed_at DESC))[1] AS last_error
-                            FROM dead_letter_log WHERE pipeline_id = r.id) d
+                            FROM dead_letter_log WHERE pipeline_id IN (SELECT m.id FROM member m WHERE m.recommender_id = r.id)) d
       CROSS JOIN LATERAL (SELECT pg_catalog.min(error) AS error FROM trained_model WHERE recommender_id = r.id) m
       CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.changes), 0)::bigint AS undispatched, pg_catalog.min(l.changed_at) AS oldest
                             FROM checkpoint k, log l
-                           WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = r.source_id AND NOT l.audit_only
+                           WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id IN (SELECT m.source_id FROM member m WHERE m.recommender_id = r.id) AND NOT l.audit_only
                              AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')

@@ -33,6 +33,12 @@ pub enum Error {
     RecommenderDiffers { name: String, difference: String },
     #[error("recommender \"{0}\" already exists")]
     RecommenderExists(String),
+    #[error("{relation} is one of the tables of interactions of recommender \"{name}\"")]
+    InteractionsExist { name: String, relation: String },
+    #[error("recommender \"{name}\" cannot forget this user: {reason}")]
+    StillThere { name: String, reason: String },
+    #[error("{relation} was not added to recommender \"{name}\"")]
+    NoSuchInteractions { name: String, relation: String },
     #[error("recommender \"{name}\" is broken: {reason}")]
     BrokenRecommender { name: String, reason: String },
     #[error("several columns of \"{relation}\" can be meant by {argument}")]
@@ -195,6 +201,18 @@ impl Error {
             Error::RecommenderExists(_) => (
                 C::ERRCODE_DUPLICATE_OBJECT,
                 Some("It has the same definition: pass if_not_exists => true to accept it.".into()),
+            ),
+            Error::InteractionsExist { .. } => (
+                C::ERRCODE_DUPLICATE_OBJECT,
+                Some("What it is read by is changed by recsync.drop_interactions and recsync.add_interactions, or, of the one that it was created with, by recsync.alter_recommender.".into()),
+            ),
+            Error::StillThere { .. } => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("Delete the user's interactions, or give them another user, and COMMIT; then call recsync.forget again.".into()),
+            ),
+            Error::NoSuchInteractions { .. } => (
+                C::ERRCODE_UNDEFINED_OBJECT,
+                Some("Only what recsync.add_interactions added can be dropped; the recommender goes by recsync.drop_recommender.".into()),
             ),
             Error::BrokenRecommender { .. } => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -3,7 +3,7 @@
 //! It never shows a text or a vector: numbers, names and reasons only.
 
 // wait_for: read-your-writes.
-mod wait;
+pub mod wait;
 
 // run: what waits for its time, now.
 mod run;

@@ -34,3 +34,6 @@ mod lists;
 
 // How good they would have been.
 mod evaluate;
+
+// A person leaves all of it.
+mod forget;

@@ -40,15 +40,15 @@ SELECT pg_catalog.jsonb_build_object(
             LEFT JOIN pg_catalog.pg_foreign_server f
                    ON CASE WHEN $1 IS NULL THEN f.srvname = p.server ELSE f.oid = ($1::jsonb -> 'servers' ->> p.server)::oid END),
          'recommenders', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-              'id', m.id, 'source_id', m.source_id, 'name', (pg_catalog.parse_ident(m.name))[2],
+              'id', e.id, 'of', m.id, 'source_id', e.source_id, 'name', (pg_catalog.parse_ident(m.name))[2],
               'schema_oid', n.oid::bigint, 'schema', n.nspname,
-              'stored', m.items, 'oid', r.oid::bigint, 'current', r.current, 'used_columns', m.used_columns,
+              'stored', m.items, 'oid', r.oid::bigint, 'current', r.current, 'used_columns', e.used_columns,
               'of_interactions', pg_catalog.jsonb_build_object(
-                  'user_expression', m.user_expression, 'item_expression', m.item_expression, 'at_expression', m.at_expression,
-                  'weight', m.weight, 'seen', m.seen),
-              'of_items', pg_catalog.jsonb_build_object('eligible', m.eligible, 'boost', m.boost))
-                ORDER BY m.id)
-            FROM recsync.recommender m LEFT JOIN relation r ON r.name = m.items
+                  'user_expression', e.user_expression, 'item_expression', e.item_expression, 'at_expression', e.at_expression,
+                  'weight', e.weight, 'seen', e.seen),
+              'of_items', CASE WHEN e.id = m.id THEN pg_catalog.jsonb_build_object('eligible', m.eligible, 'boost', m.boost) ELSE '{}' END)
+                ORDER BY e.id)
+            FROM recsync.recommender m JOIN recsync.member e ON e.recommender_id = m.id LEFT JOIN relation r ON r.name = m.items
             LEFT JOIN pg_catalog.pg_namespace n
                    ON CASE WHEN $1 IS NULL THEN n.nspname = (pg_catalog.parse_ident(m.name))[1] ELSE n.oid = ($1::jsonb -> 'schemas' ->> m.id::text)::oid END))::text
  WHERE EXISTS (SELECT FROM recsync.source)

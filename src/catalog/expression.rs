@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString};
 use super::names::Canonical;
 use super::rights::with_settings;
 use crate::error::{Error, Result};
+use pg_sys::ParseExprKind as Kind;
 
 /// An expression over the source's row, which is called `s` in it.
 pub struct Expression {
@@ -68,6 +69,21 @@ pub fn parse_stored(
     )
 }
 
+/// One that may look into other tables: their changes are not seen.
+pub fn parse_with_subqueries(
+    argument: &'static str,
+    source: pg_sys::Oid,
+    text: &str,
+    wanted: Wanted,
+) -> Result<Expression> {
+    const KIND: Kind::Type = Kind::EXPR_KIND_UPDATE_SOURCE;
+    checked(
+        argument,
+        source,
+        Analysed::as_kind(argument, source, text, None, wanted, KIND)?,
+    )
+}
+
 fn checked(argument: &'static str, source: pg_sys::Oid, analysed: Analysed) -> Result<Expression> {
     // SAFETY: walks the analysed expression; the relation is opened and closed here.
     unsafe {
@@ -106,6 +122,22 @@ impl Analysed {
         alias: Option<&CStr>,
         wanted: Wanted,
     ) -> Result<Analysed> {
+        // What is stored, over `s`, has been refused what it must not be.
+        let kind = match alias {
+            Some(_) => Kind::EXPR_KIND_UPDATE_SOURCE,
+            None => Kind::EXPR_KIND_GENERATED_COLUMN,
+        };
+        Analysed::as_kind(argument, source, text, alias, wanted, kind)
+    }
+
+    fn as_kind(
+        argument: &'static str,
+        source: pg_sys::Oid,
+        text: &str,
+        alias: Option<&CStr>,
+        wanted: Wanted,
+        kind: Kind::Type,
+    ) -> Result<Analysed> {
         let c_text = CString::new(text).map_err(|_| {
             Error::argument(argument, "it holds a zero byte", "Give an SQL expression.")
         })?;
@@ -128,7 +160,6 @@ impl Analysed {
                 true,
             );
             pg_sys::addNSItemToQuery(state, item, true, true, true);
-            let kind = pg_sys::ParseExprKind::EXPR_KIND_GENERATED_COLUMN;
             let mut expression = pg_sys::transformExpr(state, node, kind);
             if wanted == Wanted::Boolean {
                 let name = CString::new(argument).unwrap_or_default();
@@ -252,16 +283,20 @@ unsafe fn used_columns(relation: pg_sys::Relation, expression: *mut pg_sys::Node
 
 /// The attributes that `expression` reads; 0 or less: the whole row.
 unsafe fn attribute_numbers(expression: *mut pg_sys::Node) -> Vec<i32> {
-    let mut numbers = Vec::new();
-    // SAFETY: walks an analysed expression over range table entry 1.
+    // SAFETY: walks an analysed expression over range table entry 1, and the subqueries in it; a list of Vars.
     unsafe {
-        let mut set: *mut pg_sys::Bitmapset = std::ptr::null_mut();
-        pg_sys::pull_varattnos(expression, 1, &mut set);
-        let mut member = pg_sys::bms_next_member(set, -1);
-        while member >= 0 {
-            numbers.push(member + pg_sys::FirstLowInvalidHeapAttributeNumber);
-            member = pg_sys::bms_next_member(set, member);
-        }
+        let list = pg_sys::pull_vars_of_level(expression, 0);
+        let length = list.as_ref().map_or(0, |list| list.length as usize);
+        let var = |index| {
+            (*(*list).elements.add(index))
+                .ptr_value
+                .cast::<pg_sys::Var>()
+        };
+        let of_source = |var: &*mut pg_sys::Var| (**var).varno == 1;
+        (0..length)
+            .map(var)
+            .filter(of_source)
+            .map(|var| i32::from((*var).varattno))
+            .collect()
     }
-    numbers
 }

@@ -14,6 +14,9 @@ mod columns;
 
 // The pipeline that gives the items vectors.
 pub mod embedding;
+// add_interactions, drop_interactions.
+pub mod feeds;
+
 // alter_recommender.
 mod alter;
 
@@ -45,6 +48,10 @@ const LOAD: &str = include_str!("recommenders.sql");
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 pub struct Recommender {
     pub id: i32,
+    /// The recommender's own number, where this is another of its tables of interactions (a feed): then expressions, source,
+    /// keys and backfill are the feed's.
+    pub of: i32,
+    members: Vec<Member>,
     /// Qualified and quoted.
     pub name: String,
     pub items: String,
@@ -94,6 +101,14 @@ pub struct Recommender {
     pub backfill_after: Option<Vec<String>>,
 }
 
+/// One of a recommender's tables of interactions.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+struct Member {
+    id: i32,
+    /// Columns of its key.
+    keys: usize,
+}
+
 fn oid(number: Option<i64>) -> pg_sys::Oid {
     number.map_or(pg_sys::InvalidOid, |oid| pg_sys::Oid::from(oid as u32))
 }
@@ -115,6 +130,70 @@ impl Recommender {
     /// The key of the interactions.
     pub fn keys(&self) -> &[Key] {
         self.keys.as_deref().unwrap_or_default()
+    }
+
+    /// The numbers of all its tables of interactions; the first is the recommender's own.
+    pub fn members(&self) -> Vec<i32> {
+        self.members.iter().map(|member| member.id).collect()
+    }
+
+    /// The same, with tables of interactions of its own, under another number.
+    pub fn under(&self, number: i32) -> Recommender {
+        let mut other = self.clone();
+        (other.id, other.of) = (number, number);
+        let keys = self.keys().len();
+        other.members = vec![Member { id: number, keys }];
+        other
+    }
+
+    /// All its kept interactions, as they stand in a FROM.
+    pub fn interactions(&self) -> String {
+        let rows = |member: &Member| {
+            let keys: Vec<String> = (1..=member.keys).map(|n| format!("k{n}::text")).collect();
+            format!(
+                "SELECT user_id, item_id, at, weight, seen, pg_catalog.jsonb_build_array({}, {}) AS row FROM {}",
+                member.id,
+                keys.join(", "),
+                tables::interactions(member.id)
+            )
+        };
+        match self.members.as_slice() {
+            [_] => tables::interactions(self.of),
+            members => {
+                let all: Vec<String> = members.iter().map(rows).collect();
+                format!("({})", all.join(" UNION ALL "))
+            }
+        }
+    }
+
+    /// Columns of [`Self::interactions`] that order those of the same time.
+    pub fn order(&self) -> Vec<String> {
+        match self.members.as_slice() {
+            [one] => (1..=one.keys).map(|n| format!("e.k{n}")).collect(),
+            _ => vec!["e.row".to_owned()],
+        }
+    }
+
+    /// ORDER BY of [`Self::interactions`], the latest first, after the time.
+    pub fn latest_first(&self) -> String {
+        let order = self.order();
+        let order: Vec<String> = order.iter().map(|by| format!("{by} DESC")).collect();
+        order.join(", ")
+    }
+
+    /// Which table of interactions a row of [`Self::interactions`] is of, and its key, as a JSON array.
+    pub fn row_key(&self) -> String {
+        match self.members.as_slice() {
+            [one] => {
+                let keys: Vec<String> = (1..=one.keys).map(|n| format!("e.k{n}::text")).collect();
+                format!(
+                    "pg_catalog.jsonb_build_array({}, {})",
+                    one.id,
+                    keys.join(", ")
+                )
+            }
+            _ => "e.row".to_owned(),
+        }
     }
 
     /// The key of the items, which is called `item_id` in the kept tables.
@@ -299,7 +378,7 @@ pub fn set_paused(name: &str, paused: bool) -> Result<()> {
         &[recommender.id.into(), paused.into()],
     )?;
     if !paused && recommender.paused {
-        backfill::restart(&[recommender.id])?;
+        backfill::restart(&recommender.members())?;
     }
     wake::after_catalog_change();
     Ok(())
@@ -308,7 +387,7 @@ pub fn set_paused(name: &str, paused: bool) -> Result<()> {
 /// Pauses one that cannot go on; the reason stands in recsync.status. As recsync's owner.
 pub fn pause_for(id: i32, reason: &str) -> Result<()> {
     Spi::run_with_args(
-        "UPDATE recsync.recommender SET paused = true, paused_reason = $2 WHERE id = $1 AND NOT paused",
+        "UPDATE recsync.recommender SET paused = true, paused_reason = $2 WHERE id = (SELECT recommender_id FROM recsync.member WHERE id = $1) AND NOT paused",
         &[id.into(), reason.into()],
     )?;
     Ok(())

@@ -1,8 +1,8 @@
 SELECT pg_catalog.jsonb_build_object(
-         'id', r.id, 'name', r.name, 'items', r.items,
+         'id', m.id, 'of', r.id, 'name', r.name, 'items', r.items,
          'source_id', s.id, 'interactions', s.relation, 'key_columns', s.key_columns,
-         'user_expression', r.user_expression, 'item_expression', r.item_expression, 'at_expression', r.at_expression,
-         'weight', r.weight, 'seen', r.seen, 'seen_for_s', extract(epoch FROM r.seen_for), 'eligible', r.eligible, 'boost', r.boost,
+         'user_expression', m.user_expression, 'item_expression', m.item_expression, 'at_expression', m.at_expression,
+         'weight', m.weight, 'seen', m.seen, 'seen_for_s', extract(epoch FROM r.seen_for), 'eligible', r.eligible, 'boost', r.boost,
          'half_life_s', extract(epoch FROM r.half_life), 'history', r.history,
          'collaborative', pg_catalog.to_jsonb(r.collaborative), 'schedule', r.schedule, 'every_s', extract(epoch FROM r.every),
          'debounce_s', NULL, 'max_delay_s', NULL, 'half_life_rank', r.half_life_rank,
@@ -20,26 +20,30 @@ SELECT pg_catalog.jsonb_build_object(
          'keys', {keys},
          -- What the worker keeps: where it is, whom it is written as.
          'user_keys', {user_keys},
+         'members', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('id', o.id, 'keys', pg_catalog.cardinality(q.key_columns)) ORDER BY o.id)
+                       FROM recsync.member o JOIN recsync.source q ON q.id = o.source_id WHERE o.recommender_id = r.id),
          'kept', COALESCE(pg_catalog.has_table_privilege(i.relowner, pg_catalog.to_regclass('recsync.stale_' || r.id), 'INSERT'), false)
+                 AND (SELECT pg_catalog.bool_and(pg_catalog.to_regclass('recsync.interaction_' || o.id) IS NOT NULL) FROM recsync.member o WHERE o.recommender_id = r.id)
                  AND (r.pipeline_id IS NULL OR pg_catalog.to_regclass('recsync.interest_' || r.id) IS NOT NULL),
-         'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(r.used_columns || s.key_columns) AS u (name)
+         'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(m.used_columns || s.key_columns) AS u (name)
                              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
                                                 WHERE a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped)),
-         'dead_letters', EXISTS (SELECT FROM recsync.dead_letter_log l WHERE l.pipeline_id = r.id),
-         'trained_us', m.started_us, 'trained_on', COALESCE(m.interactions, 0),
+         'dead_letters', EXISTS (SELECT FROM recsync.dead_letter_log l WHERE l.pipeline_id = m.id),
+         'trained_us', tr.started_us, 'trained_on', COALESCE(tr.interactions, 0),
          'backfilled', COALESCE(b.finished_at IS NOT NULL, false),
          'backfill_round', COALESCE(b.round, 0),
          'backfill_after', pg_catalog.to_jsonb(b.after_key))::text
   FROM recsync.recommender r
-  JOIN recsync.source s ON s.id = r.source_id
+  JOIN recsync.member m ON m.recommender_id = r.id
+  JOIN recsync.source s ON s.id = m.source_id
   LEFT JOIN pg_catalog.pg_class i ON i.oid = pg_catalog.to_regclass(r.items)
   LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(s.relation)
-  LEFT JOIN recsync.backfill b ON b.pipeline_id = r.id
+  LEFT JOIN recsync.backfill b ON b.pipeline_id = m.id
   CROSS JOIN LATERAL (SELECT CASE WHEN pg_catalog.count(t.model) = pg_catalog.count(*)
                                   THEN (pg_catalog.min(extract(epoch FROM t.started_at - timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint END AS started_us,
                              pg_catalog.max(t.interactions) AS interactions
                         FROM pg_catalog.unnest(COALESCE(r.collaborative, '{ease}')) AS wanted (model)
                         LEFT JOIN recsync.trained_model t ON t.recommender_id = r.id AND t.model = wanted.model
-                       WHERE wanted.model <> 'item_knn') m
- WHERE $1 IS NULL OR r.id = $1
- ORDER BY r.id
+                       WHERE wanted.model <> 'item_knn') tr
+ WHERE $1 IS NULL OR m.id = $1
+ ORDER BY m.id

@@ -120,6 +120,27 @@ CREATE TABLE trained_model (
     PRIMARY KEY (recommender_id, model)
 );
 
+-- Another table of interactions of a recommender, by add_interactions. Its id is one of the same numbers, and it has a
+-- table interaction_<id> of its own.
+CREATE TABLE feed (
+    id              integer PRIMARY KEY DEFAULT pg_catalog.nextval('@extschema@.pipeline_id_seq'),
+    recommender_id  integer NOT NULL REFERENCES recommender ON DELETE CASCADE,
+    source_id       integer NOT NULL REFERENCES source,
+    user_expression text NOT NULL,                   -- of a row s of the source, as all of them
+    item_expression text NOT NULL,
+    at_expression   text NOT NULL,
+    weight          text NOT NULL,
+    seen            text NOT NULL,
+    used_columns    text[] NOT NULL,
+    UNIQUE (recommender_id, source_id)
+);
+
+-- The tables of interactions of all recommenders, the first of each under the recommender's own number.
+CREATE VIEW member AS
+    SELECT id, id AS recommender_id, source_id, used_columns, user_expression, item_expression, at_expression, weight, seen FROM recommender
+     UNION ALL
+    SELECT id, recommender_id, source_id, used_columns, user_expression, item_expression, at_expression, weight, seen FROM feed;
+
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
 -- older one is that of the restored vectors, and is the one that counts.
 CREATE TABLE secret (
@@ -225,6 +246,7 @@ SELECT pg_catalog.pg_extension_config_dump('source_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('recommender', '');
+SELECT pg_catalog.pg_extension_config_dump('feed', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
 
 CREATE FUNCTION capture_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'capture_v1';

@@ -20,7 +20,8 @@ use crate::shared::{self, Database};
 
 /// The rows that were there before the pipeline or recommender have been dispatched.
 const BACKFILLED: &str = "\
-SELECT NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NULL)";
+SELECT NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NULL)
+   AND NOT EXISTS (SELECT FROM recsync.feed f JOIN recsync.backfill b ON b.pipeline_id = f.id WHERE f.recommender_id = $1 AND b.finished_at IS NULL)";
 
 /// Nothing of the pipeline that was put aside before `$2` is left to do; what has failed since `$3` is left for later.
 const NOTHING_LEFT: &str = "\
@@ -43,10 +44,11 @@ COMMENT ON FUNCTION wait_for(text, interval) IS
 fn wait_for(name: &str, timeout: Interval) -> bool {
     let timeout =
         Duration::from_micros(timeout.as_micros().clamp(0, i128::from(i32::MAX) * 1_000) as u64);
-    wait(name, timeout).or_report()
+    is_settled(name, timeout).or_report()
 }
 
-fn wait(name: &str, timeout: Duration) -> Result<bool> {
+/// Whether it got there in time.
+pub fn is_settled(name: &str, timeout: Duration) -> Result<bool> {
     let database = waitable()?;
     let ids = match pipeline::find(name) {
         Err(unknown @ Error::NoSuchPipeline(_)) => {

@@ -104,12 +104,23 @@ fn evaluated(
         return Err(recommender.broken("its tables do not exist yet".into()));
     }
     let hit = expression::parse("hit", recommender.source_oid(), hit, Wanted::Boolean)?;
+    if recommender.members().len() > 1 {
+        return Err(Error::Option {
+            code: PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            message: format!(
+                "recommender {} has several tables of interactions",
+                recommender.name
+            ),
+            detail: None,
+            hint: Some("evaluate() knows one table: make a recommender over a table or materialized copy of all of them.".into()),
+        });
+    }
     let shadow = shadow_of(&recommender)?;
     tables::make(&shadow)?;
     let cases = with_own_writes(|| holdout.split(&recommender, &shadow, &hit.sql, sample))?;
     train_models(&shadow)?;
     let rows = with_own_writes(|| measure(&shadow, &cases, k as usize))?;
-    tables::drop(shadow.id)?;
+    tables::drop(shadow.id, &shadow.members())?;
     Ok(rows)
 }
 
@@ -120,9 +131,7 @@ fn shadow_of(recommender: &Recommender) -> Result<Recommender> {
         let _as = As::extension();
         select_one::<i32>(NUMBER, &[])?
     };
-    let mut shadow = recommender.clone();
-    shadow.id = number.unwrap_or_default();
-    Ok(shadow)
+    Ok(recommender.under(number.unwrap_or_default()))
 }
 
 /// Statements that only read see what this transaction has written.

@@ -117,16 +117,6 @@ pub fn of_history(decay: Decay, history: &[Interaction], session: &[Numbers]) ->
 /// The last interactions of the users `$1`, as rows for [`histories`].
 pub fn select_histories(r: &Recommender, vectors: &Vectors) -> Result<String> {
     let (user, item, schema) = (r.user_key()?, r.item_key()?, &vectors.schema);
-    let latest_first: Vec<String> = r
-        .keys()
-        .iter()
-        .map(|key| format!("e.{} DESC", key.stored))
-        .collect();
-    let keys: Vec<String> = r
-        .keys()
-        .iter()
-        .map(|key| format!("e.{}", key.stored))
-        .collect();
     Ok(format!(
         "SELECT u.i::int4, h.place::float8, h.age, h.weight, v.embedding::{schema}.vector
            FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS u (given, i)
@@ -137,11 +127,11 @@ pub fn select_histories(r: &Recommender, vectors: &Vectors) -> Result<String> {
                          ORDER BY e.at DESC, {latest_first} LIMIT {history}) e
                 WINDOW latest_first AS (ORDER BY e.at DESC, {latest_first})) h
            LEFT JOIN {relation} v ON v.{key} {item_equals} h.item_id",
-        keys = keys.join(", "),
-        interactions = tables::interactions(r.id),
+        keys = r.order().join(", "),
+        interactions = r.interactions(),
         user_equals = user.equals,
         user_type = user.type_name,
-        latest_first = latest_first.join(", "),
+        latest_first = r.latest_first(),
         history = r.history,
         relation = vectors.relation,
         key = vectors.key,
@@ -205,9 +195,9 @@ fn kept(r: &Recommender, vectors: &Vectors) -> Result<String> {
           WHERE i.user_id {equals} $1::{kind} AND NOT i.stale
             AND NOT EXISTS (SELECT FROM {revised} v JOIN {interactions} e ON e.item_id {item_equals} v.item_id
                              WHERE e.user_id {equals} $1::{kind})",
-        interests = tables::interests(r.id),
-        revised = tables::revised(r.id),
-        interactions = tables::interactions(r.id),
+        interests = tables::interests(r.of),
+        revised = tables::revised(r.of),
+        interactions = r.interactions(),
         equals = user.equals,
         kind = user.type_name,
         item_equals = item.equals,

@@ -86,7 +86,8 @@ impl Keeper {
         let (keys, item, user) = (r.keys(), r.item_key()?, r.user_key()?);
         let (item_type, user_type) = (&item.type_name, &user.type_name);
         let source = r.rows_of.as_deref().unwrap_or_default();
-        let (interactions, items) = (tables::interactions(r.id), tables::items(r.id));
+        let (interactions, items) = (tables::interactions(r.id), tables::items(r.of));
+        let all = r.interactions();
         let (share, sum) = (share(r), HEAT);
         let count = keys.len();
         let (given_keys, key_names) = (given(count, ""), names(count));
@@ -109,7 +110,7 @@ impl Keeper {
         Ok(Keeper {
             // The expressions are nowhere but in what is selected: they are run for these rows only.
             rows: Statement::by_key(format!(
-                "SELECT k.i::int4, ({})::text, (({})::{item_type})::text, ({})::timestamptz::text, ({})::float8::text, COALESCE({}, false)::text
+                "SELECT k.i::int4, (({})::{user_type})::text, (({})::{item_type})::text, ({})::timestamptz::text, ({})::float8::text, COALESCE({}, false)::text
                    FROM {given_keys} WITH ORDINALITY AS k ({key_names}, i) JOIN {source} s ON {}",
                 r.user_expression,
                 r.item_expression,
@@ -169,7 +170,7 @@ impl Keeper {
                         SELECT pg_catalog.count(*) AS interactions, {sum} AS heat
                           FROM (SELECT c.share, pg_catalog.max(c.share) OVER () AS most
                                   FROM (SELECT {share} AS share
-                                          FROM {interactions} e WHERE e.item_id {equals} g.item_id) c) w) h
+                                          FROM {all} e WHERE e.item_id {equals} g.item_id) c) w) h
                   ORDER BY g.item_id
                      ON CONFLICT (item_id) DO UPDATE SET users = t.users + excluded.users, interactions = excluded.interactions, heat = excluded.heat",
                 equals = item.equals,
@@ -353,22 +354,22 @@ impl Keeper {
         })
     }
 
-    /// Where the interactions are empty, so is everything. True then.
+    /// Where the only interactions are empty, so is everything. True then.
     pub fn empty(&self) -> Result<bool> {
         let r = &self.recommender;
         let _as = As::owner(r.owner());
         let source = r.rows_of.as_deref().unwrap_or_default();
         let some = select_one::<bool>(&format!("SELECT EXISTS (SELECT FROM {source})"), &[])?;
-        if some != Some(false) {
+        if some != Some(false) || r.members().len() > 1 {
             return Ok(false);
         }
         let mut all = vec![
             tables::interactions(r.id),
-            tables::items(r.id),
-            tables::neighbours(r.id),
-            tables::stale(r.id),
+            tables::items(r.of),
+            tables::neighbours(r.of),
+            tables::stale(r.of),
         ];
-        all.extend(self.interests.as_ref().map(|_| tables::interests(r.id)));
+        all.extend(self.interests.as_ref().map(|_| tables::interests(r.of)));
         for table in all {
             Spi::run(&format!("DELETE FROM {table}"))?;
         }

@@ -15,19 +15,14 @@ const LAST: usize = 500;
 /// The items of user `u` that count: those of the last interactions whose weights come to more than nothing. Weights
 /// are added as numeric: whether they come to more must not depend on their order.
 pub fn set_of_user(r: &Recommender) -> Result<String> {
-    let latest_first: Vec<String> = r
-        .keys()
-        .iter()
-        .map(|key| format!("e.{} DESC", key.stored))
-        .collect();
     Ok(format!(
         "SELECT h.item_id
            FROM (SELECT e.item_id, e.weight FROM {} e WHERE e.user_id {} u.user_id
                   ORDER BY e.at DESC, {} LIMIT {}) h
           GROUP BY h.item_id HAVING pg_catalog.sum(h.weight::numeric) > 0",
-        tables::interactions(r.id),
+        r.interactions(),
         r.user_key()?.equals,
-        latest_first.join(", "),
+        r.latest_first(),
         r.history,
     ))
 }
@@ -49,8 +44,8 @@ pub fn counted(r: &Recommender) -> Result<String> {
                   WHERE NOT (o.other_id {equals} a.item_id)
                   GROUP BY o.other_id) c
            JOIN {items} b ON b.item_id {equals} c.other_id",
-        interactions = tables::interactions(r.id),
-        items = tables::items(r.id),
+        interactions = r.interactions(),
+        items = tables::items(r.of),
         equals = r.item_key()?.equals,
         set = set_of_user(r)?,
     ))

@@ -22,7 +22,7 @@ pub mod als;
 
 use super::query::{BUSY, leave_at_once_with_threads};
 use crate::catalog::names::select_one;
-use crate::catalog::recommender::{Model, Recommender, models, tables};
+use crate::catalog::recommender::{Model, Recommender, models};
 use crate::catalog::rights::{As, with_settings};
 use crate::embed::lane::with_signals_blocked;
 use crate::error::{Error, Result};
@@ -98,7 +98,7 @@ impl From<TryReserveError> for NoModel {
 pub fn pairs(recommender: &Recommender) -> String {
     format!(
         "(SELECT e.user_id, e.item_id FROM {} e GROUP BY e.user_id, e.item_id HAVING pg_catalog.sum(e.weight::numeric) > 0)",
-        tables::interactions(recommender.id)
+        recommender.interactions()
     )
 }
 

@@ -69,7 +69,7 @@ impl Leader {
                     // Some may have been made by the rule of before in this round.
                     let was = before.as_ref().map(|before| &before.recommender);
                     if was.is_some_and(|was| is_made_otherwise(was, &recommender)) {
-                        transaction(|| tables::forget_interests(id))?;
+                        transaction(|| tables::forget_interests(recommender.of))?;
                     }
                     self.taken_up(recommender, before.is_some())?
                 }
@@ -111,15 +111,13 @@ impl Leader {
         // After a restore its tables are not there, after a change of owner they are not the owner's. After a crash an
         // unlogged table is empty, and nobody says so.
         if !recommender.is_kept() || recommender.unlogged && !ran {
-            let loaded = transaction(|| {
-                if !recommender.is_kept() {
-                    tables::make(&recommender)?;
-                }
-                backfill::restart(&[id])?;
-                recommender::by_id(id)
-            });
+            let loaded = transaction(|| tables::made_again(id));
             match loaded {
-                Ok(Some(loaded)) => recommender = loaded,
+                Ok(Some(loaded)) if loaded.is_kept() => recommender = loaded,
+                Ok(Some(_)) => {
+                    self.restoring = true;
+                    return Ok(None);
+                }
                 Ok(None) => return Ok(None),
                 Err(failed) => {
                     report(&recommender, &failed);

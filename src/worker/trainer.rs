@@ -189,6 +189,16 @@ impl Leader {
         if reads || !keeping.recommender.backfilled {
             return None;
         }
+        let (own, members) = (keeping.recommender.of, keeping.recommender.members());
+        let backfilled = |member: &i32| {
+            let member = self.recommenders.get(member);
+            member.is_some_and(|member| member.recommender.backfilled)
+        };
+        // A model is the recommender's, and made of all its tables of interactions.
+        if own != id || !members.iter().all(backfilled) {
+            return None;
+        }
+        let keeping = self.recommenders.get_mut(&id)?;
         let at = keeping.trains_at()?;
         let pause = self.trainer.pauses.get(&id);
         Some(pause.map_or(at, |pause| pause.until.max(at)))

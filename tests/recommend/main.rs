@@ -14,6 +14,12 @@ mod content;
 /// create_recommender, drop_recommender: columns that are found, refusals.
 mod declaring;
 
+/// forget: a person leaves.
+mod forgetting;
+
+/// add_interactions: several tables of interactions.
+mod feeding;
+
 /// alter_recommender: what is changed in place, and what follows.
 mod altering;
 

@@ -102,6 +102,36 @@ fn execute_on_the_typed_function_is_the_right_to_call_either() {
 }
 
 #[test]
+fn the_users_of_a_batch_are_read_as_the_caller() {
+    let mut db = shop(shared(), 8);
+    let mailer = role("mailer");
+    views(&mut db, "ann", &[1, 2, 3]);
+    views(&mut db, "bob", &[1, 2]);
+    db.run(&format!(
+        "CREATE TABLE reader (name text, secret boolean); INSERT INTO reader VALUES ('ann', false), ('bob', false), ('cid', true);
+         GRANT SELECT ON product TO {mailer}; GRANT EXECUTE ON FUNCTION shop_recommend TO {mailer}"
+    ));
+    db.settle("shop");
+    let mut client = db.connect_as(&mailer);
+    let batch = "SELECT user_id || ' ' || item FROM recsync.recommend_batch('shop', $$ SELECT name FROM reader ORDER BY name $$, k => 2) ORDER BY user_id, rank";
+    assert_eq!(client.refused(batch).code().code(), "42501");
+    db.run(&format!(
+        "GRANT SELECT ON reader TO {mailer}; ALTER TABLE reader ENABLE ROW LEVEL SECURITY; CREATE POLICY open ON reader USING (NOT secret)"
+    ));
+    let mut expected = Vec::new();
+    for user in ["ann", "bob"] {
+        let list = items(&mut db, &format!("shop_recommend('{user}', k => 2)"));
+        expected.extend(list.iter().map(|item| format!("{user} {item}")));
+    }
+    assert_eq!(expected.len(), 4);
+    assert_eq!(client.column::<String>(batch), expected);
+    db.run(&format!(
+        "REVOKE EXECUTE ON FUNCTION shop_recommend FROM {mailer}"
+    ));
+    assert_eq!(client.refused(batch).code().code(), "42501");
+}
+
+#[test]
 fn row_level_security_of_the_items_holds_for_the_caller() {
     let mut db = shop(shared(), 8);
     let web = role("tenant");

@@ -35,7 +35,7 @@ pub fn follow(before: &Before) -> Result<()> {
     let mut schemas = serde_json::Map::new();
     for recommender in before.state.recommenders.iter().flatten() {
         relations.insert(recommender.stored.clone(), json!(recommender.oid));
-        schemas.insert(recommender.id.to_string(), json!(recommender.schema_oid));
+        schemas.insert(recommender.of.to_string(), json!(recommender.schema_oid));
     }
     let known = json!({ "relations": relations, "servers": servers, "schemas": schemas });
     let Some(now) = state(Some(known.to_string()))? else {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::{Before, Source, State, quietly, seeing_its_effects};
 use crate::catalog::expression::{Analysed, Wanted};
 use crate::catalog::names::quote;
-use crate::catalog::recommender::{self, drop, embedding};
+use crate::catalog::recommender::{self, drop, embedding, feeds};
 use crate::catalog::rights::{As, in_subtransaction};
 use crate::catalog::watch::release;
 use crate::error::Result;
@@ -18,6 +18,8 @@ use crate::error::Result;
 #[derive(Deserialize)]
 pub struct Recommender {
     pub id: i32,
+    /// The recommender's own number, where this is a feed.
+    pub of: i32,
     pub source_id: i32,
     name: String,
     pub schema_oid: Option<i64>,
@@ -79,6 +81,12 @@ UPDATE recsync.recommender r
   FROM pg_catalog.jsonb_to_record($5::jsonb)
        AS n (user_expression text, item_expression text, at_expression text, weight text, seen text, eligible text, boost text)
  WHERE r.id = $1";
+        const CARRY_FEED: &str = "\
+UPDATE recsync.feed f
+   SET used_columns = $2,
+       user_expression = n.user_expression, item_expression = n.item_expression, at_expression = n.at_expression, weight = n.weight, seen = n.seen
+  FROM pg_catalog.jsonb_to_record($3::jsonb) AS n (user_expression text, item_expression text, at_expression text, weight text, seen text)
+ WHERE f.id = $1";
         let stored: BTreeMap<&String, &String> =
             self.of_interactions.iter().chain(&self.of_items).collect();
         let mut now: BTreeMap<&String, String> = stored
@@ -107,6 +115,14 @@ UPDATE recsync.recommender r
         if same && *items == self.stored && !moved && used == self.used_columns {
             return Ok(());
         }
+        if self.id != self.of {
+            let _as = As::extension();
+            let now = serde_json::json!(now).to_string();
+            return Ok(Spi::run_with_args(
+                CARRY_FEED,
+                &[self.id.into(), used.into(), now.into()],
+            )?);
+        }
         let name = self
             .schema
             .as_ref()
@@ -129,7 +145,7 @@ UPDATE recsync.recommender r
     pub fn end_without_items(&self, source: &Source, before: &Before) -> Result<()> {
         let mut those = before.state.recommenders.iter().flatten();
         let had_items = those.any(|was| was.id == self.id && was.oid.is_some());
-        if self.current.is_some() || !had_items {
+        if self.current.is_some() || !had_items || self.id != self.of {
             return Ok(());
         }
         self.end()?;
@@ -142,6 +158,7 @@ UPDATE recsync.recommender r
 
     pub fn end(&self) -> Result<()> {
         match recommender::by_id(self.id)? {
+            Some(feed) if feed.id != feed.of => feeds::end_and_make_anew(&feed),
             Some(recommender) => {
                 drop::end(&recommender)?;
                 // Where the items are gone, their pipelines are, too.

@@ -141,7 +141,7 @@ fn alter(name: &str, changes: &Changes) -> Result<()> {
 
 fn restart(recommender: &Recommender) -> Result<()> {
     let _as = As::extension();
-    backfill::restart(&[recommender.id])
+    backfill::restart(&recommender.members())
 }
 
 /// What follows from what differs.

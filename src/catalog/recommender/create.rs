@@ -204,7 +204,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<String> {
     Ok(declared.name)
 }
 
-fn described(argument: &'static str, table: pg_sys::Oid) -> Result<(String, SourceTable)> {
+pub fn described(argument: &'static str, table: pg_sys::Oid) -> Result<(String, SourceTable)> {
     let name = qualified(table)
         .ok_or_else(|| Error::argument(argument, "there is no such table", "Give a table."))?;
     let described = describe_source(table, &name)?;
@@ -241,7 +241,11 @@ fn check(
     require_time("seen_for", wanted.seen_for_s)?;
     require_history(wanted.history)?;
     let base = relation_name(wanted.name, &items.schema, 63 - Kind::LONGEST)?;
-    let columns = find_columns(wanted, items_name, interactions_name)?;
+    let columns = find_columns(
+        (wanted.interactions, interactions_name),
+        (wanted.items, items_name),
+        [wanted.user_column, wanted.item_column, wanted.at_column],
+    )?;
     let of_interaction = |argument, text: &str, wanted_type| {
         expression::parse(argument, wanted.interactions, text, wanted_type)
     };
@@ -278,7 +282,13 @@ fn require_cast(declared: &Declared, wanted: &Declaration, key: &str) -> Result<
     select_one::<bool>(&sql, &[]).map(|_| ())
 }
 
-fn find_columns(wanted: &Declaration, items: &str, interactions: &str) -> Result<Columns> {
+/// The columns of a table of interactions, by number and name, for a table of items, as they are given or found: user,
+/// item and time.
+pub fn find_columns(
+    (source, interactions): (pg_sys::Oid, &str),
+    (items, items_name): (pg_sys::Oid, &str),
+    [user, item, at]: [Option<&str>; 3],
+) -> Result<Columns> {
     const COLUMNS: &str = "\
 SELECT a.attname::text, a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regtype),
        (SELECT pg_catalog.min(c.confrelid::bigint) FROM pg_catalog.pg_constraint c
@@ -286,7 +296,7 @@ SELECT a.attname::text, a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regt
   FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
     let columns = Spi::connect(|client| -> Result<Vec<Column>> {
         let mut columns = Vec::new();
-        for row in client.select(COLUMNS, None, &[wanted.interactions.into()])? {
+        for row in client.select(COLUMNS, None, &[source.into()])? {
             columns.push(Column {
                 name: row.get::<String>(1)?.unwrap_or_default(),
                 is_time: row.get::<bool>(2)?.unwrap_or_default(),
@@ -295,13 +305,13 @@ SELECT a.attname::text, a.atttypid IN ('timestamptz'::regtype, 'timestamp'::regt
         }
         Ok(columns)
     })?;
-    let bare = crate::catalog::names::parts(items).and_then(|mut parts| parts.pop());
+    let bare = crate::catalog::names::parts(items_name).and_then(|mut parts| parts.pop());
     let found = columns::find(
         &columns,
-        (wanted.items.to_u32(), &bare.unwrap_or_default()),
-        wanted.user_column,
-        wanted.item_column,
-        wanted.at_column,
+        (items.to_u32(), &bare.unwrap_or_default()),
+        user,
+        item,
+        at,
     );
     let list = |names: &[String]| {
         names

@@ -5,7 +5,7 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::{Recommender, embedding, find, functions, require_owner, tables};
+use super::{Recommender, embedding, feeds, find, functions, require_owner, tables};
 use crate::capture::wake;
 use crate::catalog::pipeline;
 use crate::catalog::rights::As;
@@ -44,10 +44,13 @@ fn drop_recommender(name: &str, if_exists: bool) {
     .or_report();
 }
 
-/// Everything of the recommender's but the triggers on its interactions.
+/// Everything of the recommender's but the triggers on the interactions that it was created with.
 pub fn end(recommender: &Recommender) -> Result<()> {
+    for feed in feeds::of(recommender)? {
+        feeds::end(&feed)?;
+    }
     functions::drop(recommender)?;
-    tables::drop(recommender.id)?;
+    tables::drop(recommender.id, &recommender.members())?;
     let _as = As::extension();
     pipeline::forget(recommender.id)?;
     Spi::run_with_args(

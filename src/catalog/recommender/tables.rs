@@ -9,9 +9,10 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::embedding::Vectors;
-use super::{Recommender, models};
+use super::{Recommender, by_id, models};
 use crate::catalog::names::quote;
 use crate::catalog::rights::As;
+use crate::dispatch::backfill;
 use crate::error::Result;
 
 pub fn interactions(id: i32) -> String {
@@ -30,9 +31,9 @@ pub fn stale(id: i32) -> String {
     format!("recsync.stale_{id}")
 }
 
-/// All of them.
-pub fn all(id: i32) -> [String; 4] {
-    [interactions(id), items(id), neighbours(id), stale(id)]
+/// What is counted from all interactions.
+fn counted(id: i32) -> [String; 3] {
+    [items(id), neighbours(id), stale(id)]
 }
 
 pub fn interests(id: i32) -> String {
@@ -44,48 +45,47 @@ pub fn revised(id: i32) -> String {
     format!("recsync.revised_{id}")
 }
 
+/// User and item of a feed, from the recommender's own interactions `i`.
+const OF_FEED: &str = "i.user_id, i.item_id";
+
 /// Makes them, in place of those that are there. All rows have to be looked at after that.
 pub fn make(recommender: &Recommender) -> Result<()> {
-    let id = recommender.id;
+    let mut members = Vec::new();
+    for id in recommender.members() {
+        members.extend(match id == recommender.id {
+            true => Some(recommender.clone()),
+            false => by_id(id)?,
+        });
+    }
+    let id = recommender.of;
     let item = recommender.item_key()?;
-    let [interactions, items, neighbours, stale] = all(id);
-    let stored: Vec<String> = recommender
-        .keys()
-        .iter()
-        .map(|key| key.stored.clone())
-        .collect();
-    let keys: Vec<String> = recommender
-        .keys()
-        .iter()
-        .map(|key| format!("s.{} AS {}", key.column, key.stored))
-        .collect();
-    let (keys, stored) = (keys.join(", "), stored.join(", "));
-    let (source, user) = (&recommender.interactions, &recommender.user_expression);
+    let [items, neighbours, stale] = counted(id);
     let owner = owner_name(recommender.owner());
     let of_vectors = match &recommender.vectors {
         Some(vectors) => statements_of_vectors(id, vectors, &owner),
         None => Vec::new(),
     };
-    let of_models = models::tables(id, &interactions, &owner)?;
-    drop(id)?;
+    let of_models = models::tables(id, &interactions(id), &owner)?;
+    drop(id, &recommender.members())?;
     let _as = As::extension();
-    // Columns take their types, collations included, from the sources.
+    // Columns take their types, collations included, from the sources, those of feeds from the recommender's own.
+    for member in &members {
+        let (user, catalogue) = match member.id == id {
+            true => (
+                format!(
+                    "{} AS user_id, i.{} AS item_id",
+                    member.user_expression, item.column
+                ),
+                recommender.items.clone(),
+            ),
+            false => (OF_FEED.to_owned(), interactions(id)),
+        };
+        for sql in statements_of_interactions(member, &user, &catalogue, &owner) {
+            Spi::run(&sql)?;
+        }
+    }
+    let interactions = interactions(id);
     let made = [
-        format!(
-            "CREATE TABLE {interactions} AS
-             SELECT {keys}, {user} AS user_id, i.{item} AS item_id, NULL::timestamptz AS at, NULL::float8 AS weight, NULL::boolean AS seen
-               FROM {source} s, {catalogue} i WITH NO DATA",
-            item = item.column,
-            catalogue = recommender.items,
-        ),
-        format!(
-            "ALTER TABLE {interactions} ADD PRIMARY KEY ({stored}), ALTER user_id SET NOT NULL, ALTER item_id SET NOT NULL,
-                   ALTER at SET NOT NULL, ALTER weight SET NOT NULL, ALTER seen SET NOT NULL"
-        ),
-        format!("CREATE INDEX interaction_{id}_user ON {interactions} (user_id, at, {stored})"),
-        format!("CREATE INDEX ON {interactions} (item_id, at)"),
-        // They come in the order of their time, for the most part.
-        format!("CREATE INDEX ON {interactions} USING brin (at)"),
         format!(
             "CREATE TABLE {items} AS
              SELECT item_id, 0 AS users, 0::bigint AS interactions, NULL::float8 AS heat FROM {interactions} WITH NO DATA"
@@ -108,7 +108,7 @@ pub fn make(recommender: &Recommender) -> Result<()> {
         format!("CREATE INDEX ON {stale} (since)"),
     ];
     // Before they are the extension's: a dump holds only what was granted after that.
-    let owned = all(id).into_iter().flat_map(|table| {
+    let owned = counted(id).into_iter().flat_map(|table| {
         [
             format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {owner}"),
             format!("ALTER EXTENSION recsync ADD TABLE {table}"),
@@ -123,6 +123,76 @@ pub fn make(recommender: &Recommender) -> Result<()> {
         Spi::run(&sql)?;
     }
     Ok(())
+}
+
+/// All rows are to be looked at again; of all tables of interactions where what is kept of them has to be made, which
+/// waits until all of them are there.
+pub fn made_again(id: i32) -> Result<Option<Recommender>> {
+    // What has been loaded may be older than what another of its tables has brought about.
+    let Some(recommender) = by_id(id)? else {
+        return Ok(None);
+    };
+    if recommender.is_kept() {
+        if recommender.unlogged {
+            backfill::restart(&[id])?;
+        }
+        return by_id(id);
+    }
+    let members = recommender.members();
+    for member in &members {
+        if by_id(*member)?.is_some_and(|member| member.trouble().is_some()) {
+            return Ok(Some(recommender));
+        }
+    }
+    make(&recommender)?;
+    backfill::restart(&members)?;
+    by_id(id)
+}
+
+/// Makes that of a feed, beside those that are there.
+pub fn make_feed(feed: &Recommender) -> Result<()> {
+    let owner = owner_name(feed.owner());
+    let _as = As::extension();
+    for sql in statements_of_interactions(feed, OF_FEED, &interactions(feed.of), &owner) {
+        Spi::run(&sql)?;
+    }
+    Ok(())
+}
+
+/// The interactions of one table, with its key.
+fn statements_of_interactions(
+    member: &Recommender,
+    user_and_item: &str,
+    catalogue: &str,
+    owner: &str,
+) -> [String; 7] {
+    let (id, source) = (member.id, &member.interactions);
+    let keys = member.keys();
+    let stored: Vec<&str> = keys.iter().map(|key| key.stored.as_str()).collect();
+    let columns: Vec<String> = keys
+        .iter()
+        .map(|key| format!("s.{} AS {}", key.column, key.stored))
+        .collect();
+    let (columns, stored) = (columns.join(", "), stored.join(", "));
+    let interactions = interactions(id);
+    [
+        format!(
+            "CREATE TABLE {interactions} AS
+             SELECT {columns}, {user_and_item}, NULL::timestamptz AS at, NULL::float8 AS weight, NULL::boolean AS seen
+               FROM {source} s, {catalogue} i WITH NO DATA"
+        ),
+        format!(
+            "ALTER TABLE {interactions} ADD PRIMARY KEY ({stored}), ALTER user_id SET NOT NULL, ALTER item_id SET NOT NULL,
+                   ALTER at SET NOT NULL, ALTER weight SET NOT NULL, ALTER seen SET NOT NULL"
+        ),
+        format!("CREATE INDEX interaction_{id}_user ON {interactions} (user_id, at, {stored})"),
+        format!("CREATE INDEX ON {interactions} (item_id, at)"),
+        // They come in the order of their time, for the most part.
+        format!("CREATE INDEX ON {interactions} USING brin (at)"),
+        // Before it is the extension's: a dump holds only what was granted after that.
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {interactions} TO {owner}"),
+        format!("ALTER EXTENSION recsync ADD TABLE {interactions}"),
+    ]
 }
 
 /// A row of interests is rewritten with each interaction of its user: there is room for it in its page.
@@ -162,14 +232,15 @@ pub fn forget_interests(id: i32) -> Result<()> {
     Ok(())
 }
 
-/// Drops those that are there.
-pub fn drop(id: i32) -> Result<()> {
+/// Drops those that are there of a recommender, and of its tables of interactions.
+pub fn drop(id: i32, members: &[i32]) -> Result<()> {
     let _as = As::extension();
-    for table in all(id)
+    let of_members = members.iter().map(|member| interactions(*member));
+    let others = counted(id)
         .into_iter()
         .chain([interests(id), revised(id)])
-        .chain(models::all(id))
-    {
+        .chain(models::all(id));
+    for table in of_members.chain(others) {
         let there = crate::catalog::names::resolve(&table)?;
         if there.is_some() {
             Spi::run(&format!("ALTER EXTENSION recsync DROP TABLE {table}"))?;

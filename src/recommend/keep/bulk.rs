@@ -11,7 +11,7 @@ use crate::recommend::likeness;
 
 /// Fills the empty tables of items and their neighbours from the interactions that are kept. As the owner of the items.
 pub fn count(r: &Recommender) -> Result<()> {
-    let (interactions, items) = (tables::interactions(r.id), tables::items(r.id));
+    let (interactions, items) = (r.interactions(), tables::items(r.of));
     Spi::run(&format!(
         "INSERT INTO {items} (item_id, users, interactions, heat)
          SELECT h.item_id, COALESCE(g.users, 0), h.interactions, h.heat

@@ -62,8 +62,8 @@ impl Interests {
         };
         let (user, item, schema) = (r.user_key()?, r.item_key()?, &vectors.schema);
         let (user_type, equals, storage) = (&user.type_name, &user.equals, &vectors.storage);
-        let interactions = tables::interactions(r.id);
-        let (interests, revised) = (tables::interests(r.id), tables::revised(r.id));
+        let interactions = r.interactions();
+        let (interests, revised) = (tables::interests(r.of), tables::revised(r.of));
         let those = format!("i.user_id {equals} ANY ($1::text[]::{user_type}[])");
         let items = format!(
             "e.item_id {} ANY ($1::text[]::{}[])",

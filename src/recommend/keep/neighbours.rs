@@ -41,8 +41,8 @@ pub fn counting(r: &Recommender, which: &str) -> Result<String> {
           WHERE {which}
              ON CONFLICT (item_id) DO UPDATE SET others = excluded.others, likeness = excluded.likeness
           WHERE n.others IS DISTINCT FROM excluded.others OR n.likeness IS DISTINCT FROM excluded.likeness",
-        items = tables::items(r.id),
-        lists = tables::neighbours(r.id),
+        items = tables::items(r.of),
+        lists = tables::neighbours(r.of),
         counted = likeness::counted(r)?,
     ))
 }
@@ -52,9 +52,9 @@ impl Neighbours {
         let item = r.item_key()?;
         let (kind, equals) = (&item.type_name, &item.equals);
         let (items, lists, stale) = (
-            tables::items(r.id),
-            tables::neighbours(r.id),
-            tables::stale(r.id),
+            tables::items(r.of),
+            tables::neighbours(r.of),
+            tables::stale(r.of),
         );
         let given = format!("$1::text[]::{kind}[]");
         Ok(Neighbours {
@@ -68,7 +68,7 @@ impl Neighbours {
             ),
             lock: format!(
                 "LOCK TABLE {} IN ACCESS SHARE MODE",
-                tables::interactions(r.id)
+                tables::interactions(r.of)
             ),
             // What was counted before has left dead entries behind.
             next: Statement::by_key(format!(

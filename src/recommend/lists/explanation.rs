@@ -12,7 +12,7 @@ use super::sieve::Candidate;
 use super::statements;
 use crate::capture::json::KEY_SETTINGS;
 use crate::catalog::names::select_one;
-use crate::catalog::recommender::Recommender;
+use crate::catalog::recommender::{Recommender, by_id};
 use crate::catalog::rights::{As, with_settings};
 use crate::dispatch::render::{given, keyed, names};
 use crate::error::Result;
@@ -24,8 +24,8 @@ struct Cause {
     item: String,
     weight: f64,
     likeness: f64,
-    /// The key of the interaction; `None`: the caller has named the item.
-    row: Option<Vec<String>>,
+    /// Of which table the interaction is, and its key; `None`: the caller has named the item.
+    row: Option<(i32, Vec<String>)>,
 }
 
 /// Adds to the reasons of what was found.
@@ -96,7 +96,7 @@ fn causes(
                         item,
                         weight: row.get::<f64>(4)?.unwrap_or_default(),
                         likeness: row.get::<f64>(5)?.unwrap_or_default(),
-                        row: row_key.and_then(|key| serde_json::from_value(key.0).ok()),
+                        row: row_key.and_then(|key| row_of(key.0)),
                     });
                 }
             }
@@ -105,43 +105,68 @@ fn causes(
     })
 }
 
+/// `[table, key, …]`.
+fn row_of(row: Value) -> Option<(i32, Vec<String>)> {
+    let mut row = serde_json::from_value::<Vec<Value>>(row).ok()?.into_iter();
+    let table = row.next()?.as_i64()? as i32;
+    let key: Option<Vec<String>> = row.map(|value| Some(value.as_str()?.to_owned())).collect();
+    Some((table, key?))
+}
+
 /// The causes whose interactions the caller may read.
 fn readable(recommender: &Recommender, causes: &[Cause]) -> Result<BTreeSet<usize>> {
+    let mut readable = BTreeSet::new();
+    for id in recommender.members() {
+        let rows: Vec<(usize, &Vec<String>)> = (0..)
+            .zip(causes)
+            .filter_map(|(n, cause)| match &cause.row {
+                Some((table, key)) if *table == id => Some((n, key)),
+                _ => None,
+            })
+            .collect();
+        if rows.is_empty() {
+            continue;
+        }
+        match id == recommender.id {
+            true => readable.extend(readable_in(recommender, &rows)?),
+            false => {
+                if let Some(feed) = by_id(id)? {
+                    readable.extend(readable_in(&feed, &rows)?);
+                }
+            }
+        }
+    }
+    Ok(readable)
+}
+
+/// Those of one table of interactions.
+fn readable_in(of: &Recommender, rows: &[(usize, &Vec<String>)]) -> Result<Vec<usize>> {
     const MAY: &str = "\
 SELECT pg_catalog.bool_and(pg_catalog.has_column_privilege($1, c.name, 'SELECT')) FROM pg_catalog.unnest($2) AS c (name)";
-    let keys = recommender.keys();
+    let keys = of.keys();
     let key_names: Vec<String> = keys.iter().map(|key| key.name.clone()).collect();
     let count = key_names.len();
-    let source = recommender.source_oid();
-    let with_row: Vec<(usize, &Vec<String>)> = (0..)
-        .zip(causes)
-        .filter_map(|(n, cause)| Some((n, cause.row.as_ref()?)))
-        .collect();
-    if with_row.is_empty()
-        || select_one::<bool>(MAY, &[source.into(), key_names.into()])? != Some(true)
-    {
-        return Ok(BTreeSet::new());
+    let may = select_one::<bool>(MAY, &[of.source_oid().into(), key_names.into()])?;
+    if may != Some(true) {
+        return Ok(Vec::new());
     }
     let statement = format!(
         "SELECT k.i::int4 FROM {} WITH ORDINALITY AS k ({}, i) JOIN {} s ON {}",
         given(count, ""),
         names(count),
-        recommender.rows_of.as_deref().unwrap_or_default(),
+        of.rows_of.as_deref().unwrap_or_default(),
         keyed(keys, "s", |key| &key.column, "k"),
     );
     let column = |n: usize| -> Vec<Option<String>> {
-        with_row
-            .iter()
-            .map(|(_, row)| row.get(n).cloned())
-            .collect()
+        rows.iter().map(|(_, key)| key.get(n).cloned()).collect()
     };
     let arguments: Vec<_> = (0..count).map(|n| column(n).into()).collect();
     with_settings(KEY_SETTINGS, || {
         Spi::connect(|client| {
-            let mut readable = BTreeSet::new();
+            let mut readable = Vec::new();
             for row in client.select(statement.as_str(), None, &arguments)? {
                 let number = row.get::<i32>(1)?.unwrap_or_default() as usize;
-                readable.extend(with_row.get(number.wrapping_sub(1)).map(|(n, _)| *n));
+                readable.extend(rows.get(number.wrapping_sub(1)).map(|(n, _)| *n));
             }
             Ok(readable)
         })

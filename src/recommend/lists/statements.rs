@@ -65,9 +65,9 @@ impl Parts {
     pub fn new(r: &Recommender) -> Result<Parts> {
         let key = r.item_key()?;
         Ok(Parts {
-            interactions: tables::interactions(r.id),
-            items: tables::items(r.id),
-            neighbours: tables::neighbours(r.id),
+            interactions: r.interactions(),
+            items: tables::items(r.of),
+            neighbours: tables::neighbours(r.of),
             rows: r.items_rows.clone().unwrap_or_default(),
             key: format!("s.{}", key.column),
             kind: key.type_name.clone(),
@@ -78,11 +78,6 @@ impl Parts {
     /// Items of the user's last interactions and of the session, with weights and what `more` says of them.
     fn seeds(&self, r: &Recommender, more: [&str; 3]) -> Result<String> {
         let user = r.user_key()?;
-        let latest_first: Vec<String> = r
-            .keys()
-            .iter()
-            .map(|key| format!("e.{} DESC", key.stored))
-            .collect();
         let [of_interactions, of_items, of_session] = more;
         Ok(format!(
             "history AS MATERIALIZED (
@@ -99,7 +94,7 @@ impl Parts {
             interactions = self.interactions,
             user_equals = user.equals,
             user_type = user.type_name,
-            latest_first = latest_first.join(", "),
+            latest_first = r.latest_first(),
             history = r.history,
             fading = learnt::fading(r),
             kind = self.kind,
@@ -349,14 +344,9 @@ pub fn explain(r: &Recommender) -> Result<String> {
         equals,
         ..
     } = &parts;
-    let row: Vec<String> = r
-        .keys()
-        .iter()
-        .map(|key| format!("e.{}::text", key.stored))
-        .collect();
     let row = format!(
-        ", (pg_catalog.array_agg(pg_catalog.jsonb_build_array({}) ORDER BY e.at DESC))[1] AS row",
-        row.join(", ")
+        ", (pg_catalog.array_agg({} ORDER BY e.at DESC))[1] AS row",
+        r.row_key()
     );
     Ok(format!(
         "WITH {seeds}
