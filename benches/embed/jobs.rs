@@ -5,13 +5,13 @@
 //! Two clusters: in one of them another session holds a snapshot from before the first job is claimed. The jobs in
 //! between are not worked through but deleted, which leaves the dead entries that the worker would have left.
 
-use std::fs;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use postgres::Client;
 
 use crate::bench::loopback::{Loopback, Vectors};
+use crate::bench::setting::memory_mb;
 use crate::bench::tables::table;
 use crate::figures::Figures;
 use crate::support::{Cluster, PATIENCE, Sql, wait_until};
@@ -222,12 +222,4 @@ fn worker(client: &mut Client) -> i32 {
         !client.column::<i32>(pids).is_empty()
     });
     client.one(pids)
-}
-
-/// A line of the process's status, in MB.
-fn memory_mb(pid: i32, line: &str) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let value = status.lines().find_map(|one| one.strip_prefix(line));
-    let kb = value.and_then(|value| value.trim().split(' ').next()?.parse::<f64>().ok());
-    kb.unwrap() / 1024.0
 }

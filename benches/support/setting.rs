@@ -76,3 +76,13 @@ pub fn percentile(times: &[f64], percent: usize) -> f64 {
     let rank = (times.len() * percent).div_ceil(100).max(1);
     times.get(rank - 1).copied().unwrap_or(f64::NAN)
 }
+
+/// What a process has of memory, by a line of its status.
+pub fn memory_mb(pid: i32, line: &str) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let found = status.lines().find_map(|each| each.strip_prefix(line));
+    let kb = found.and_then(|rest| rest.trim().strip_suffix(" kB"));
+    kb.and_then(|kb| kb.trim().parse::<f64>().ok())
+        .unwrap_or(f64::NAN)
+        / 1024.0
+}
