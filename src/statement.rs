@@ -4,9 +4,11 @@
 
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::PgOid;
-use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiTupleTable};
-use std::cell::OnceCell;
+use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiCursor, SpiTupleTable};
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
 use std::ffi::CStr;
+use std::rc::Rc;
 
 use crate::catalog::rights::with_settings;
 use crate::error::Result;
@@ -18,7 +20,17 @@ const BY_KEY: &[(&CStr, &CStr)] = &[
     (c"enable_hashjoin", c"off"),
     (c"enable_mergejoin", c"off"),
 ];
+/// What is read in an index's order and ends where enough has been found must not be collected and sorted, either.
+const IN_ORDER: &[(&CStr, &CStr)] = &[
+    (c"enable_seqscan", c"off"),
+    (c"enable_hashjoin", c"off"),
+    (c"enable_mergejoin", c"off"),
+    (c"enable_sort", c"off"),
+];
 const EACH_TIME: &[(&CStr, &CStr)] = &[(c"plan_cache_mode", c"force_custom_plan")];
+
+/// Texts that a session keeps plans of.
+const MOST_KEPT: usize = 200;
 
 pub struct Statement {
     text: String,
@@ -34,6 +46,26 @@ impl Statement {
     /// One that finds its rows by keys that it is given, a few hundred of them at the most.
     pub fn by_key(text: impl Into<String>) -> Statement {
         Statement::with(text, BY_KEY)
+    }
+
+    /// The one of this text in this session, which finds its rows by keys and indexes; `in_order`: it is read as far as
+    /// is needed.
+    pub fn kept(text: &str, in_order: bool) -> Rc<Statement> {
+        thread_local! {
+            static KEPT: RefCell<HashMap<String, Rc<Statement>>> = RefCell::default();
+        }
+        KEPT.with_borrow_mut(|kept| {
+            if let Some(statement) = kept.get(text) {
+                return Rc::clone(statement);
+            }
+            if kept.len() >= MOST_KEPT {
+                kept.clear(); // the next ones are planned again
+            }
+            let settings = if in_order { IN_ORDER } else { BY_KEY };
+            let statement = Rc::new(Statement::with(text, settings));
+            kept.insert(text.to_owned(), Rc::clone(&statement));
+            statement
+        })
     }
 
     /// One that looks at whole tables, and is planned each time for what they are.
@@ -60,6 +92,16 @@ impl Statement {
     ) -> Result<SpiTupleTable<'conn>> {
         let plan = self.plan(client, arguments)?;
         Ok(self.planned(|| client.select(plan, None, arguments))?)
+    }
+
+    /// Opens a cursor over its rows.
+    pub fn cursor<'conn>(
+        &self,
+        client: &'conn SpiClient<'conn>,
+        arguments: &[DatumWithOid],
+    ) -> Result<SpiCursor<'conn>> {
+        let plan = self.plan(client, arguments)?;
+        Ok(self.planned(|| client.open_cursor(plan, arguments)))
     }
 
     /// Runs it for its effect (and its rows).

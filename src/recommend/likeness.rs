@@ -10,7 +10,7 @@ use crate::error::Result;
 /// Ferrari Dacrema, Cremonesi, Jannach, RecSys 2019, "Are we really making much progress?").
 const SHRINKAGE: f64 = 10.0;
 /// Interactions with an item, the last ones, by whose users its neighbours are counted.
-const LAST: usize = 500;
+const LAST: usize = 200;
 
 /// The items of user `u` that count: those of the last interactions whose weights come to more than nothing. Weights
 /// are added as numeric: whether they come to more must not depend on their order.

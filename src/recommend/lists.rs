@@ -7,6 +7,7 @@
 use pgrx::datum::{DatumWithOid, Uuid};
 use pgrx::prelude::*;
 use pgrx::{JsonB, pg_sys};
+use serde_json::json;
 
 // The functions themselves.
 mod functions;
@@ -87,7 +88,7 @@ fn recommended(
         question,
         &statements::recommend(recommender, near.as_ref())?,
         near.map(|near| near.parameters).unwrap_or_default(),
-        Some(&statements::rest(recommender)?),
+        &statements::rests(recommender)?,
         explore,
         arguments,
     )?;
@@ -127,8 +128,8 @@ fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed
         None => statements::popular(recommender)?,
         Some(seconds) => statements::popular_since(recommender, seconds)?,
     };
-    let rest = statements::rest(recommender)?;
-    let found = list_of(recommender, question, &first, Some(&rest), nobody)?;
+    let rests = statements::rests(recommender)?;
+    let found = list_of(recommender, question, &first, &rests, nobody)?;
     Ok(listed(question, found))
 }
 
@@ -155,16 +156,24 @@ fn require_rights(recommender: &Recommender, kind: Kind) -> Result<()> {
     require_select(&[&recommender.items])
 }
 
-/// The page of the candidates that pass: of `first`, then of `rest`, which is given those of the first in vain.
+/// The page of the candidates that pass: of `first`, then of `rests`, which are given those of the first in vain.
 fn list_of<'a>(
     recommender: &Recommender,
     question: &Question,
     first: &str,
-    rest: Option<&str>,
+    rests: &[String],
     arguments: impl Fn() -> Vec<DatumWithOid<'a>>,
 ) -> Result<Vec<Candidate>> {
     let no_more = Vec::new();
-    list_with(recommender, question, first, no_more, rest, None, arguments)
+    list_with(
+        recommender,
+        question,
+        first,
+        no_more,
+        rests,
+        None,
+        arguments,
+    )
 }
 
 /// The same, with `more` arguments of `first`; some places are for items that are tried out, chosen by the seed `explore`.
@@ -173,7 +182,7 @@ fn list_with<'a>(
     question: &Question,
     first: &str,
     more: Vec<Vec<String>>,
-    rest: Option<&str>,
+    rests: &[String],
     explore: Option<i64>,
     arguments: impl Fn() -> Vec<DatumWithOid<'a>>,
 ) -> Result<Vec<Candidate>> {
@@ -192,6 +201,7 @@ fn list_with<'a>(
         let statement = statements::explore(recommender)?;
         sieve.read(
             &statement,
+            false,
             &arguments,
             |_| (),
             |offer| {
@@ -207,6 +217,7 @@ fn list_with<'a>(
         let mut pool = Vec::new();
         sieve.read(
             first,
+            false,
             &of_first,
             |_| (),
             |offer| {
@@ -217,16 +228,26 @@ fn list_with<'a>(
         spread(recommender, question.diversity, pool, &mut selection)?;
     }
     let mut looked_at = Vec::new();
-    let note = |candidate: &Candidate| looked_at.push(candidate.item.clone());
+    let note = |candidate: &mut Candidate| looked_at.push(candidate.item.clone());
     if !selection.is_full() {
-        sieve.read(first, &of_first, note, |offer| selection.offer(offer))?;
+        sieve.read(first, false, &of_first, note, |offer| {
+            selection.offer(offer)
+        })?;
     }
-    if let Some(rest) = rest
-        && !selection.is_full()
-    {
+    let mut place = 0;
+    for rest in rests {
+        if selection.is_full() {
+            break;
+        }
         let mut arguments = arguments();
-        arguments.push(looked_at.into());
-        sieve.read(rest, &arguments, |_| (), |offer| selection.offer(offer))?;
+        arguments.push(looked_at.clone().into());
+        let number = |candidate: &mut Candidate| {
+            place += 1;
+            candidate.reason = json!({ "rest": place });
+        };
+        sieve.read(rest, true, &arguments, number, |offer| {
+            selection.offer(offer)
+        })?;
     }
     Ok(selection.chosen().into_iter().skip(question.skip).collect())
 }

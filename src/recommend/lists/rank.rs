@@ -34,7 +34,7 @@ pub fn ranked_for(
     let near = Near::of(recommender, &question)?.filter(|_| interest.is_some());
     let first = statements::recommend(&among_candidates(recommender)?, near.as_ref())?;
     let rest = as_given(recommender)?;
-    let found = list_of(recommender, &question, &first, Some(&rest), || {
+    let found = list_of(recommender, &question, &first, &[rest], || {
         vec![
             user.into(),
             Vec::<String>::new().into(),

@@ -16,6 +16,7 @@ use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
 use crate::recommend::filter::{self, column_of};
 use crate::recommend::search::{columns, load_library};
+use crate::statement::Statement;
 
 /// Candidates that are looked through at a time, at the least and where those were too few.
 const FIRST_PAGE: usize = 64;
@@ -86,7 +87,8 @@ impl<'a> Sieve<'a> {
     /// Refuses where the caller may not read what the filter is of, before the owner is asked.
     pub fn require_rights(&self) -> Result<()> {
         Spi::connect(|client| {
-            client.select(self.statement.as_str(), None, &self.of_items(Vec::new()))?;
+            let own = Statement::kept(&self.statement, false);
+            own.select(client, &self.of_items(Vec::new()))?;
             Ok(())
         })
     }
@@ -97,19 +99,22 @@ impl<'a> Sieve<'a> {
     }
 
     /// Candidates of a statement of the owner's, page by page, offered in their order until one is not wanted.
-    /// All that were looked at are noted.
+    /// All that were looked at are noted. `in_order`: the statement is read as far as is needed.
     pub fn read(
         &self,
         statement: &str,
+        in_order: bool,
         arguments: &[DatumWithOid],
-        mut note: impl FnMut(&Candidate),
+        mut note: impl FnMut(&mut Candidate),
         mut offer: impl FnMut(Offer<Candidate>) -> bool,
     ) -> Result<()> {
+        let statement = Statement::kept(statement, in_order);
+        let own = Statement::kept(&self.statement, false);
         Spi::connect(|client| {
             let owner = self.recommender.owner();
             let mut cursor = {
                 let _as = As::owner(owner);
-                with_settings(&self.settings, || client.open_cursor(statement, arguments))
+                with_settings(&self.settings, || statement.cursor(client, arguments))?
             };
             let mut length = self.first_page;
             loop {
@@ -128,11 +133,11 @@ impl<'a> Sieve<'a> {
                 }
                 let last = page.len() < length;
                 length = PAGE;
-                page.iter().flatten().for_each(&mut note);
+                page.iter_mut().flatten().for_each(&mut note);
                 let candidates = page.iter().flatten();
                 let items = candidates.map(|candidate| candidate.item.clone());
                 let passing = self.of_items(items.collect());
-                for row in client.select(self.statement.as_str(), None, &passing)? {
+                for row in own.select(client, &passing)? {
                     let number = row.get::<i32>(1)?.unwrap_or_default() as usize;
                     let candidate = page.get_mut(number.wrapping_sub(1)).and_then(Option::take);
                     let Some(candidate) = candidate else {

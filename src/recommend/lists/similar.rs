@@ -79,7 +79,7 @@ pub fn similar_to(
         _ => {
             let statement = statements::similar(recommender)?;
             let rest = statements::similar_rest(recommender)?;
-            list_of(recommender, question, &statement, Some(&rest), || {
+            list_of(recommender, question, &statement, &[rest], || {
                 vec![item.into()]
             })?
         }
@@ -105,7 +105,7 @@ fn near(
             content::rest(recommender, vectors, "0::float8")?,
         ),
     };
-    list_of(recommender, question, &first, Some(&rest), || {
+    list_of(recommender, question, &first, &[rest], || {
         let vector: DatumWithOid = Numbers(vector.to_vec()).into();
         vec![item.into(), vector]
     })

@@ -12,9 +12,9 @@ use crate::recommend::likeness;
 /// Neighbours of one item that count.
 const NEIGHBOURS: usize = 20;
 /// Candidates of one source.
-pub const MOST: usize = 500;
+pub const MOST: usize = 200;
 /// Of which the latest are taken: no source reads all items.
-const NEWEST: usize = 1_000;
+const NEWEST: usize = 200;
 /// Reciprocal-rank fusion: a source adds weight / (60 + place) (Cormack, Clarke, Büttcher, SIGIR 2009).
 pub const FUSION: f64 = 60.0;
 /// What each counts was chosen on the validation cuts of benches/README.md: whatever popularity adds to a list made of
@@ -193,8 +193,9 @@ pub fn recommend(r: &Recommender, interest: Option<&Near>) -> Result<String> {
     ))
 }
 
-/// Every item that may be listed and has not been looked at: the popular, then the latest.
-pub fn rest(r: &Recommender) -> Result<String> {
+/// Every item that may be listed and has not been looked at: the popular, then the latest. Each is read as far as it
+/// is needed.
+pub fn rests(r: &Recommender) -> Result<[String; 2]> {
     let parts = Parts::new(r)?;
     let Parts {
         items,
@@ -204,15 +205,25 @@ pub fn rest(r: &Recommender) -> Result<String> {
         equals,
         ..
     } = &parts;
-    Ok(format!(
-        "WITH {hidden}, given AS MATERIALIZED (SELECT given::{kind} AS item_id FROM pg_catalog.unnest($5::text[]) AS given)
-         SELECT {key}::text, 0::float8, pg_catalog.jsonb_build_object('rest', pg_catalog.row_number() OVER (ORDER BY t.heat DESC NULLS LAST, {key} DESC))
-           FROM {rows} s LEFT JOIN {items} t ON t.item_id {equals} {key}
-          WHERE {open} AND NOT EXISTS (SELECT FROM given g WHERE g.item_id {equals} {key})
-          ORDER BY t.heat DESC NULLS LAST, {key} DESC",
-        hidden = parts.hidden(r)?,
-        open = parts.open(r),
-    ))
+    let (hidden, open) = (parts.hidden(r)?, parts.open(r));
+    let given = format!(
+        "given AS MATERIALIZED (SELECT given::{kind} AS item_id FROM pg_catalog.unnest($5::text[]) AS given)"
+    );
+    Ok([
+        format!(
+            "WITH {hidden}, {given}
+             SELECT {key}::text, 0::float8, NULL::jsonb FROM {items} t JOIN {rows} s ON {key} {equals} t.item_id
+              WHERE t.heat IS NOT NULL AND {open} AND NOT {key} {equals} ANY (SELECT g.item_id FROM given g)
+              ORDER BY t.heat DESC, t.item_id DESC"
+        ),
+        format!(
+            "WITH {hidden}, {given}
+             SELECT {key}::text, 0::float8, NULL::jsonb FROM {rows} s
+              WHERE NOT EXISTS (SELECT FROM {items} t WHERE t.item_id {equals} {key} AND t.heat IS NOT NULL)
+                AND {open} AND NOT {key} {equals} ANY (SELECT g.item_id FROM given g)
+              ORDER BY {key} DESC"
+        ),
+    ])
 }
 
 /// The neighbours that are kept of an item, the most alike first.
