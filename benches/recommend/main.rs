@@ -61,6 +61,8 @@ struct Shop {
     goals: Vec<Goal>,
 }
 
+type Part = fn(&mut Shop);
+
 fn main() {
     let of = size_or_quick;
     let sizes = Sizes {
@@ -74,7 +76,7 @@ fn main() {
     };
     println!("{}", conditions(SETTINGS));
     let mut shop = Shop::load(sizes);
-    let parts: [(&str, fn(&mut Shop)); 3] = [
+    let parts: [(&str, Part); 3] = [
         ("lists", Shop::lists),
         ("clicks", Shop::clicks),
         ("new", Shop::new_items),

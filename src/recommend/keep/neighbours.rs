@@ -4,6 +4,7 @@
 
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
+use std::time::{Duration, Instant};
 
 use crate::catalog::recommender::{Recommender, tables};
 use crate::error::Result;
@@ -12,8 +13,10 @@ use crate::statement::Statement;
 
 /// Neighbours that are kept of each item.
 const KEPT: usize = 100;
-/// Lists that are counted together.
-const AT_ONCE: i64 = 8;
+/// Lists that are counted together: at first, at the most, and as many as take about this long.
+const AT_FIRST: i64 = 4;
+const MOST_AT_ONCE: i64 = 64;
+const TIME: Duration = Duration::from_millis(20);
 
 /// The statements of one recommender.
 pub struct Neighbours {
@@ -27,6 +30,7 @@ pub struct Neighbours {
     done: Statement,
     /// No list that was marked before this is left to be counted.
     counted_up_to: String,
+    at_once: i64,
 }
 
 /// The statement that counts the lists of items `a` of which `which` is true.
@@ -72,7 +76,7 @@ impl Neighbours {
             ),
             // What was counted before has left dead entries behind.
             next: Statement::by_key(format!(
-                "SELECT s.item_id::text, s.since::text FROM {stale} s WHERE s.since >= $1::timestamptz ORDER BY s.since LIMIT {AT_ONCE}"
+                "SELECT s.item_id::text, s.since::text FROM {stale} s WHERE s.since >= $1::timestamptz ORDER BY s.since LIMIT $2"
             )),
             count: Statement::by_key(counting(r, &format!("a.item_id {equals} ANY ({given})"))?),
             remove: Statement::by_key(format!(
@@ -83,6 +87,7 @@ impl Neighbours {
                 "DELETE FROM {stale} s WHERE s.item_id {equals} ANY ({given})"
             )),
             counted_up_to: String::from("-infinity"),
+            at_once: AT_FIRST,
         })
     }
 
@@ -101,27 +106,39 @@ impl Neighbours {
 
     /// Counts some of those that are stale, first those that have been so the longest. False when there were none.
     pub fn count_some(&mut self) -> Result<bool> {
+        const BEGINNING: &str = "-infinity";
+        let began = Instant::now();
         Spi::run(&self.lock)?;
-        let (items, since) = Spi::connect_mut(|client| -> Result<_> {
-            let (mut items, mut last) = (Vec::new(), None);
-            for row in self
-                .next
-                .select(client, &[self.counted_up_to.as_str().into()])?
-            {
-                items.extend(row.get::<String>(1)?);
-                last = row.get::<String>(2)?;
-            }
+        let (items, last) = Spi::connect_mut(|client| -> Result<_> {
+            let (mut items, mut last) = self.stale(client, &self.counted_up_to)?;
             if items.is_empty() {
-                return Ok((items, last));
+                // A clock that was put back has marked some before that.
+                (items, last) = self.stale(client, BEGINNING)?;
             }
-            for statement in [&self.count, &self.remove, &self.done] {
-                statement.update(client, &[items.clone().into()])?;
+            if !items.is_empty() {
+                for statement in [&self.count, &self.remove, &self.done] {
+                    statement.update(client, &[items.clone().into()])?;
+                }
             }
             Ok((items, last))
         })?;
-        if let Some(since) = since {
-            self.counted_up_to = since;
-        }
+        self.counted_up_to = last.unwrap_or_else(|| BEGINNING.into());
+        let share = TIME.as_secs_f64() / began.elapsed().as_secs_f64().max(1e-6);
+        let next = (items.len() as f64 * share) as i64;
+        self.at_once = next.clamp(1, MOST_AT_ONCE);
         Ok(!items.is_empty())
+    }
+
+    /// The next ones, and since when the last of them has been stale.
+    fn stale(&self, client: &SpiClient, from: &str) -> Result<(Vec<String>, Option<String>)> {
+        let (mut items, mut last) = (Vec::new(), None);
+        for row in self
+            .next
+            .select(client, &[from.into(), self.at_once.into()])?
+        {
+            items.extend(row.get::<String>(1)?);
+            last = row.get::<String>(2)?;
+        }
+        Ok((items, last))
     }
 }
