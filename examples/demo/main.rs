@@ -16,6 +16,9 @@ mod changes;
 /// The promises about deletes, unused columns and keys.
 mod limits;
 
+/// The promises about recommendations.
+mod recommendations;
+
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -106,6 +109,7 @@ impl Demo {
         self.delete()?;
         self.key_is_nowhere()?;
         self.status()?;
+        self.recommendations()?;
         self.terminal.step(&format!(
             "Everything holds ({:.0} s, backfill included)",
             started.elapsed().as_secs_f64()
