@@ -270,7 +270,7 @@ pub fn similar_rest(r: &Recommender) -> Result<String> {
     ))
 }
 
-/// The most popular items; the rest is in [`rest`].
+/// The most popular items; the rest is in [`rests`].
 pub fn popular(r: &Recommender) -> Result<String> {
     let parts = Parts::new(r)?;
     let Parts {
