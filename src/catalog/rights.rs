@@ -14,50 +14,50 @@ use crate::settings::set;
 pub struct As {
     user: pg_sys::Oid,
     context: i32,
-    level: Option<i32>,
+    level: i32,
 }
 
 impl As {
-    /// recsync's owner: for its own tables, on behalf of whoever called.
+    /// recsync's owner: for its own tables, on behalf of whoever called, whose search_path must not say which operator
+    /// an `=` is.
     pub fn extension() -> As {
         As::switch(
             extension_owner(),
             pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
-            None,
+            settings_level(CATALOG),
         )
     }
 
     /// The owner of a table, to make objects in their name. Only after the caller's right to do so was checked.
     pub fn maker(owner: pg_sys::Oid) -> As {
-        As::switch(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32, None)
+        As::switch(
+            owner,
+            pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
+            settings_level(CATALOG),
+        )
     }
 
     /// The owner of a pipeline in a security-restricted operation: whatever their expressions, triggers and
     /// operators do, they do with their owner's rights and cannot leave anything behind. Row-level security
     /// that would hide rows is an error: a hidden row must never look deleted.
     pub fn owner(owner: pg_sys::Oid) -> As {
-        // SAFETY: the level is closed by `drop`, or by the transaction's abort.
-        let level = unsafe {
-            let level = pg_sys::NewGUCNestLevel();
-            let path = format!(
-                "pg_catalog, {}, pg_temp\0",
-                names::vector_schema().unwrap_or_default()
-            );
-            let path = path.replace("pg_catalog, , ", "pg_catalog, ");
-            if let Ok(path) = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()) {
-                set(c"search_path", path);
-            }
-            set(c"row_security", c"off");
-            level
-        };
+        let path = format!(
+            "pg_catalog, {}, pg_temp\0",
+            names::vector_schema().unwrap_or_default()
+        );
+        let path = path.replace("pg_catalog, , ", "pg_catalog, ");
+        let path = std::ffi::CStr::from_bytes_with_nul(path.as_bytes()).unwrap_or(CATALOG);
+        let level = settings_level(path);
+        // SAFETY: inside the level.
+        unsafe { set(c"row_security", c"off") };
         As::switch(
             owner,
             (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32,
-            Some(level),
+            level,
         )
     }
 
-    fn switch(to: pg_sys::Oid, flags: i32, level: Option<i32>) -> As {
+    fn switch(to: pg_sys::Oid, flags: i32, level: i32) -> As {
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);
         // SAFETY: reads and sets this process's user; put back by `drop` or by the transaction's abort.
         unsafe {
@@ -79,12 +79,28 @@ impl Drop for As {
         }
         // SAFETY: the values that were there before.
         unsafe {
-            if let Some(level) = self.level {
-                pg_sys::AtEOXact_GUC(false, level);
-            }
+            pg_sys::AtEOXact_GUC(false, self.level);
             pg_sys::SetUserIdAndSecContext(self.user, self.context);
         }
     }
+}
+
+/// PostgreSQL's own operators and types, before anybody's.
+const CATALOG: &std::ffi::CStr = c"pg_catalog, pg_temp";
+
+/// A level of settings with this search_path; closed by [`As`]'s `drop`, or by the transaction's abort.
+fn settings_level(path: &std::ffi::CStr) -> i32 {
+    // SAFETY: opens a level, and sets inside it.
+    unsafe {
+        let level = pg_sys::NewGUCNestLevel();
+        set(c"search_path", path);
+        level
+    }
+}
+
+/// Runs `body`, which asks the catalog as the caller, whatever their search_path has in it.
+pub fn in_catalog<T>(body: impl FnOnce() -> T) -> T {
+    with_settings(&[(c"search_path", CATALOG)], body)
 }
 
 /// Runs `body` with a settings level of its own.

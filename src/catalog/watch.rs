@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::names::{quote, select_one};
-use super::rights::{As, in_subtransaction, with_settings};
+use super::rights::{As, in_catalog, in_subtransaction, with_settings};
 use crate::error::{Error, Failed, Result};
 
 pub struct SourceTable {
@@ -64,8 +64,9 @@ pub fn owns_source(source: pg_sys::Oid, name: &str) -> Result<pg_sys::Oid> {
 }
 
 pub fn describe_source(source: pg_sys::Oid, name: &str) -> Result<SourceTable> {
-    let row = Spi::connect(|client| -> Result<_> {
-        let table = client.select(
+    let row = in_catalog(|| {
+        Spi::connect(|client| -> Result<_> {
+            let table = client.select(
             "SELECT n.nspname::text, c.relowner, c.relkind::text, c.relpersistence::text,
                     (SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.n)
                        FROM pg_catalog.pg_index i, pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, n), pg_catalog.pg_attribute a
@@ -76,15 +77,17 @@ pub fn describe_source(source: pg_sys::Oid, name: &str) -> Result<SourceTable> {
             Some(1),
             &[source.into()],
         )?;
-        let row = table.first();
-        Ok((
-            row.get::<String>(1)?.unwrap_or_default(),
-            row.get::<pg_sys::Oid>(2)?.unwrap_or(pg_sys::InvalidOid),
-            row.get::<String>(3)?.unwrap_or_default() + &row.get::<String>(4)?.unwrap_or_default(),
-            row.get::<Vec<String>>(5)?,
-            row.get::<bool>(6)?.unwrap_or(false),
-            row.get::<bool>(7)?.unwrap_or(false),
-        ))
+            let row = table.first();
+            Ok((
+                row.get::<String>(1)?.unwrap_or_default(),
+                row.get::<pg_sys::Oid>(2)?.unwrap_or(pg_sys::InvalidOid),
+                row.get::<String>(3)?.unwrap_or_default()
+                    + &row.get::<String>(4)?.unwrap_or_default(),
+                row.get::<Vec<String>>(5)?,
+                row.get::<bool>(6)?.unwrap_or(false),
+                row.get::<bool>(7)?.unwrap_or(false),
+            ))
+        })
     })?;
     let (schema, owner, kind, key_columns, may_create, is_system) = row;
     let refused = |kind, hint| {

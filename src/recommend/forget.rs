@@ -16,6 +16,8 @@ use crate::observe::wait;
 
 /// How long what was deleted may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Changes that are looked at together.
+const AT_ONCE: usize = 1_000;
 /// Tables of the change log.
 const LOGS: usize = 8;
 
@@ -82,15 +84,16 @@ fn erase_now(recommender: &Recommender, user: &str) -> Result<(i64, i64, i64)> {
             "SELECT pg_catalog.count(*) FROM {} e WHERE e.user_id {equals} $1::{kind}",
             tables::interactions(member.id)
         );
-        let _as = As::extension();
+        let _as = As::owner(recommender.owner());
         let kept = select_one::<i64>(&kept, &[user.into()])?.unwrap_or(0);
         if kept > 0 {
             let rows = format!("{kept} rows of {}", member.interactions);
             return Err(still_there(recommender, rows));
         }
     }
+    // The types may be the owner's domains.
     let removed = |table: String, column: &str| -> Result<i64> {
-        let _as = As::extension();
+        let _as = As::owner(recommender.owner());
         if resolve(&table)?.is_none() {
             return Ok(0);
         }
@@ -101,9 +104,14 @@ fn erase_now(recommender: &Recommender, user: &str) -> Result<(i64, i64, i64)> {
     };
     let interests = removed(tables::interests(id), "user_id")?;
     let factors = removed(models::user_factors(id), "key")?;
+    let written = {
+        let _as = As::owner(recommender.owner());
+        let written = format!("SELECT ($1::{kind})::text");
+        select_one::<String>(&written, &[user.into()])?.unwrap_or_default()
+    };
     for member in recommender.members() {
         if let Some(member) = by_id(member)? {
-            changes += erase_from_log(&member, user)?;
+            changes += erase_from_log(&member, &written)?;
         }
     }
     Ok((interests, factors, changes))
@@ -114,18 +122,25 @@ fn erase_from_log(of: &Recommender, user: &str) -> Result<i64> {
     let mut erased = 0;
     for number in 0..LOGS {
         let log = format!("recsync.log_{number}");
-        let candidates = mentioning(&log, of.source_id, user)?;
-        let theirs = theirs(of, user, &candidates)?;
-        if !theirs.is_empty() {
-            empty(&log, &theirs)?;
-            erased += theirs.len() as i64;
-        }
+        mentioning(&log, of.source_id, user, |candidates| {
+            let theirs = theirs(of, user, &candidates)?;
+            if !theirs.is_empty() {
+                empty(&log, &theirs)?;
+                erased += theirs.len() as i64;
+            }
+            Ok(())
+        })?;
     }
     Ok(erased)
 }
 
-/// What has been dispatched and has the user's text somewhere in it. As recsync's owner.
-fn mentioning(log: &str, source_id: i32, user: &str) -> Result<Vec<Change>> {
+/// What has been dispatched and has the user's text somewhere in it, some at a time. As recsync's owner.
+fn mentioning(
+    log: &str,
+    source_id: i32,
+    user: &str,
+    mut found: impl FnMut(Vec<Change>) -> Result<()>,
+) -> Result<()> {
     // An element that is not there is a NULL, or one of JSON.
     let object = |column: &str| {
         format!(
@@ -148,19 +163,26 @@ fn mentioning(log: &str, source_id: i32, user: &str) -> Result<Vec<Change>> {
     let escaped = escaped.get(1..escaped.len() - 1).unwrap_or_default();
     let _as = As::extension();
     Spi::connect(|client| {
-        let mut changes = Vec::new();
-        for row in client.select(sql.as_str(), None, &[source_id.into(), escaped.into()])? {
-            changes.push(Change {
-                transaction_id: row.get::<String>(1)?.unwrap_or_default(),
-                sequence: row.get::<i64>(2)?.unwrap_or_default(),
-                place: row.get::<i64>(3)?.unwrap_or_default(),
-                rows: [
-                    row.get::<String>(4)?.unwrap_or_default(),
-                    row.get::<String>(5)?.unwrap_or_default(),
-                ],
-            });
+        let mut cursor = client.open_cursor(sql.as_str(), &[source_id.into(), escaped.into()]);
+        loop {
+            let mut changes = Vec::new();
+            for row in cursor.fetch(AT_ONCE as _)? {
+                changes.push(Change {
+                    transaction_id: row.get::<String>(1)?.unwrap_or_default(),
+                    sequence: row.get::<i64>(2)?.unwrap_or_default(),
+                    place: row.get::<i64>(3)?.unwrap_or_default(),
+                    rows: [
+                        row.get::<String>(4)?.unwrap_or_default(),
+                        row.get::<String>(5)?.unwrap_or_default(),
+                    ],
+                });
+            }
+            let last = changes.len() < AT_ONCE;
+            found(changes)?;
+            if last {
+                return Ok(());
+            }
         }
-        Ok(changes)
     })
 }
 
@@ -179,7 +201,7 @@ fn theirs(of: &Recommender, user: &str, changes: &[Change]) -> Result<Vec<Change
         equals = key.equals,
     );
     let mut theirs = Vec::new();
-    for some in changes.chunks(1_000) {
+    for some in changes.chunks(AT_ONCE) {
         let column = |n: usize| -> Vec<String> {
             some.iter()
                 .filter_map(|change| change.rows.get(n).cloned())

@@ -13,7 +13,7 @@ use super::query;
 use crate::catalog::index::bits_of;
 use crate::catalog::names;
 use crate::catalog::pipeline::{self, Pipeline};
-use crate::catalog::rights::with_settings;
+use crate::catalog::rights::{in_catalog, with_settings};
 use crate::embed::endpoint::Purpose;
 use crate::error::{Error, OrReport, Result};
 use crate::store::vector::{self, Numbers};
@@ -291,21 +291,25 @@ impl<'a> Search<'a> {
 
 /// The columns that a filter may name.
 pub fn columns(source: pg_sys::Oid) -> Result<Vec<Column>> {
-    Spi::connect(|client| {
-        let mut columns = Vec::new();
-        let rows = client.select(
+    // Types are named in full, but for PostgreSQL's own: the caller's search_path is not the owner's.
+    let ask = || {
+        Spi::connect(|client| {
+            let mut columns = Vec::new();
+            let rows = client.select(
             "SELECT a.attname::text, pg_catalog.quote_ident(a.attname), pg_catalog.format_type(a.atttypid, -1)
                FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
             None,
             &[source.into()],
         )?;
-        for row in rows {
-            columns.push(Column {
-                name: row.get::<String>(1)?.unwrap_or_default(),
-                quoted: row.get::<String>(2)?.unwrap_or_default(),
-                type_name: row.get::<String>(3)?.unwrap_or_default(),
-            });
-        }
-        Ok(columns)
-    })
+            for row in rows {
+                columns.push(Column {
+                    name: row.get::<String>(1)?.unwrap_or_default(),
+                    quoted: row.get::<String>(2)?.unwrap_or_default(),
+                    type_name: row.get::<String>(3)?.unwrap_or_default(),
+                });
+            }
+            Ok(columns)
+        })
+    };
+    in_catalog(ask)
 }

@@ -22,7 +22,7 @@ use crate::dispatch::backfill;
 use crate::dispatch::jobs;
 use crate::dispatch::queue::{Job, Lane, RowKey};
 use crate::dispatch::read::Block;
-use crate::error::{Error, sqlstate_text};
+use crate::error::{Error, Result, sqlstate_text};
 use crate::recommend::interest::is_made_otherwise;
 use crate::recommend::keep::{Keeper, Rows};
 
@@ -274,7 +274,11 @@ impl Leader {
             return Ok(false);
         };
         let keeper = &mut keeping.keeper;
-        match transaction(|| keeper.count_some()) {
+        let counted = transaction(|| {
+            wait_briefly()?;
+            keeper.count_some()
+        });
+        match counted {
             Ok(some) => {
                 keeping.may_be_stale = some;
                 self.jobs_ended |= some;
@@ -402,6 +406,7 @@ impl Keeping {
             self.recommender.backfill_round,
         );
         let followed = transaction(|| {
+            wait_briefly()?;
             guard_user_code()?;
             let rows = keeper.read(jobs)?;
             release_user_code();
@@ -442,7 +447,7 @@ impl Keeping {
 }
 
 /// Refuses, for the moment, where all rows are to be looked at again since: by another declaration, it may be.
-fn require_round(recommender: i32, round: i32) -> crate::error::Result<()> {
+fn require_round(recommender: i32, round: i32) -> Result<()> {
     const ROUND: &str = "SELECT round FROM recsync.backfill WHERE pipeline_id = $1";
     let now = Spi::connect_mut(|client| {
         // Not read-only, which would be blind to what was committed while this waited.
@@ -467,6 +472,12 @@ fn row_of(recommender: i32, key: &Arc<[String]>) -> RowKey {
         pipeline: recommender,
         key: Arc::clone(key),
     }
+}
+
+/// Within a transaction: the worker has more to do than to wait for a table that somebody changes. A lock that is not to
+/// be had passes by itself.
+fn wait_briefly() -> Result<()> {
+    Ok(Spi::run("SET LOCAL lock_timeout = '200ms'")?)
 }
 
 /// What an operator reads: the SQLSTATE, not the text, which may quote a row.

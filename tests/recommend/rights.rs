@@ -32,6 +32,49 @@ fn a_function_of_ones_own_that_looks_like_the_typed_one_gives_no_right() {
 }
 
 #[test]
+fn invariant_13_operators_in_the_callers_search_path_run_as_nobody_else_and_give_no_right() {
+    let mut db = shop(shared(), 3);
+    let mallory = role("mallory");
+    views(&mut db, "ann", &[1, 2]);
+    db.settle("shop");
+    db.run(&format!(
+        "CREATE SCHEMA evil AUTHORIZATION {mallory}; GRANT USAGE ON SCHEMA evil TO PUBLIC;
+         GRANT SELECT ON product, event TO {mallory}"
+    ));
+    let mut client = db.connect_as(&mallory);
+    for kind in ["text", "name", "int4", "oid", "int8"] {
+        client.run(&format!(
+            "CREATE FUNCTION evil.eq({kind}, {kind}) RETURNS boolean LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF current_user <> session_user THEN
+                     RAISE EXCEPTION 'ran as %', current_user;
+                 END IF;
+                 RETURN true;
+             END $$;
+             CREATE OPERATOR evil.= (LEFTARG = {kind}, RIGHTARG = {kind}, FUNCTION = evil.eq)"
+        ));
+    }
+    client.run("SET search_path = evil, pg_catalog, public");
+    // The operator is one that would be found.
+    client.run("SELECT 1 WHERE 'a'::text = 'b'::text");
+    for call in [
+        "recsync.recommend('public.shop')",
+        "recsync.popular('public.shop')",
+        "recsync.similar('public.shop', 1)",
+        "recsync.rank('public.shop', 'ann', '{1}'::text[])",
+        "recsync.pause('public.shop')",
+        "recsync.forget('public.shop', 'ann')",
+        "recsync.alter_recommender('public.shop', history => 3)",
+        "recsync.drop_recommender('public.shop')",
+        "recsync.create_recommender('mine', 'public.product', 'public.event')",
+    ] {
+        let error = client.refused(&format!("SELECT * FROM {call}"));
+        assert_eq!(error.code().code(), "42501", "{call}: {error:?}");
+    }
+    assert!(client.one::<bool>("SELECT recsync.wait_for('public.shop')"));
+}
+
+#[test]
 fn execute_on_the_typed_function_is_the_right_to_call_either() {
     let mut db = shop(shared(), 3);
     let web = role("web");

@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 
 use super::Recommender;
 use crate::catalog::names::{literal, parts, quote, select_one};
-use crate::catalog::rights::As;
+use crate::catalog::rights::{As, in_catalog};
 use crate::error::{Error, Result};
 
 /// What a typed function does.
@@ -207,10 +207,12 @@ pub fn drop(recommender: &Recommender) -> Result<()> {
 /// since anybody may make one that looks like it.
 pub fn require_execute(recommender: &Recommender, kind: Kind) -> Result<()> {
     for function in of_kind(recommender, kind)? {
-        let may = select_one::<bool>(
-            "SELECT proowner = $2 AND pg_catalog.has_function_privilege(oid, 'EXECUTE') FROM pg_catalog.pg_proc WHERE oid = $1",
-            &[function.into(), recommender.owner().into()],
-        )?;
+        let may = in_catalog(|| {
+            select_one::<bool>(
+                "SELECT proowner = $2 AND pg_catalog.has_function_privilege(oid, 'EXECUTE') FROM pg_catalog.pg_proc WHERE oid = $1",
+                &[function.into(), recommender.owner().into()],
+            )
+        })?;
         if may == Some(true) {
             return Ok(());
         }
@@ -232,7 +234,8 @@ pub fn require_execute(recommender: &Recommender, kind: Kind) -> Result<()> {
 
 fn of_kind(recommender: &Recommender, kind: Kind) -> Result<Vec<pg_sys::Oid>> {
     let (schema, name) = schema_and_name(recommender)?;
-    let found = select_one::<Vec<pg_sys::Oid>>(
+    let found = in_catalog(|| {
+        select_one::<Vec<pg_sys::Oid>>(
         "SELECT pg_catalog.array_agg(p.oid) FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
           WHERE p.proname = $1 AND n.nspname = $2 AND pg_catalog.strpos(p.prosrc, $3) > 0",
         &[
@@ -240,7 +243,8 @@ fn of_kind(recommender: &Recommender, kind: Kind) -> Result<Vec<pg_sys::Oid>> {
             schema.into(),
             mark(recommender.id, kind.as_str()).into(),
         ],
-    )?;
+    )
+    })?;
     Ok(found.unwrap_or_default())
 }
 

@@ -35,6 +35,7 @@ pub struct Interests {
     outdate_of_items: Statement,
     forget_revised: Statement,
     walk: Statement,
+    walk_on: Statement,
 }
 
 /// Items that have got another vector.
@@ -69,6 +70,14 @@ impl Interests {
             "e.item_id {} ANY ($1::text[]::{}[])",
             item.equals, item.type_name
         );
+        // An index is entered where the walk goes on.
+        let walk = |from: &str| {
+            Statement::by_key(format!(
+                "SELECT u.user_id::text, i.user_id IS NULL
+                   FROM (SELECT DISTINCT e.user_id FROM {interactions} e WHERE {from} ORDER BY e.user_id LIMIT {WALKED}) u
+                   LEFT JOIN {interests} i ON i.user_id {equals} u.user_id AND NOT i.stale ORDER BY u.user_id"
+            ))
+        };
         Ok(Some(Interests {
             outdate: Statement::by_key(format!(
                 "UPDATE {interests} i SET interest = NULL, stale = true WHERE {those} AND NOT i.stale"
@@ -93,13 +102,8 @@ impl Interests {
             forget_revised: Statement::by_key(format!(
                 "DELETE FROM {revised} v WHERE v.number = ANY ($1)"
             )),
-            walk: Statement::by_key(format!(
-                "SELECT u.user_id::text, i.user_id IS NULL
-                   FROM (SELECT DISTINCT e.user_id FROM {interactions} e WHERE $1::text IS NULL OR e.user_id {after} $1::text::{user_type}
-                          ORDER BY e.user_id LIMIT {WALKED}) u
-                   LEFT JOIN {interests} i ON i.user_id {equals} u.user_id AND NOT i.stale ORDER BY u.user_id",
-                after = user.after,
-            )),
+            walk: walk("true"),
+            walk_on: walk(&format!("e.user_id {} $1::text::{user_type}", user.after)),
             decay: Decay::of(r),
             recommender: r.clone(),
         }))
@@ -184,7 +188,11 @@ impl Interests {
         let _as = As::owner(self.recommender.owner());
         Spi::connect(|client| {
             let (mut users, mut last, mut count) = (Vec::new(), None, 0);
-            for row in self.walk.select(client, &[after.into()])? {
+            let rows = match after {
+                None => self.walk.select(client, &[])?,
+                Some(after) => self.walk_on.select(client, &[after.into()])?,
+            };
+            for row in rows {
                 last = row.get::<String>(1)?;
                 count += 1;
                 if row.get::<bool>(2)? == Some(true) {

@@ -3,15 +3,17 @@
 //! It never holds a vector: that is a parameter. A statement without a limit never uses an index, which would end where
 //! it has looked at enough.
 
+use serde_json::Value;
 use std::ffi::CStr;
 
 use super::question::Question;
 use super::statements::{FUSION, MOST, Parts};
 use crate::catalog::index::bits_of;
+use crate::catalog::names::select_one;
 use crate::catalog::recommender::Recommender;
 use crate::catalog::recommender::embedding::Vectors;
 use crate::error::Result;
-use crate::recommend::filter::conditions;
+use crate::recommend::filter::{Column, conditions};
 use crate::recommend::search::columns;
 
 /// Items nearest to a vector that are candidates; so many are looked at a time in an index.
@@ -48,7 +50,13 @@ impl Near<'_> {
         };
         let (conditions, parameters) = match &question.filter {
             None => Default::default(),
-            Some(filter) => conditions(filter, &columns(r.items_oid())?, &r.items, 5)?,
+            Some(filter) => {
+                let columns = columns(r.items_oid())?;
+                match may_choose(r, filter, &columns)? {
+                    true => conditions(filter, &columns, &r.items, 5)?,
+                    false => Default::default(),
+                }
+            }
         };
         let most = match conditions.as_slice() {
             [] => NEAREST,
@@ -61,6 +69,21 @@ impl Near<'_> {
             most,
         }))
     }
+}
+
+/// Whether candidates may be chosen by a filter, as the owner: not where the caller must not know of some rows, nor by
+/// types whose operators the owner may not find.
+fn may_choose(r: &Recommender, filter: &Value, columns: &[Column]) -> Result<bool> {
+    let hidden = select_one::<bool>(
+        "SELECT pg_catalog.row_security_active($1)",
+        &[r.items_oid().into()],
+    )?;
+    let known = |name: &String| {
+        let column = columns.iter().find(|column| column.name == *name);
+        column.is_some_and(|column| !column.type_name.contains('.'))
+    };
+    let fields = filter.as_object();
+    Ok(hidden != Some(true) && fields.is_none_or(|fields| fields.keys().all(known)))
 }
 
 /// `item_id` and `distance` of the items nearest to parameter `number`, of those that pass.
