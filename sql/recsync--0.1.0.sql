@@ -265,6 +265,12 @@ COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: append
 /* </end connected objects> */
 
 /* <begin connected objects> */
+
+CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
+COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- requires:
 --   tables
 
@@ -273,12 +279,6 @@ CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETUR
 LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
 COMMENT ON FUNCTION embed(text, text, text) IS
 'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
-
-CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
-COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -53,10 +53,13 @@ pub fn require_worker() -> Result<()> {
         return Err(Error::NotPreloaded);
     }
     let loaded = env!("CARGO_PKG_VERSION");
-    let installed = super::names::select_one::<String>(
-        "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'recsync'",
-        &[],
-    )?;
+    let ask = || {
+        super::names::select_one::<String>(
+            "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'recsync'",
+            &[],
+        )
+    };
+    let installed = super::rights::in_catalog(ask)?;
     match installed {
         Some(installed) if installed != loaded => Err(Error::WrongVersion {
             loaded: loaded.into(),

@@ -41,6 +41,7 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
     let for_everybody = [
         "recsync.change_log",
         "recsync.dead_letter",
+        "recsync.model",
         "recsync.status",
     ];
     for relation in relations {

@@ -249,8 +249,8 @@ fn of_kind(recommender: &Recommender, kind: Kind) -> Result<Vec<pg_sys::Oid>> {
 }
 
 fn signature(function: pg_sys::Oid) -> Result<String> {
-    Ok(
-        select_one::<String>("SELECT $1::regprocedure::text", &[function.into()])?
-            .unwrap_or_default(),
-    )
+    // In full, whatever the caller's search_path would leave out.
+    let name =
+        in_catalog(|| select_one::<String>("SELECT $1::regprocedure::text", &[function.into()]))?;
+    Ok(name.unwrap_or_default())
 }
