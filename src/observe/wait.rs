@@ -124,7 +124,10 @@ impl Goal {
             target: current_snapshot()?,
             covered_at: None,
             since: None,
-            stale: select_one(STALE, &[id.into()])?,
+            stale: {
+                let _as = As::extension();
+                select_one(STALE, &[id.into()])?
+            },
         })
     }
 
