@@ -160,14 +160,20 @@ mod tests {
     }
 
     fn score(factors: &Factors, user: usize, item: usize) -> f32 {
-        let of = |rows: &[f32], row: usize| rows[row * 8..][..8].to_vec();
+        let width = factors.users.len() / 20;
+        let of = |rows: &[f32], row: usize| rows[row * width..][..width].to_vec();
         let (user, item) = (of(&factors.users, user), of(&factors.items, item));
         user.iter().zip(&item).map(|(a, b)| a * b).sum()
     }
 
     #[test]
     fn what_a_user_lacks_of_their_kind_comes_before_all_of_another_kind() {
-        let factors = train(&two_kinds(), &SETTINGS).unwrap();
+        // As many numbers as there are kinds: more would learn what each user lacks.
+        let settings = Settings {
+            width: 2,
+            ..SETTINGS
+        };
+        let factors = train(&two_kinds(), &settings).unwrap();
         for user in 0..20 {
             let first = if user < 10 { 0 } else { 10 };
             let lacking = score(&factors, user, first + user % 10);
