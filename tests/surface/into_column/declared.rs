@@ -240,7 +240,7 @@ fn a_column_that_is_dropped_or_retyped_pauses_the_pipeline_and_the_ddl_goes_thro
         ),
         (
             "ALTER TABLE item ALTER embedding TYPE text",
-            "column embedding of public.item is text now, it was vector",
+            "column embedding of public.item is text now, it was public.vector",
             "ALTER TABLE item ALTER embedding TYPE vector(16) USING embedding::vector",
         ),
     ] {
