@@ -47,20 +47,23 @@ fn announce() {
     wake::after_extension_change();
 }
 
+/// The version of the extension in this database, `None` where it is not installed.
+pub fn installed_version() -> Result<Option<String>> {
+    super::rights::in_catalog(|| {
+        super::names::select_one(
+            "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'recsync'",
+            &[],
+        )
+    })
+}
+
 /// Refuses where the library and the extension in this database are of different versions, or there is no worker.
 pub fn require_worker() -> Result<()> {
     if shared::shared().is_none() {
         return Err(Error::NotPreloaded);
     }
     let loaded = env!("CARGO_PKG_VERSION");
-    let ask = || {
-        super::names::select_one::<String>(
-            "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'recsync'",
-            &[],
-        )
-    };
-    let installed = super::rights::in_catalog(ask)?;
-    match installed {
+    match installed_version()? {
         Some(installed) if installed != loaded => Err(Error::WrongVersion {
             loaded: loaded.into(),
             installed,

@@ -34,7 +34,7 @@ pub mod models;
 
 use super::names;
 use super::pipeline::{Key, PRIMARY, Trouble, keys_sql};
-use super::rights::{As, with_settings};
+use super::rights::{As, in_catalog};
 use crate::capture::wake;
 use crate::dispatch::backfill;
 use crate::error::{Error, Result};
@@ -351,7 +351,7 @@ fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
     }
     let _canonical = names::Canonical::begin();
     // Types are called as they are for whom the worker and `As::owner` run.
-    with_settings(&[(c"search_path", c"pg_catalog, pg_temp")], || {
+    in_catalog(|| {
         Spi::connect(|client| {
             let mut recommenders = Vec::new();
             let rows = STATEMENT.with(|statement| statement.select(client, &[id.into()]))?;

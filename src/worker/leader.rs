@@ -20,6 +20,7 @@ use super::running::{Lanes, State, Turns};
 use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
 use super::writers::Writers;
+use crate::catalog::install::installed_version;
 use crate::dispatch::jobs::{self};
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::read::Reader;
@@ -119,7 +120,7 @@ pub extern "C-unwind" fn recsync_worker_main(database: pg_sys::Datum) {
     };
     process::start(Some(oid));
     entry.wake.claim();
-    match transaction(upkeep::installed_version) {
+    match transaction(installed_version) {
         Ok(None) => return entry.set_presence(Presence::Absent),
         Ok(Some(_)) => entry.set_presence(Presence::Present),
         Err(failed) => return report(None, &failed),
@@ -220,7 +221,7 @@ impl Leader {
                 Err(failed) => {
                     // The extension may have been dropped under us; otherwise a new process starts from what is committed.
                     report(None, &failed);
-                    match transaction(upkeep::installed_version) {
+                    match transaction(installed_version) {
                         Ok(None) => self.database.set_presence(Presence::Absent),
                         // SAFETY: an orderly exit with a code that is no success.
                         _ => unsafe { pg_sys::proc_exit(1) },

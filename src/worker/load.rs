@@ -11,6 +11,7 @@ use super::running::{Running, State};
 use super::unstored::{Cost, Unstored};
 use super::upkeep;
 use crate::catalog::change::Cause;
+use crate::catalog::install::installed_version;
 use crate::catalog::pipeline::Trouble;
 use crate::catalog::{change, names, pipeline, recommender};
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
@@ -33,7 +34,7 @@ impl Leader {
     /// Loads what is declared. False when the extension is gone.
     pub(super) fn load(&mut self) -> std::result::Result<bool, Failed> {
         let loaded = transaction(|| {
-            let version = upkeep::installed_version()?;
+            let version = installed_version()?;
             if version.as_deref() != Some(env!("CARGO_PKG_VERSION")) {
                 return Ok((version, Vec::new(), Vec::new(), String::new(), Vec::new()));
             }

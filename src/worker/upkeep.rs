@@ -21,14 +21,6 @@ use crate::shared::{Database, LOG_TABLES};
 const ROTATION: Duration = Duration::from_secs(60);
 const BUSY_ROTATION: Duration = Duration::from_secs(1);
 
-/// The version of the extension in this database, `None` where it is not installed.
-pub fn installed_version() -> Result<Option<String>> {
-    select_one::<String>(
-        "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'recsync'",
-        &[],
-    )
-}
-
 /// The key of the content hashes.
 pub fn secret() -> Result<Vec<u8>> {
     select_one::<Vec<u8>>(

@@ -2,7 +2,7 @@
 
 use fastrand::Rng;
 
-use crate::shop::items;
+use crate::shop::{differing_neighbours, items};
 use crate::support::{Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
 /// Views, wishes and orders over four tables, and a recommender of the first three.
@@ -27,6 +27,7 @@ fn shop(cluster: &Cluster) -> Database<'_> {
 /// How what is kept differs from a count of the three tables.
 fn differences(db: &mut Database) -> Vec<String> {
     let id = crate::shop::number(db);
+    let neighbours = differing_neighbours(id);
     db.column(&format!(
         "WITH counted AS (
            SELECT user_id, product_id, viewed_at AS at, 1::float8 AS weight FROM page_view WHERE user_id IS NOT NULL AND product_id IS NOT NULL
@@ -34,13 +35,7 @@ fn differences(db: &mut Database) -> Vec<String> {
            UNION ALL SELECT o.customer_id, product_id, created_at, 5 * quantity FROM order_line l JOIN orders o ON o.id = l.order_id
                       WHERE o.customer_id IS NOT NULL AND product_id IS NOT NULL),
          of_user AS (SELECT DISTINCT user_id, product_id FROM (SELECT c.*, row_number() OVER (PARTITION BY user_id ORDER BY at DESC) AS n FROM counted c) c WHERE n <= 4)
-         SELECT format('neighbours of %s: kept %s, are %s', COALESCE(c.item, k.item_id), k.others, c.others)
-           FROM (SELECT p.item, array_agg(p.other ORDER BY p.other) AS others
-                   FROM (SELECT DISTINCT a.product_id AS item, b.product_id AS other
-                           FROM of_user a JOIN of_user b ON b.user_id = a.user_id AND b.product_id <> a.product_id) p GROUP BY 1) c
-           FULL JOIN (SELECT item_id, (SELECT array_agg(o ORDER BY o) FROM unnest(others) o) AS others
-                        FROM recsync.neighbour_{id} WHERE others <> '{{}}') k ON k.item_id = c.item
-          WHERE k.others IS DISTINCT FROM c.others
+         {neighbours}
          UNION ALL
          SELECT format('item %s: kept %s, is %s', COALESCE(c.item, k.item_id), k, c)
            FROM (SELECT n.product_id AS item, (SELECT count(*) FROM of_user o WHERE o.product_id = n.product_id) AS users, count(*) AS interactions,

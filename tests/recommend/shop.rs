@@ -94,19 +94,14 @@ pub fn differences(db: &mut Database) -> Vec<String> {
               numbered AS (SELECT c.*, row_number() OVER (PARTITION BY user_id ORDER BY created_at DESC, id DESC) AS n FROM counted c),
               of_user AS (SELECT user_id, product_id FROM numbered WHERE n <= {HISTORY} GROUP BY user_id, product_id HAVING sum(weight) > 0)"
     );
+    let neighbours = differing_neighbours(id);
     db.column(&format!(
         "{counted}
          SELECT format('event %s: kept %s, is %s', COALESCE(c.id, k.k1), k, c) FROM counted c
            FULL JOIN recsync.interaction_{id} k ON k.k1 = c.id
           WHERE (k.user_id, k.item_id, k.at, k.weight, k.seen) IS DISTINCT FROM (c.user_id, c.product_id, c.created_at, c.weight, c.kind = 'buy')
          UNION ALL
-         SELECT format('neighbours of %s: kept %s, are %s', COALESCE(c.item, k.item_id), k.others, c.others)
-           FROM (SELECT p.item, array_agg(p.other ORDER BY p.other) AS others
-                   FROM (SELECT DISTINCT a.product_id AS item, b.product_id AS other
-                           FROM of_user a JOIN of_user b ON b.user_id = a.user_id AND b.product_id <> a.product_id) p GROUP BY 1) c
-           FULL JOIN (SELECT item_id, (SELECT array_agg(o ORDER BY o) FROM unnest(others) o) AS others
-                        FROM recsync.neighbour_{id} WHERE others <> '{{}}') k ON k.item_id = c.item
-          WHERE k.others IS DISTINCT FROM c.others
+         {neighbours}
          UNION ALL
          SELECT format('item %s: kept %s, is %s', COALESCE(c.item, k.item_id), k, c)
            FROM (SELECT n.product_id AS item, (SELECT count(*) FROM of_user o WHERE o.product_id = n.product_id) AS users, count(*) AS interactions,
@@ -117,6 +112,19 @@ pub fn differences(db: &mut Database) -> Vec<String> {
           WHERE (k.users, k.interactions) IS DISTINCT FROM (c.users, c.interactions)
              OR (k.heat IS NULL) <> (c.heat IS NULL) OR abs(k.heat - c.heat) > 1e-9"
     ))
+}
+
+/// A query: whose neighbours are not those that the items in `of_user` give.
+pub fn differing_neighbours(id: i32) -> String {
+    format!(
+        "SELECT format('neighbours of %s: kept %s, are %s', COALESCE(c.item, k.item_id), k.others, c.others)
+           FROM (SELECT p.item, array_agg(p.other ORDER BY p.other) AS others
+                   FROM (SELECT DISTINCT a.product_id AS item, b.product_id AS other
+                           FROM of_user a JOIN of_user b ON b.user_id = a.user_id AND b.product_id <> a.product_id) p GROUP BY 1) c
+           FULL JOIN (SELECT item_id, (SELECT array_agg(o ORDER BY o) FROM unnest(others) o) AS others
+                        FROM recsync.neighbour_{id} WHERE others <> '{{}}') k ON k.item_id = c.item
+          WHERE k.others IS DISTINCT FROM c.others"
+    )
 }
 
 /// How the lists of neighbours differ from those by a count of the events, now.
