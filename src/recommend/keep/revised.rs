@@ -27,7 +27,8 @@ extension_sql!(
 CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
 COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
 "#,
-    name = "revise_v1"
+    name = "revise_v1",
+    requires = ["tables"]
 );
 
 #[unsafe(no_mangle)]
