@@ -265,6 +265,9 @@ COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: append
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- requires:
+--   tables
+
 
 CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
 COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
