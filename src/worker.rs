@@ -27,6 +27,9 @@ mod claims;
 // What is kept for recommenders.
 mod keeping;
 
+// Their lists of neighbours.
+mod counting;
+
 // The vectors of users' interests.
 mod interests;
 

@@ -42,8 +42,7 @@ SELECT pg_catalog.jsonb_build_object(
   CROSS JOIN LATERAL (SELECT CASE WHEN pg_catalog.count(t.model) = pg_catalog.count(*)
                                   THEN (pg_catalog.min(extract(epoch FROM t.started_at - timestamptz '2000-01-01 00:00:00+00')) * 1000000)::bigint END AS started_us,
                              pg_catalog.max(t.interactions) AS interactions
-                        FROM pg_catalog.unnest(COALESCE(r.collaborative, '{ease}')) AS wanted (model)
-                        LEFT JOIN recsync.trained_model t ON t.recommender_id = r.id AND t.model = wanted.model
-                       WHERE wanted.model <> 'item_knn') tr
+                        FROM pg_catalog.unnest(COALESCE(r.collaborative, '{item_knn,ease}')) AS wanted (model)
+                        LEFT JOIN recsync.trained_model t ON t.recommender_id = r.id AND t.model = wanted.model) tr
  WHERE $1 IS NULL OR m.id = $1
  ORDER BY m.id

@@ -225,7 +225,9 @@ impl Goal {
         let Some(stale) = &self.stale else {
             return Ok(true);
         };
-        let nothing = format!("SELECT NOT EXISTS (SELECT FROM {stale} WHERE since <= $1)");
+        let nothing = format!(
+            "SELECT NOT EXISTS (SELECT FROM {stale} WHERE taken IN (false, true) AND since <= $1)"
+        );
         Ok(select_one::<bool>(&nothing, &[self.covered_at.into()])? == Some(true))
     }
 }

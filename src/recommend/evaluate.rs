@@ -8,7 +8,6 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 
 // How good lists are.
 mod measures;
@@ -20,7 +19,7 @@ use super::interest;
 use super::lists::content::Near;
 use super::lists::question::Question;
 use super::lists::statements;
-use super::train;
+use super::train::{self, Inputs};
 use crate::catalog::expression::{self, Wanted};
 use crate::catalog::names::select_one;
 use crate::catalog::recommender::{Recommender, find, require_owner, tables};
@@ -149,7 +148,7 @@ fn with_own_writes<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
 
 fn train_models(shadow: &Recommender) -> Result<()> {
     let extent = with_own_writes(|| train::extent(shadow))?;
-    let mut input = None;
+    let mut inputs = Inputs::default();
     for model in shadow.learning.models() {
         let bytes = train::bytes(model, &extent);
         if bytes > settings::training_memory() {
@@ -160,11 +159,8 @@ fn train_models(shadow: &Recommender) -> Result<()> {
             );
             continue;
         }
-        let input = match &input {
-            Some(input) => Arc::clone(input),
-            None => Arc::clone(input.insert(Arc::new(with_own_writes(|| train::read(shadow))?))),
-        };
-        match train::on_a_thread(model, Arc::clone(&input))? {
+        let input = with_own_writes(|| inputs.read(shadow, model))?;
+        match train::trained(model, &input)? {
             Ok(trained) => train::write(shadow, &input, &trained)?,
             Err(error) => notice!("{} is left out: {error}", model.name()),
         }

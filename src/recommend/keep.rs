@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 mod sets;
 
 // The items that are alike.
-mod neighbours;
+pub mod neighbours;
 
 // All of it counted at once.
 pub mod bulk;
@@ -330,16 +330,16 @@ impl Keeper {
         Ok(())
     }
 
-    /// All lists of neighbours are to be counted anew.
-    pub fn mark_all(&self) -> Result<()> {
-        let _as = As::owner(self.recommender.owner());
-        self.neighbours.mark_all()
-    }
-
     /// Counts some of the lists that are stale. False when there were none.
     pub fn count_some(&mut self) -> Result<bool> {
         let _as = As::owner(self.recommender.owner());
         self.neighbours.count_some()
+    }
+
+    /// Lists that were taken to be counted elsewhere are to be counted here. False when there are none.
+    pub fn give_back(&mut self) -> Result<bool> {
+        let _as = As::owner(self.recommender.owner());
+        self.neighbours.give_back()
     }
 
     /// Keys of kept interactions whose row is gone; not all of them at once.

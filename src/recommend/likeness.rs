@@ -27,16 +27,29 @@ pub fn set_of_user(r: &Recommender) -> Result<String> {
     ))
 }
 
+/// Of item `a`, the users of its last interactions. They stand for all of its users.
+pub fn last_users(r: &Recommender) -> Result<String> {
+    Ok(format!(
+        "SELECT DISTINCT l.user_id
+           FROM (SELECT e.user_id FROM {} e WHERE e.item_id {} a.item_id ORDER BY e.at DESC LIMIT {LAST}) l",
+        r.interactions(),
+        r.item_key()?.equals,
+    ))
+}
+
+/// How alike two items are that have so many users in common, of so many and so many.
+pub fn of(common: f64, one: f64, other: f64) -> f64 {
+    common / ((one * other).sqrt() + SHRINKAGE)
+}
+
 /// Of item `a`, a row of what is known of each: all others that have users in common with it, `other_id`, and their
-/// `likeness`. The users of its last interactions stand for all of its users.
+/// `likeness`: [`of`] as SQL.
 pub fn counted(r: &Recommender) -> Result<String> {
     Ok(format!(
         "SELECT c.other_id, c.users / (pg_catalog.sqrt(a.users::float8 * b.users) + {SHRINKAGE}) AS likeness
            FROM (SELECT o.other_id, pg_catalog.count(*) * a.users / pg_catalog.max(y.looked_at)::float8 AS users
                    FROM (SELECT s.items, pg_catalog.count(*) OVER () AS looked_at
-                           FROM (SELECT DISTINCT l.user_id
-                                   FROM (SELECT e.user_id FROM {interactions} e WHERE e.item_id {equals} a.item_id
-                                          ORDER BY e.at DESC LIMIT {LAST}) l) u
+                           FROM ({last}) u
                           CROSS JOIN LATERAL (SELECT pg_catalog.array_agg(x.item_id) AS items, pg_catalog.bool_or(x.item_id {equals} a.item_id) AS has_it
                                                 FROM ({set}) x) s
                           WHERE s.has_it) y
@@ -44,7 +57,7 @@ pub fn counted(r: &Recommender) -> Result<String> {
                   WHERE NOT (o.other_id {equals} a.item_id)
                   GROUP BY o.other_id) c
            JOIN {items} b ON b.item_id {equals} c.other_id",
-        interactions = r.interactions(),
+        last = last_users(r)?,
         items = tables::items(r.of),
         equals = r.item_key()?.equals,
         set = set_of_user(r)?,

@@ -14,6 +14,9 @@ use std::time::Duration;
 // What models are made of.
 pub mod sets;
 
+// Which items are alike.
+pub mod knn;
+
 // By which items another one is told.
 pub mod ease;
 
@@ -65,8 +68,17 @@ pub struct Extent {
     pub pairs: i64,
 }
 
-/// What models are trained on.
-pub struct Input {
+/// What a model is trained on.
+pub enum Input {
+    Pairs(Pairs),
+    Likeness(knn::Input),
+}
+
+/// What has been read, once for all models that are trained on it.
+#[derive(Default)]
+pub struct Inputs(Option<Arc<Input>>);
+
+pub struct Pairs {
     /// Keys of the items and the users, by their numbers.
     keys: Vec<String>,
     users: Vec<String>,
@@ -75,6 +87,7 @@ pub struct Input {
 
 /// What has come of it.
 pub enum Trained {
+    Lists(Vec<knn::List>),
     Ease(Vec<Weight>),
     Als(Factors),
 }
@@ -136,13 +149,41 @@ pub fn bytes(model: Model, extent: &Extent) -> u64 {
     let input = pairs as u64 * PAIR_BYTES + (users + items) as u64 * KEY_BYTES;
     input
         + match model {
+            Model::ItemKnn => knn::bytes(items, pairs),
             Model::Ease => ease::bytes(items, WEIGHTS),
             Model::Als => als::bytes(users, items, pairs, ALS.width),
         }
 }
 
-/// Everything as one snapshot shows it.
-pub fn read(recommender: &Recommender) -> Result<Input> {
+impl Input {
+    /// Of pairs, how much it is.
+    pub fn extent(&self) -> Option<Extent> {
+        let Input::Pairs(Pairs { sets, .. }) = self else {
+            return None;
+        };
+        Some(Extent {
+            users: sets.users() as i64,
+            items: sets.items() as i64,
+            pairs: sets.pairs() as i64,
+        })
+    }
+}
+
+impl Inputs {
+    /// As one snapshot shows it.
+    pub fn read(&mut self, recommender: &Recommender, model: Model) -> Result<Arc<Input>> {
+        if model == Model::ItemKnn {
+            return Ok(Arc::new(Input::Likeness(knn::read(recommender)?)));
+        }
+        let pairs = match self.0.take() {
+            Some(pairs) => pairs,
+            None => Arc::new(Input::Pairs(read(recommender)?)),
+        };
+        Ok(Arc::clone(self.0.insert(pairs)))
+    }
+}
+
+fn read(recommender: &Recommender) -> Result<Pairs> {
     // The keys come in the order of their numbers.
     let numbered = format!(
         "SELECT pg_catalog.array_agg(n.u), pg_catalog.array_agg(n.i)
@@ -166,7 +207,7 @@ pub fn read(recommender: &Recommender) -> Result<Input> {
                 let row = client.select(keys(of).as_str(), None, &[])?.first();
                 Ok(row.get::<Vec<String>>(1)?.unwrap_or_default())
             };
-            Ok(Input {
+            Ok(Pairs {
                 keys: keys("item_id")?,
                 users: keys("user_id")?,
                 sets: Sets::new(&users, &items),
@@ -175,14 +216,24 @@ pub fn read(recommender: &Recommender) -> Result<Input> {
     })
 }
 
-/// On a thread, while this one waits, interruptible.
+/// Trained on a thread, while this one waits, interruptible.
 ///
 /// # Errors
 /// Of the outer ones, that there is no thread; of the inner ones, why there is no model, in words.
-pub fn on_a_thread(
-    model: Model,
-    input: Arc<Input>,
-) -> Result<std::result::Result<Trained, String>> {
+pub fn trained(model: Model, input: &Arc<Input>) -> Result<std::result::Result<Trained, String>> {
+    let input = Arc::clone(input);
+    on_a_thread(move || match &*input {
+        Input::Likeness(input) => knn::count(input).map(Trained::Lists),
+        Input::Pairs(input) if model == Model::Als => {
+            als::train(&input.sets, &ALS).map(Trained::Als)
+        }
+        Input::Pairs(input) => ease::train(&input.sets, LAMBDA, WEIGHTS).map(Trained::Ease),
+    })
+}
+
+fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, NoModel> + Send + 'static,
+) -> Result<std::result::Result<T, String>> {
     /// Against a bell that got lost.
     const LOOK: Duration = Duration::from_secs(60);
     leave_at_once_with_threads();
@@ -192,9 +243,9 @@ pub fn on_a_thread(
     let spawned = with_signals_blocked(|| {
         let work = move || {
             BUSY.fetch_add(1, SeqCst);
-            let trained = std::panic::catch_unwind(AssertUnwindSafe(|| train(model, &input.sets)));
-            let _ = give.send(match trained {
-                Ok(trained) => trained.map_err(|error| error.to_string()),
+            let done = std::panic::catch_unwind(AssertUnwindSafe(work));
+            let _ = give.send(match done {
+                Ok(done) => done.map_err(|error| error.to_string()),
                 Err(_) => Err("it has panicked".into()),
             });
             ring();
@@ -206,31 +257,30 @@ pub fn on_a_thread(
     spawned.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
     loop {
         match given.try_recv() {
-            Ok(trained) => return Ok(trained),
+            Ok(done) => return Ok(done),
             Err(_) => bell.wait(LOOK),
         }
     }
 }
 
-fn train(model: Model, sets: &Sets) -> std::result::Result<Trained, NoModel> {
-    match model {
-        Model::Ease => ease::train(sets, LAMBDA, WEIGHTS).map(Trained::Ease),
-        Model::Als => als::train(sets, &ALS).map(Trained::Als),
-    }
-}
-
-/// Puts it in the place of what was there.
+/// Puts it in the place of what was there; lists, where none were.
 pub fn write(recommender: &Recommender, input: &Input, trained: &Trained) -> Result<()> {
     let _as = As::owner(recommender.owner());
-    match trained {
-        Trained::Ease(weights) => write_weights(recommender, &input.keys, weights),
-        Trained::Als(factors) => {
+    match (input, trained) {
+        (Input::Likeness(input), Trained::Lists(lists)) => {
+            knn::write_all(recommender, input, lists)
+        }
+        (Input::Pairs(input), Trained::Ease(weights)) => {
+            write_weights(recommender, &input.keys, weights)
+        }
+        (Input::Pairs(input), Trained::Als(factors)) => {
             let (item, user) = (recommender.item_key()?, recommender.user_key()?);
             let of_items = models::item_factors(recommender.id);
             let of_users = models::user_factors(recommender.id);
             write_factors(&of_items, &item.type_name, &input.keys, &factors.items)?;
             write_factors(&of_users, &user.type_name, &input.users, &factors.users)
         }
+        _ => Err(Error::Internal("a model of something else".into())),
     }
 }
 
@@ -273,14 +323,4 @@ fn write_weights(recommender: &Recommender, keys: &[String], weights: &[Weight])
         pgrx::check_for_interrupts!();
     }
     Ok(())
-}
-
-impl Input {
-    pub fn extent(&self) -> Extent {
-        Extent {
-            users: self.sets.users() as i64,
-            items: self.sets.items() as i64,
-            pairs: self.sets.pairs() as i64,
-        }
-    }
 }

@@ -25,6 +25,7 @@ use crate::dispatch::read::Block;
 use crate::error::{Error, Result, sqlstate_text};
 use crate::recommend::interest::is_made_otherwise;
 use crate::recommend::keep::{Keeper, Rows};
+use crate::recommend::train::knn;
 
 /// Interactions taken at once.
 const CHUNK: usize = 256;
@@ -43,7 +44,9 @@ pub struct Keeping {
     /// All its rows are to be looked at again: too much has changed at once to be remembered row by row.
     starts_over: bool,
     /// Lists of neighbours may have to be counted anew.
-    may_be_stale: bool,
+    pub(super) may_be_stale: bool,
+    /// When it was last looked whether they are many.
+    pub(super) were_many_at: Option<Instant>,
     pub(super) training: Progress,
 }
 
@@ -135,6 +138,7 @@ impl Leader {
                 rests_until: None,
                 starts_over: false,
                 may_be_stale: true,
+                were_many_at: None,
             })),
             Err(error) => {
                 note_pause(&recommender, &error.to_string())?;
@@ -264,30 +268,6 @@ impl Leader {
         }
     }
 
-    /// Lists of neighbours that are stale are counted, where nothing else waits. False when there are none.
-    fn count_neighbours(&mut self, id: i32) -> std::result::Result<bool, Failed> {
-        let Some(keeping) = self
-            .recommenders
-            .get_mut(&id)
-            .filter(|keeping| !keeping.rests() && keeping.may_be_stale)
-        else {
-            return Ok(false);
-        };
-        let keeper = &mut keeping.keeper;
-        let counted = transaction(|| {
-            wait_briefly()?;
-            keeper.count_some()
-        });
-        match counted {
-            Ok(some) => {
-                keeping.may_be_stale = some;
-                self.jobs_ended |= some;
-                Ok(some)
-            }
-            Err(failed) => self.failed_to_keep(id, failed).map(|()| false),
-        }
-    }
-
     /// The next slice of the rows that were there before. When all have been read, what is kept of rows that are
     /// gone goes, and only then is it the last.
     fn backfill_recommender(&mut self, id: i32) -> std::result::Result<(), Failed> {
@@ -325,7 +305,7 @@ impl Leader {
                 .collect();
             keeper.keep(&orphans, Rows::new(), true)?;
             if orphans.is_empty() {
-                keeper.mark_all()?;
+                knn::mark_all(recommender)?;
             }
             Ok((slice, orphans.is_empty()))
         });
@@ -476,7 +456,7 @@ fn row_of(recommender: i32, key: &Arc<[String]>) -> RowKey {
 
 /// Within a transaction: the worker has more to do than to wait for a table that somebody changes. A lock that is not to
 /// be had passes by itself.
-fn wait_briefly() -> Result<()> {
+pub(super) fn wait_briefly() -> Result<()> {
     Ok(Spi::run("SET LOCAL lock_timeout = '200ms'")?)
 }
 

@@ -14,7 +14,7 @@ use super::leader::{Leader, report};
 use super::process::{Dynamic, Failed, guard_user_code, transaction};
 use crate::catalog::recommender::Recommender;
 use crate::dispatch::queue::Lane;
-use crate::recommend::train;
+use crate::recommend::train::{self, knn};
 use crate::settings;
 use crate::shared::slots::{self, Reservation};
 
@@ -97,6 +97,7 @@ pub struct Trainer {
 
 struct Asked {
     recommender: i32,
+    lists_only: bool,
     /// When it was last trained before.
     before: Option<i64>,
     place: Reservation,
@@ -167,7 +168,7 @@ impl Leader {
                 continue;
             }
             match self.missing_for(id) {
-                Ok(0) => self.start_trainer(id),
+                Ok(0) => self.start_trainer(id, false),
                 Ok(missing) => {
                     if let Some(keeping) = self.recommenders.get_mut(&id) {
                         keeping.training.missing = missing;
@@ -220,11 +221,38 @@ impl Leader {
         })
     }
 
+    /// Has lists of neighbours counted by a process where many are stale; until it has taken them upon itself, some are
+    /// counted here. False where they are not many, or there is no process for it.
+    pub(super) fn count_elsewhere(&mut self, id: i32) -> std::result::Result<bool, Failed> {
+        let pause = self.trainer.pauses.get(&id);
+        if !settings::enabled()
+            || self.is_training()
+            || pause.is_some_and(|pause| pause.until > Instant::now())
+        {
+            return Ok(false);
+        }
+        let Some(keeping) = self.recommenders.get(&id) else {
+            return Ok(false);
+        };
+        let recommender = &keeping.recommender;
+        let many = transaction(|| knn::are_many(recommender))?;
+        if many {
+            self.start_trainer(id, true);
+        }
+        Ok(many)
+    }
+
+    /// Whether a process has lists of this recommender in hand.
+    pub(super) fn counts_elsewhere(&self, id: i32) -> bool {
+        let asked = self.trainer.asked.as_ref();
+        asked.is_some_and(|asked| asked.recommender == id)
+    }
+
     fn is_training(&self) -> bool {
         self.trainer.asked.is_some()
     }
 
-    fn start_trainer(&mut self, id: i32) {
+    fn start_trainer(&mut self, id: i32, lists_only: bool) {
         let oid = self.database_oid();
         let before = self
             .recommenders
@@ -234,10 +262,11 @@ impl Leader {
         let Some(place) = place else {
             return self.trainer.put_off(id, LATER);
         };
-        match Dynamic::start(&mut process::description(oid, place, id)) {
+        match Dynamic::start(&mut process::description(oid, place, id, lists_only)) {
             Some(worker) => {
                 self.trainer.asked = Some(Asked {
                     recommender: id,
+                    lists_only,
                     before,
                     place,
                     worker,
@@ -260,12 +289,15 @@ impl Leader {
         self.database.catalog_changed.store(true, SeqCst);
         let id = asked.recommender;
         let now = transaction(|| crate::catalog::recommender::by_id(id));
-        let Ok(Some(now)) = now else {
+        let (Ok(Some(now)), Some(keeping)) = (now, self.recommenders.get_mut(&id)) else {
             return;
         };
-        if now.trained_us != asked.before
-            && let Some(keeping) = self.recommenders.get_mut(&id)
-        {
+        let left = keeping.take_back_lists();
+        let many = transaction(|| knn::are_many(&keeping.recommender));
+        if asked.lists_only && matches!((left, many), (Ok(false), Ok(false))) {
+            self.trainer.pauses.remove(&id);
+        }
+        if now.trained_us != asked.before {
             self.trainer.pauses.remove(&id);
             keeping.recommender.take_training(&now);
             keeping.training.start(&now);

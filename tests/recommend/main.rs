@@ -26,6 +26,9 @@ mod altering;
 /// What is kept is what a count of the interactions gives.
 mod keeping;
 
+/// Many lists of neighbours at once.
+mod counting;
+
 /// Vectors of items and of users' interests.
 mod interests;
 

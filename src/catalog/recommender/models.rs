@@ -14,20 +14,23 @@ use crate::dispatch::schedule::Schedule;
 use crate::error::{Error, Result};
 use crate::recommend::train::Extent;
 
-/// What is trained, not counted as it comes.
+/// What is trained.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Model {
+    /// The lists of items' neighbours, which are also counted as interactions come.
+    ItemKnn,
     Ease,
     Als,
 }
 
 impl Model {
-    pub const ALL: [Model; 2] = [Model::Ease, Model::Als];
+    pub const ALL: [Model; 3] = [Model::ItemKnn, Model::Ease, Model::Als];
 
     /// As `collaborative` names it.
     pub fn name(self) -> &'static str {
         match self {
+            Model::ItemKnn => "item_knn",
             Model::Ease => "ease",
             Model::Als => "als",
         }
@@ -47,8 +50,6 @@ pub struct Learning {
 
 /// Somewhat slower than what was best on the validation cuts of benches/README.md, 2, and about as good.
 const HALF_LIFE_RANK: f64 = 5.0;
-/// What is counted as it comes.
-const ITEM_KNN: &str = "item_knn";
 
 impl Learning {
     /// What create_recommender was given.
@@ -98,7 +99,7 @@ impl Learning {
 
     /// Whether lists are made of neighbours.
     pub fn has_neighbours(&self) -> bool {
-        self.names(ITEM_KNN)
+        self.names(Model::ItemKnn.name())
     }
 
     /// What is to be trained.
@@ -108,9 +109,9 @@ impl Learning {
             .filter(|model| self.names(model.name()))
     }
 
-    /// Whether it was said what is to be trained: then it is, be it worth it or not.
+    /// Whether it was said what is to be trained, and not only counted: then it is, be it worth it or not.
     pub fn is_chosen(&self) -> bool {
-        self.collaborative.is_some()
+        self.collaborative.is_some() && self.models().any(|model| model != Model::ItemKnn)
     }
 
     /// With what alter_recommender was given; what is `None` stays.
@@ -167,23 +168,22 @@ UPDATE recsync.recommender SET collaborative = $2, schedule = $3, every = $4 * i
     fn names(&self, name: &str) -> bool {
         match &self.collaborative {
             Some(names) => names.iter().any(|given| given == name),
-            None => [ITEM_KNN, Model::Ease.name()].contains(&name),
+            None => [Model::ItemKnn, Model::Ease]
+                .iter()
+                .any(|model| model.name() == name),
         }
     }
 }
 
 fn known(name: String) -> Result<String> {
-    if name == ITEM_KNN || Model::ALL.iter().any(|model| model.name() == name) {
+    if Model::ALL.iter().any(|model| model.name() == name) {
         return Ok(name);
     }
     let all: Vec<&str> = Model::ALL.iter().map(|model| model.name()).collect();
     Err(Error::argument(
         "collaborative",
         format!("there is no model {name}"),
-        format!(
-            "The valid ones are {ITEM_KNN}, {}; '{{}}' for none.",
-            all.join(", ")
-        ),
+        format!("The valid ones are {}; '{{}}' for none.", all.join(", ")),
     ))
 }
 

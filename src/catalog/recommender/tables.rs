@@ -27,6 +27,8 @@ pub fn neighbours(id: i32) -> String {
     format!("recsync.neighbour_{id}")
 }
 
+/// Items whose lists are to be counted anew; twice where a process has taken that upon itself and one is stale again
+/// since.
 pub fn stale(id: i32) -> String {
     format!("recsync.stale_{id}")
 }
@@ -102,10 +104,12 @@ pub fn make(recommender: &Recommender) -> Result<()> {
             "ALTER TABLE {neighbours} ADD PRIMARY KEY (item_id), ALTER others SET NOT NULL, ALTER likeness SET NOT NULL"
         ),
         format!(
-            "CREATE TABLE {stale} AS SELECT item_id, NULL::timestamptz AS since FROM {interactions} WITH NO DATA"
+            "CREATE TABLE {stale} AS SELECT item_id, NULL::timestamptz AS since, false AS taken FROM {interactions} WITH NO DATA"
         ),
-        format!("ALTER TABLE {stale} ADD PRIMARY KEY (item_id), ALTER since SET NOT NULL"),
-        format!("CREATE INDEX ON {stale} (since)"),
+        format!(
+            "ALTER TABLE {stale} ADD PRIMARY KEY (item_id, taken), ALTER since SET NOT NULL, ALTER taken SET NOT NULL, ALTER taken SET DEFAULT false"
+        ),
+        format!("CREATE INDEX ON {stale} (taken, since)"),
     ];
     // Before they are the extension's: a dump holds only what was granted after that.
     let owned = counted(id).into_iter().flat_map(|table| {

@@ -1,15 +1,15 @@
-//! What is kept of interactions, counted at once instead of change by change: the same numbers.
+//! What is kept of items, counted at once instead of change by change: the same numbers.
 //!
 //! It never counts into tables that hold something already.
 
 use pgrx::prelude::*;
 
-use super::{HEAT, neighbours, share};
+use super::{HEAT, share};
 use crate::catalog::recommender::{Recommender, tables};
 use crate::error::Result;
 use crate::recommend::likeness;
 
-/// Fills the empty tables of items and their neighbours from the interactions that are kept. As the owner of the items.
+/// Fills the empty table of items from the interactions that are kept. As the owner of the items.
 pub fn count(r: &Recommender) -> Result<()> {
     let (interactions, items) = (r.interactions(), tables::items(r.of));
     Spi::run(&format!(
@@ -26,6 +26,5 @@ pub fn count(r: &Recommender) -> Result<()> {
         set = likeness::set_of_user(r)?,
         equals = r.item_key()?.equals,
     ))?;
-    Spi::run(&neighbours::counting(r, "true")?)?;
     Ok(())
 }

@@ -12,22 +12,27 @@ use crate::recommend::likeness;
 use crate::statement::Statement;
 
 /// Neighbours that are kept of each item.
-const KEPT: usize = 100;
+pub const KEPT: usize = 100;
+/// Lists that are written over those `n` of before.
+pub const REPLACE: &str = "ON CONFLICT (item_id) DO UPDATE SET others = excluded.others, likeness = excluded.likeness
+          WHERE n.others IS DISTINCT FROM excluded.others OR n.likeness IS DISTINCT FROM excluded.likeness";
 /// Lists that are counted together: at first, at the most, and as many as take about this long.
 const AT_FIRST: i64 = 4;
 const MOST_AT_ONCE: i64 = 64;
 const TIME: Duration = Duration::from_millis(20);
 
+const BEGINNING: &str = "-infinity";
+
 /// The statements of one recommender.
 pub struct Neighbours {
     mark: Statement,
-    mark_all: String,
     /// Before anything else is read: whoever makes the tables anew begins with this one.
     lock: String,
     next: Statement,
     count: Statement,
     remove: Statement,
     done: Statement,
+    give_back: String,
     /// No list that was marked before this is left to be counted.
     counted_up_to: String,
     at_once: i64,
@@ -43,8 +48,7 @@ pub fn counting(r: &Recommender, which: &str) -> Result<String> {
                                      pg_catalog.array_agg(k.likeness::float4 ORDER BY k.likeness DESC, k.other_id) AS likeness
                                 FROM ({counted} ORDER BY likeness DESC, c.other_id LIMIT {KEPT}) k) l
           WHERE {which}
-             ON CONFLICT (item_id) DO UPDATE SET others = excluded.others, likeness = excluded.likeness
-          WHERE n.others IS DISTINCT FROM excluded.others OR n.likeness IS DISTINCT FROM excluded.likeness",
+         {REPLACE}",
         items = tables::items(r.of),
         lists = tables::neighbours(r.of),
         counted = likeness::counted(r)?,
@@ -67,16 +71,13 @@ impl Neighbours {
                  SELECT DISTINCT v::{kind}, pg_catalog.clock_timestamp() FROM pg_catalog.unnest($1::text[]) AS v
                      ON CONFLICT DO NOTHING"
             )),
-            mark_all: format!(
-                "INSERT INTO {stale} (item_id, since) SELECT t.item_id, pg_catalog.clock_timestamp() FROM {items} t ON CONFLICT DO NOTHING"
-            ),
             lock: format!(
                 "LOCK TABLE {} IN ACCESS SHARE MODE",
                 tables::interactions(r.of)
             ),
             // What was counted before has left dead entries behind.
             next: Statement::by_key(format!(
-                "SELECT s.item_id::text, s.since::text FROM {stale} s WHERE s.since >= $1::timestamptz ORDER BY s.since LIMIT $2"
+                "SELECT s.item_id::text, s.since::text FROM {stale} s WHERE NOT s.taken AND s.since >= $1::timestamptz ORDER BY s.since LIMIT $2"
             )),
             count: Statement::by_key(counting(r, &format!("a.item_id {equals} ANY ({given})"))?),
             remove: Statement::by_key(format!(
@@ -86,7 +87,11 @@ impl Neighbours {
             done: Statement::by_key(format!(
                 "DELETE FROM {stale} s WHERE s.item_id {equals} ANY ({given})"
             )),
-            counted_up_to: String::from("-infinity"),
+            give_back: format!(
+                "WITH back AS (DELETE FROM {stale} s WHERE s.taken RETURNING s.item_id, s.since)
+                 INSERT INTO {stale} (item_id, since) SELECT back.item_id, back.since FROM back ON CONFLICT DO NOTHING"
+            ),
+            counted_up_to: BEGINNING.into(),
             at_once: AT_FIRST,
         })
     }
@@ -99,14 +104,18 @@ impl Neighbours {
         Ok(())
     }
 
-    /// All of them.
-    pub fn mark_all(&self) -> Result<()> {
-        Ok(Spi::run(&self.mark_all)?)
+    /// Those that a process has taken that is no more are to be counted here. False when there were none.
+    pub fn give_back(&mut self) -> Result<bool> {
+        Spi::run(&self.lock)?;
+        let back = Spi::connect_mut(|client| -> Result<usize> {
+            Ok(client.update(self.give_back.as_str(), None, &[])?.len())
+        })?;
+        self.counted_up_to = BEGINNING.into();
+        Ok(back > 0)
     }
 
     /// Counts some of those that are stale, first those that have been so the longest. False when there were none.
     pub fn count_some(&mut self) -> Result<bool> {
-        const BEGINNING: &str = "-infinity";
         let began = Instant::now();
         Spi::run(&self.lock)?;
         let (items, last) = Spi::connect_mut(|client| -> Result<_> {
@@ -116,7 +125,8 @@ impl Neighbours {
                 (items, last) = self.stale(client, BEGINNING)?;
             }
             if !items.is_empty() {
-                for statement in [&self.count, &self.remove, &self.done] {
+                // First of all they are nobody else's.
+                for statement in [&self.done, &self.count, &self.remove] {
                     statement.update(client, &[items.clone().into()])?;
                 }
             }

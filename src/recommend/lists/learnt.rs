@@ -48,12 +48,11 @@ pub fn scored(r: &Recommender, equals: &str) -> Result<String> {
 /// Of each source that the recommender has, its best candidates; what follows is added to them.
 pub fn listed(r: &Recommender, parts: &Parts) -> String {
     let models = r.learning.models().map(|model| match model {
+        Model::ItemKnn => ("neighbours", "near"),
         Model::Ease => ("ease", "told"),
         Model::Als => ("als", "alike"),
     });
-    let neighbours = r.learning.has_neighbours();
-    let neighbours = neighbours.then_some(("neighbours", "near"));
-    let listed = models.chain(neighbours).map(|(source, scored)| {
+    let listed = models.map(|(source, scored)| {
         format!(
             "SELECT '{source}' AS source, c.item_id, pg_catalog.row_number() OVER (ORDER BY c.score DESC, c.item_id) AS place
                FROM (SELECT n.item_id, n.score FROM {scored} n JOIN {} s ON {} {} n.item_id

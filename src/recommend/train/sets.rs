@@ -76,6 +76,14 @@ impl Sets {
         turned
     }
 
+    /// A user's items, in order; none of one whom nobody has heard of.
+    pub fn of_user(&self, user: usize) -> &[u32] {
+        match (self.starts.get(user), self.starts.get(user + 1)) {
+            (Some(from), Some(to)) => &self.of_users[*from..*to],
+            _ => &[],
+        }
+    }
+
     /// Each user's items, in order.
     pub fn of_users(&self) -> impl Iterator<Item = &[u32]> {
         self.starts

@@ -7,14 +7,13 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::ffi::c_int;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
 use crate::catalog::recommender::models::{Outcome, note};
 use crate::catalog::recommender::{self, Model, Recommender};
 use crate::error::{Error, Result, sqlstate_text};
-use crate::recommend::train::{self, Extent, Input};
+use crate::recommend::train::{self, Extent, Input, Inputs, Trained, knn};
 use crate::settings;
 use crate::shared::slots::{Reservation, Slot};
 use crate::shared::{Database, Shared};
@@ -30,6 +29,8 @@ const NICENESS: c_int = 10;
 struct Start {
     place: Reservation,
     recommender: i32,
+    /// Lists of neighbours that are stale, and no models.
+    lists_only: bool,
 }
 
 /// How the leader asks the server for a trainer.
@@ -37,9 +38,15 @@ pub fn description(
     database: pg_sys::Oid,
     place: Reservation,
     recommender: i32,
+    lists_only: bool,
 ) -> pg_sys::BackgroundWorker {
     let mut worker = process::description(NAME, "recsync_trainer_main", database);
-    process::tell(&mut worker, Start { place, recommender });
+    let start = Start {
+        place,
+        recommender,
+        lists_only,
+    };
+    process::tell(&mut worker, start);
     worker
 }
 
@@ -57,7 +64,7 @@ pub extern "C-unwind" fn recsync_trainer_main(database: pg_sys::Datum) {
     own.shared.launcher.set_latch(); // which looks whether somebody is kept waiting
     process::show(Some(c"recsync: training"));
     process::RoundMemory::create().renew();
-    if let Err(failed) = train_all(start.recommender) {
+    if let Err(failed) = train_all(start) {
         let code = sqlstate_text(failed.code);
         log!(
             "recsync trainer: recommender {}: SQLSTATE {code}",
@@ -78,8 +85,8 @@ unsafe extern "C-unwind" fn sign_off(_code: c_int, entry: pg_sys::Datum) {
     }
 }
 
-fn train_all(id: i32) -> std::result::Result<(), Failed> {
-    let Some(recommender) = transaction(|| recommender::by_id(id))? else {
+fn train_all(start: Start) -> std::result::Result<(), Failed> {
+    let Some(recommender) = transaction(|| recommender::by_id(start.recommender))? else {
         return Ok(());
     };
     if recommender.paused || !recommender.is_kept() || recommender.trouble().is_some() {
@@ -88,21 +95,55 @@ fn train_all(id: i32) -> std::result::Result<(), Failed> {
     // SAFETY: the server's clock.
     let started = unsafe { pg_sys::GetCurrentTimestamp() };
     let extent = transaction(|| train::extent(&recommender))?;
-    let (models, too_large): (Vec<Model>, Vec<Model>) = recommender
-        .learning
-        .models()
-        .partition(|model| train::bytes(*model, &extent) <= settings::training_memory());
+    let is_small = |model: &Model| train::bytes(*model, &extent) <= settings::training_memory();
+    if start.lists_only {
+        return match is_small(&Model::ItemKnn) {
+            true => count_lists(&recommender, &extent).map(drop),
+            false => Ok(()), // whoever asked for it counts them one after the other
+        };
+    }
+    let (models, too_large): (Vec<Model>, Vec<Model>) =
+        recommender.learning.models().partition(is_small);
     for model in too_large {
         refuse(&recommender, model, &extent, started)?;
     }
-    if models.is_empty() {
-        return Ok(());
-    }
-    let input = Arc::new(transaction(|| train::read(&recommender))?);
+    let mut inputs = Inputs::default();
     for model in models {
-        train_one(&recommender, model, &input, started)?;
+        match model {
+            Model::ItemKnn => {
+                transaction(|| knn::take_all(&recommender))?;
+                let error = count_lists(&recommender, &extent)?;
+                write_down(&recommender, model, &extent, started, error.as_deref())?;
+            }
+            _ => train_one(&recommender, model, &mut inputs, &extent, started)?,
+        }
     }
     Ok(())
+}
+
+/// Counts all lists of neighbours that are stale; or why not.
+fn count_lists(
+    recommender: &Recommender,
+    extent: &Extent,
+) -> std::result::Result<Option<String>, Failed> {
+    let began = Instant::now();
+    begins(recommender, Model::ItemKnn, extent);
+    while transaction(|| knn::take(recommender))? {}
+    transaction(|| knn::wait_for_marks(recommender))?;
+    let input = transaction(|| Inputs::default().read(recommender, Model::ItemKnn))?;
+    let trained = match train::trained(Model::ItemKnn, &input)? {
+        Ok(trained) => trained,
+        Err(error) => return Ok(Some(error)),
+    };
+    let (Input::Likeness(input), Trained::Lists(lists)) = (&*input, &trained) else {
+        return Ok(None);
+    };
+    for part in 0..knn::parts(lists) {
+        transaction(|| knn::write(recommender, input, lists, part))?;
+    }
+    transaction(|| knn::finish(recommender))?;
+    ended(recommender, Model::ItemKnn, began);
+    Ok(None)
 }
 
 fn refuse(
@@ -124,28 +165,24 @@ fn refuse(
 fn train_one(
     recommender: &Recommender,
     model: Model,
-    input: &Arc<Input>,
+    inputs: &mut Inputs,
+    extent: &Extent,
     started: i64,
 ) -> std::result::Result<(), Failed> {
-    let (began, extent) = (Instant::now(), input.extent());
-    // What has come since it was counted.
-    let bytes = train::bytes(model, &extent);
-    if bytes > settings::training_memory() {
-        return refuse(recommender, model, &extent, started);
+    let began = Instant::now();
+    let input = transaction(|| inputs.read(recommender, model))?;
+    // With what has come since it was counted.
+    let read = input.extent();
+    let extent = read.as_ref().unwrap_or(extent);
+    if train::bytes(model, extent) > settings::training_memory() {
+        return refuse(recommender, model, extent, started);
     }
-    let (name, what) = (&recommender.name, model.name());
-    log!(
-        "recsync trainer: recommender {name}: {what} of {} items, {} users and {} pairs of them begins, in {} MB at the most",
-        extent.items,
-        extent.users,
-        extent.pairs,
-        bytes.div_ceil(1024 * 1024),
-    );
-    let trained = match train::on_a_thread(model, Arc::clone(input))? {
+    begins(recommender, model, extent);
+    let trained = match train::trained(model, &input)? {
         Ok(trained) => trained,
         Err(error) => {
-            let error = format!("{what}: {error}");
-            return write_down(recommender, model, &extent, started, Some(&error));
+            let error = format!("{}: {error}", model.name());
+            return write_down(recommender, model, extent, started, Some(&error));
         }
     };
     transaction(|| {
@@ -154,12 +191,29 @@ fn train_one(
         if now.is_none_or(|now| !now.is_declared_as(recommender)) {
             return Ok(());
         }
-        train::write(recommender, input, &trained)?;
-        noted(recommender, model, &extent, started, None)
+        train::write(recommender, &input, &trained)?;
+        noted(recommender, model, extent, started, None)
     })?;
+    ended(recommender, model, began);
+    Ok(())
+}
+
+fn begins(recommender: &Recommender, model: Model, extent: &Extent) {
+    log!(
+        "recsync trainer: recommender {}: {} of {} items, {} users and {} pairs of them begins, in {} MB at the most",
+        recommender.name,
+        model.name(),
+        extent.items,
+        extent.users,
+        extent.pairs,
+        train::bytes(model, extent).div_ceil(1024 * 1024),
+    );
+}
+
+fn ended(recommender: &Recommender, model: Model, began: Instant) {
+    let (name, what) = (&recommender.name, model.name());
     let took = began.elapsed().as_secs_f64();
     log!("recsync trainer: recommender {name}: {what} was trained in {took:.1} s");
-    Ok(())
 }
 
 fn write_down(

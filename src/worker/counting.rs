@@ -1,0 +1,75 @@
+//! Lists of neighbours that are stale: a few are counted here, one after the other, many by a process at once.
+//!
+//! It never counts one that the process has in hand, unless it is stale again since.
+
+use std::time::{Duration, Instant};
+
+use super::keeping::{Keeping, wait_briefly};
+use super::leader::Leader;
+use super::process::{Failed, transaction};
+
+/// How often it is looked whether they are many.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Leader {
+    /// Some that are stale are counted, where nothing else waits. False when there are none.
+    pub(super) fn count_neighbours(&mut self, id: i32) -> std::result::Result<bool, Failed> {
+        let Some(keeping) = self
+            .recommenders
+            .get_mut(&id)
+            .filter(|keeping| !keeping.rests() && keeping.may_be_stale)
+        else {
+            return Ok(false);
+        };
+        let looked = keeping.were_many_at.is_some_and(|at| at.elapsed() < LOOK);
+        if !looked {
+            keeping.were_many_at = Some(Instant::now());
+        }
+        let elsewhere = match looked {
+            true => Ok(false),
+            false => self.count_elsewhere(id),
+        };
+        let counted = match elsewhere {
+            Ok(false) => self.count_some(id),
+            asked => asked,
+        };
+        match counted {
+            Ok(some) => {
+                if let Some(keeping) = self.recommenders.get_mut(&id) {
+                    keeping.may_be_stale = some;
+                }
+                self.jobs_ended |= some;
+                Ok(some)
+            }
+            Err(failed) => self.failed_to_keep(id, failed).map(|()| false),
+        }
+    }
+
+    fn count_some(&mut self, id: i32) -> std::result::Result<bool, Failed> {
+        let elsewhere = self.counts_elsewhere(id);
+        let Some(keeping) = self.recommenders.get_mut(&id) else {
+            return Ok(false);
+        };
+        let keeper = &mut keeping.keeper;
+        let some = transaction(|| {
+            wait_briefly()?;
+            keeper.count_some()
+        })?;
+        match some || elsewhere {
+            true => Ok(some),
+            false => keeping.take_back_lists(),
+        }
+    }
+}
+
+impl Keeping {
+    /// What a process had in hand that has ended is to be counted here. False when that is nothing.
+    pub(super) fn take_back_lists(&mut self) -> std::result::Result<bool, Failed> {
+        self.may_be_stale = true;
+        let keeper = &mut self.keeper;
+        transaction(|| {
+            wait_briefly()?;
+            keeper.give_back()
+        })
+    }
+}
