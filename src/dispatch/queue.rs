@@ -306,6 +306,15 @@ impl Queue {
         }
     }
 
+    /// A taken job has become a row of the job table and ends here. Where its row changed meanwhile and waits again, that
+    /// is what the row of the table stands for.
+    pub fn written_down(&mut self, row: &RowKey) {
+        self.finish(row);
+        if let Some(entry) = self.entries.get_mut(row) {
+            entry.job.stored = true;
+        }
+    }
+
     /// A taken job has become a row of the job table: it lets go of its ticket and goes on.
     pub fn detach(&mut self, row: &RowKey) {
         let Some(entry) = self.entries.get_mut(row) else {

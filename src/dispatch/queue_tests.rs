@@ -48,6 +48,23 @@ fn a_row_that_changes_in_flight_is_due_again_and_holds_its_ticket() {
 }
 
 #[test]
+fn a_row_that_changes_in_flight_and_is_written_down_ends_with_its_job() {
+    let mut queue = Queue::default();
+    let first = queue.open(log("a"));
+    queue.add(row("1"), Lane::Live, Some(first));
+    assert!(!queue.take(1, Lane::Live, 10)[0].stored);
+    let second = queue.open(log("b"));
+    queue.add(row("1"), Lane::Live, Some(second));
+    queue.written_down(&row("1"));
+    assert_eq!(queue.finished_tickets(), [log("a")]);
+    let again = queue.take(1, Lane::Live, 10);
+    assert!(again[0].stored);
+    queue.written_down(&row("1"));
+    assert_eq!(queue.finished_tickets(), [log("b")]);
+    assert!(queue.is_empty());
+}
+
+#[test]
 fn a_removal_passes_what_waits() {
     let mut queue = Queue::default();
     let ticket = queue.open(log("a"));

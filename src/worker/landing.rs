@@ -108,7 +108,7 @@ impl Leader {
         }
         self.jobs_ended = true;
         for job in jobs {
-            self.queue.finish(&job.row);
+            self.queue.written_down(&job.row);
         }
         self.job_due_at(id, Instant::now());
         Ok(())

@@ -181,7 +181,7 @@ impl Leader {
                 }
                 write_down(id, &jobs, Duration::from_secs(1), Again::Then)?;
                 for job in &jobs {
-                    self.queue.finish(&job.row);
+                    self.queue.written_down(&job.row);
                 }
                 self.job_due_at(id, Instant::now() + Duration::from_secs(1));
                 Ok(())

@@ -235,7 +235,7 @@ impl Leader {
             self.charge(id, &jobs, &failed)?;
         }
         for job in jobs {
-            self.queue.finish(&job.row);
+            self.queue.written_down(&job.row);
         }
         self.job_due_at(id, Instant::now());
         Ok(())

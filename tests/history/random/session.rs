@@ -83,7 +83,8 @@ impl<'a> Session<'a> {
 
     fn attempt(&mut self, work: &Work) {
         let outcome = match work.end {
-            End::Alone => self.alone(work),
+            // Of one that was lost on the way back nobody knows what it did.
+            End::Alone if !self.stage.crashes => self.alone(work),
             _ => self.transaction(work),
         };
         match outcome {
