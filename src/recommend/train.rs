@@ -277,18 +277,47 @@ pub fn write(recommender: &Recommender, input: &Input, trained: &Trained) -> Res
             let (item, user) = (recommender.item_key()?, recommender.user_key()?);
             let of_items = models::item_factors(recommender.id);
             let of_users = models::user_factors(recommender.id);
-            write_factors(&of_items, &item.type_name, &input.keys, &factors.items)?;
-            write_factors(&of_users, &user.type_name, &input.users, &factors.users)
+            // Of whom nothing is kept any more, nothing is written. Whoever is being forgotten waits, or is already.
+            Spi::run(&format!(
+                "LOCK TABLE {of_users} IN SHARE ROW EXCLUSIVE MODE"
+            ))?;
+            let there = format!(
+                "EXISTS (SELECT FROM {} e WHERE e.user_id {} (v.key)::{})",
+                recommender.interactions(),
+                user.equals,
+                user.type_name
+            );
+            write_factors(
+                &of_items,
+                &item.type_name,
+                "true",
+                &input.keys,
+                &factors.items,
+            )?;
+            write_factors(
+                &of_users,
+                &user.type_name,
+                &there,
+                &input.users,
+                &factors.users,
+            )
         }
         _ => Err(Error::Internal("a model of something else".into())),
     }
 }
 
-fn write_factors(table: &str, kind: &str, keys: &[String], factors: &[f32]) -> Result<()> {
+fn write_factors(
+    table: &str,
+    kind: &str,
+    there: &str,
+    keys: &[String],
+    factors: &[f32],
+) -> Result<()> {
     Spi::run(&format!("DELETE FROM {table}"))?;
     let insert = format!(
         "INSERT INTO {table} (key, factors)
-         SELECT (v.key)::{kind}, (v.factors)::vector FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS v (key, factors)"
+         SELECT (v.key)::{kind}, (v.factors)::vector FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS v (key, factors)
+          WHERE {there}"
     );
     let rows = factors.chunks_exact(ALS.width).map(|row| {
         let numbers: Vec<String> = row.iter().map(f32::to_string).collect();

@@ -34,10 +34,12 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// The most bytes that [`train`] takes: factors, and who has what both ways round.
+/// The most bytes that [`train`] takes: factors, a wider copy of one side's, what a row that has all of them is
+/// solved from, and who has what both ways round.
 pub fn bytes(users: usize, items: usize, pairs: usize, width: usize) -> u64 {
     let rows = (users + items) as u64;
     rows * (width as u64 * size_of::<f32>() as u64 + 16)
+        + 2 * (users.max(items) * width * size_of::<f64>()) as u64
         + 2 * 4 * pairs as u64
         + (width * width * 64) as u64
 }
