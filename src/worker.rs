@@ -27,6 +27,9 @@ mod claims;
 // What is kept for recommenders.
 mod keeping;
 
+// The interactions that were there before.
+mod reading;
+
 // Their lists of neighbours.
 mod counting;
 

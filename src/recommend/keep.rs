@@ -204,14 +204,14 @@ impl Keeper {
     }
 
     /// Brings what is kept in step with the jobs' rows, as the owner of the items. A row that is not in `rows` is none.
-    /// `marks`: whether lists that are stale by that are to be counted anew; else all are, later. Whose interactions have
-    /// changed.
-    pub fn keep(&self, jobs: &[Job], rows: Rows, marks: bool) -> Result<Vec<String>> {
+    /// `counts`: whether what is known of items is in step after that; else all of it is counted later, by
+    /// [`bulk::count_anew`]. Whose interactions have changed.
+    pub fn keep(&self, jobs: &[Job], rows: Rows, counts: bool) -> Result<Vec<String>> {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
         let _as = As::owner(self.recommender.owner());
-        Spi::connect_mut(|client| self.keep_with(client, jobs, rows, marks))
+        Spi::connect_mut(|client| self.keep_with(client, jobs, rows, counts))
     }
 
     fn keep_with(
@@ -219,7 +219,7 @@ impl Keeper {
         client: &mut SpiClient,
         jobs: &[Job],
         mut rows: Rows,
-        marks: bool,
+        counts: bool,
     ) -> Result<Vec<String>> {
         let mut kept = by_number(self.kept.select(client, &key_arguments(jobs.iter()))?)?;
         let gone: Vec<usize> = kept
@@ -235,14 +235,16 @@ impl Keeper {
         let touched = kept.values().chain(rows.values());
         let users: BTreeSet<&String> = touched.map(|[user, ..]| user).collect();
         let users: Vec<String> = users.into_iter().cloned().collect();
-        let before = self.sets(client, &users)?;
-        self.write(client, jobs, &gone, &rows)?;
-        let after = self.sets(client, &users)?;
-        let changes = Changes::between(&before, &after);
-        self.count(client, &changes.users, &kept, &rows)?;
-        if marks {
+        if counts {
+            let before = self.sets(client, &users)?;
+            self.write(client, jobs, &gone, &rows)?;
+            let after = self.sets(client, &users)?;
+            let changes = Changes::between(&before, &after);
+            self.count(client, &changes.users, &kept, &rows)?;
             let stale = changes.stale.iter().map(|item| (*item).to_owned());
             self.neighbours.mark(client, stale.collect())?;
+        } else {
+            self.write(client, jobs, &gone, &rows)?;
         }
         if let Some(interests) = &self.interests {
             interests.outdate(client, &users)?;

@@ -25,7 +25,6 @@ use crate::dispatch::read::Block;
 use crate::error::{Error, Result, sqlstate_text};
 use crate::recommend::interest::is_made_otherwise;
 use crate::recommend::keep::{Keeper, Rows};
-use crate::recommend::train::knn;
 
 /// Interactions taken at once.
 const CHUNK: usize = 256;
@@ -61,7 +60,8 @@ impl Leader {
             let id = recommender.id;
             let keeping = match known.remove(&id) {
                 Some(mut keeping) if keeping.recommender.is_declared_as(&recommender) => {
-                    if keeping.recommender.backfill_round != recommender.backfill_round {
+                    let read = recommender.backfilled && !keeping.recommender.backfilled;
+                    if read || keeping.recommender.backfill_round != recommender.backfill_round {
                         keeping.recommender.take_position(&recommender);
                     }
                     keeping.recommender.take_training(&recommender);
@@ -217,6 +217,9 @@ impl Leader {
 
     /// False when nothing of this recommender's can be taken now.
     fn keep_a_chunk(&mut self, id: i32) -> std::result::Result<bool, Failed> {
+        if self.counts_items_elsewhere(id) && !self.is_read(id) {
+            return Ok(false);
+        }
         let Some(keeping) = self
             .recommenders
             .get_mut(&id)
@@ -232,11 +235,11 @@ impl Leader {
             return Ok(false);
         };
         self.busy_at = Instant::now();
-        // While all rows are read, no list is counted: at the end, all are.
-        let marks = lane != Lane::Backfill || keeping.recommender.backfilled;
-        match keeping.follow(&jobs, marks) {
+        // While all rows are read, nothing is counted: at the end, everything is.
+        let counts = keeping.recommender.backfilled;
+        match keeping.follow(&jobs, counts) {
             Ok(()) => {
-                keeping.may_be_stale |= marks;
+                keeping.may_be_stale |= counts;
                 keeping.training.kept(jobs.len());
                 for job in &jobs {
                     self.queue.finish(&job.row);
@@ -268,64 +271,6 @@ impl Leader {
         }
     }
 
-    /// The next slice of the rows that were there before. When all have been read, what is kept of rows that are
-    /// gone goes, and only then is it the last.
-    fn backfill_recommender(&mut self, id: i32) -> std::result::Result<(), Failed> {
-        let Some(keeping) = self
-            .recommenders
-            .get_mut(&id)
-            .filter(|keeping| !keeping.rests())
-        else {
-            return Ok(());
-        };
-        let waits = self.queue.waits(id, Lane::Backfill);
-        if keeping.recommender.backfilled || waits > backfill::SLICE / 2 {
-            return Ok(());
-        }
-        let (recommender, keeper) = (&keeping.recommender, &keeping.keeper);
-        let read = transaction(|| {
-            guard_user_code()?;
-            let rows = backfill::Rows {
-                of: recommender.rows_of.as_deref().unwrap_or_default(),
-                keys: recommender.keys(),
-                owner: recommender.owner(),
-            };
-            let slice = backfill::slice(&rows, recommender.backfill_after.as_deref())?;
-            if slice.len() == backfill::SLICE {
-                return Ok((slice, false));
-            }
-            release_user_code(); // what follows are keys
-            if keeper.empty()? {
-                return Ok((slice, true));
-            }
-            let orphans: Vec<Job> = keeper
-                .orphans()?
-                .into_iter()
-                .map(|key| Job::new(row_of(id, &Arc::from(key))))
-                .collect();
-            keeper.keep(&orphans, Rows::new(), true)?;
-            if orphans.is_empty() {
-                knn::mark_all(recommender)?;
-            }
-            Ok((slice, orphans.is_empty()))
-        });
-        let (slice, last) = match read {
-            Ok(read) => read,
-            Err(failed) => return self.failed_to_keep(id, failed),
-        };
-        if slice.len() < backfill::SLICE && !last {
-            return Ok(()); // more orphans
-        }
-        let recommender = &mut keeping.recommender;
-        let round = recommender.backfill_round;
-        let up_to = if last { None } else { slice.last().cloned() };
-        recommender.backfill_after.clone_from(&up_to);
-        recommender.backfilled = last;
-        keeping.may_be_stale |= last;
-        self.queue_slice(id, round, slice, up_to);
-        Ok(())
-    }
-
     pub(super) fn publish_recommenders(&self) {
         let database = self.database_oid();
         for id in self.recommenders.keys() {
@@ -342,6 +287,9 @@ impl Leader {
     pub(super) fn keeps_on(&self) -> Option<Duration> {
         let now = Instant::now();
         let busy = self.recommenders.iter().filter_map(|(id, keeping)| {
+            if self.counts_items_elsewhere(*id) && !keeping.recommender.backfilled {
+                return None; // it wakes this worker
+            }
             let rows = keeping.may_be_stale
                 || !keeping.recommender.backfilled && self.queue.waits(*id, Lane::Backfill) == 0
                 || [Lane::Live, Lane::Backfill]
@@ -379,7 +327,7 @@ impl Keeping {
 
     /// Interactions and their effect, in a transaction of their own. A chunk that fails is halved until the row that
     /// is the cause is alone.
-    fn follow(&mut self, jobs: &[Job], marks: bool) -> std::result::Result<(), Failed> {
+    fn follow(&mut self, jobs: &[Job], counts: bool) -> std::result::Result<(), Failed> {
         let (keeper, id) = (&self.keeper, self.recommender.id);
         let (dead_letters, round) = (
             self.recommender.dead_letters,
@@ -390,9 +338,9 @@ impl Keeping {
             guard_user_code()?;
             let rows = keeper.read(jobs)?;
             release_user_code();
-            let users = keeper.keep(jobs, rows, marks)?;
+            let users = keeper.keep(jobs, rows, counts)?;
             // What it is kept in is locked by now: who makes that anew has done so, or waits.
-            require_round(id, round)?;
+            require_round(id, round, counts)?;
             if dead_letters {
                 jobs::unbury(id, jobs.iter().map(|job| &job.row))?;
             }
@@ -405,7 +353,7 @@ impl Keeping {
                 self.recommender.dead_letters = true;
                 let message = format!("it could not be read: {}", failed.message);
                 let users = transaction(|| {
-                    let users = keeper.keep(jobs, Rows::new(), marks)?;
+                    let users = keeper.keep(jobs, Rows::new(), counts)?;
                     jobs.iter()
                         .try_for_each(|job| jobs::bury(job, "permanent", None, &message))?;
                     Ok(users)
@@ -415,8 +363,8 @@ impl Keeping {
             }
             Err(_) => {
                 let (one, other) = jobs.split_at(jobs.len() / 2);
-                self.follow(one, marks)?;
-                self.follow(other, marks)
+                self.follow(one, counts)?;
+                self.follow(other, counts)
             }
             Ok(users) => {
                 self.due.add(users);
@@ -426,15 +374,18 @@ impl Keeping {
     }
 }
 
-/// Refuses, for the moment, where all rows are to be looked at again since: by another declaration, it may be.
-fn require_round(recommender: i32, round: i32) -> Result<()> {
-    const ROUND: &str = "SELECT round FROM recsync.backfill WHERE pipeline_id = $1";
+/// Refuses, for the moment, where all rows are to be looked at again since: by another declaration, it may be. And where
+/// they have all been `read` and counted, unless that is known.
+pub fn require_round(recommender: i32, round: i32, read: bool) -> Result<()> {
+    const ROUND: &str =
+        "SELECT round FROM recsync.backfill WHERE pipeline_id = $1 AND ($2 OR finished_at IS NULL)";
     let now = Spi::connect_mut(|client| {
         // Not read-only, which would be blind to what was committed while this waited.
-        client
-            .update(ROUND, Some(1), &[recommender.into()])?
-            .first()
-            .get_one::<i32>()
+        let rows = client.update(ROUND, Some(1), &[recommender.into(), read.into()])?;
+        match rows.is_empty() {
+            true => Ok(None),
+            false => rows.first().get_one::<i32>(),
+        }
     })?;
     if now == Some(round) {
         return Ok(());
@@ -447,7 +398,7 @@ fn require_round(recommender: i32, round: i32) -> Result<()> {
     })
 }
 
-fn row_of(recommender: i32, key: &Arc<[String]>) -> RowKey {
+pub(super) fn row_of(recommender: i32, key: &Arc<[String]>) -> RowKey {
     RowKey {
         pipeline: recommender,
         key: Arc::clone(key),

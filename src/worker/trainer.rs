@@ -14,12 +14,15 @@ use super::leader::{Leader, report};
 use super::process::{Dynamic, Failed, guard_user_code, transaction};
 use crate::catalog::recommender::Recommender;
 use crate::dispatch::queue::Lane;
+use crate::recommend::keep::bulk;
 use crate::recommend::train::{self, knn};
 use crate::settings;
 use crate::shared::slots::{self, Reservation};
 
 // The process.
 mod process;
+
+use process::Task;
 
 /// How long nothing has to have come: between the batches of somebody who loads a table in many, nothing does either.
 const QUIET: Duration = Duration::from_secs(2);
@@ -97,7 +100,9 @@ pub struct Trainer {
 
 struct Asked {
     recommender: i32,
-    lists_only: bool,
+    /// Whose lists it has in hand.
+    of: i32,
+    task: Task,
     /// When it was last trained before.
     before: Option<i64>,
     place: Reservation,
@@ -168,7 +173,7 @@ impl Leader {
                 continue;
             }
             match self.missing_for(id) {
-                Ok(0) => self.start_trainer(id, false),
+                Ok(0) => self.start_trainer(id, Task::Models),
                 Ok(missing) => {
                     if let Some(keeping) = self.recommenders.get_mut(&id) {
                         keeping.training.missing = missing;
@@ -224,49 +229,70 @@ impl Leader {
     /// Has lists of neighbours counted by a process where many are stale; until it has taken them upon itself, some are
     /// counted here. False where they are not many, or there is no process for it.
     pub(super) fn count_elsewhere(&mut self, id: i32) -> std::result::Result<bool, Failed> {
+        self.have_done(id, Task::Lists, knn::are_many)
+    }
+
+    /// The same of what is known of items, where there are many interactions.
+    pub(super) fn count_items_elsewhere(&mut self, id: i32) -> std::result::Result<bool, Failed> {
+        self.have_done(id, Task::Items, bulk::are_many)
+    }
+
+    fn have_done(
+        &mut self,
+        id: i32,
+        task: Task,
+        is_much: impl FnOnce(&Recommender) -> crate::error::Result<bool>,
+    ) -> std::result::Result<bool, Failed> {
         let pause = self.trainer.pauses.get(&id);
-        if !settings::enabled()
-            || self.is_training()
-            || pause.is_some_and(|pause| pause.until > Instant::now())
-        {
+        let pauses = pause.is_some_and(|pause| pause.until > Instant::now());
+        if !settings::enabled() || self.is_training() || pauses {
             return Ok(false);
         }
         let Some(keeping) = self.recommenders.get(&id) else {
             return Ok(false);
         };
-        let recommender = &keeping.recommender;
-        let many = transaction(|| knn::are_many(recommender))?;
-        if many {
-            self.start_trainer(id, true);
+        if transaction(|| is_much(&keeping.recommender))? {
+            self.start_trainer(id, task);
         }
-        Ok(many)
+        Ok(self.is_training())
     }
 
     /// Whether a process has lists of this recommender in hand.
     pub(super) fn counts_elsewhere(&self, id: i32) -> bool {
+        let of = self
+            .recommenders
+            .get(&id)
+            .map(|keeping| keeping.recommender.of);
         let asked = self.trainer.asked.as_ref();
-        asked.is_some_and(|asked| asked.recommender == id)
+        asked.is_some_and(|asked| Some(asked.of) == of)
+    }
+
+    /// Whether a process counts what has been read of this one's rows.
+    pub(super) fn counts_items_elsewhere(&self, id: i32) -> bool {
+        let asked = self.trainer.asked.as_ref();
+        asked.is_some_and(|asked| asked.recommender == id && asked.task == Task::Items)
     }
 
     fn is_training(&self) -> bool {
         self.trainer.asked.is_some()
     }
 
-    fn start_trainer(&mut self, id: i32, lists_only: bool) {
+    fn start_trainer(&mut self, id: i32, task: Task) {
         let oid = self.database_oid();
-        let before = self
-            .recommenders
-            .get(&id)
-            .and_then(|keeping| keeping.recommender.trained_us);
+        let Some(keeping) = self.recommenders.get(&id) else {
+            return;
+        };
+        let (of, before) = (keeping.recommender.of, keeping.recommender.trained_us);
         let place = slots::reserve(&self.shared.trainer, oid, 1);
         let Some(place) = place else {
             return self.trainer.put_off(id, LATER);
         };
-        match Dynamic::start(&mut process::description(oid, place, id, lists_only)) {
+        match Dynamic::start(&mut process::description(oid, place, id, task)) {
             Some(worker) => {
                 self.trainer.asked = Some(Asked {
                     recommender: id,
-                    lists_only,
+                    of,
+                    task,
                     before,
                     place,
                     worker,
@@ -294,7 +320,8 @@ impl Leader {
         };
         let left = keeping.take_back_lists();
         let many = transaction(|| knn::are_many(&keeping.recommender));
-        if asked.lists_only && matches!((left, many), (Ok(false), Ok(false))) {
+        let read = asked.task != Task::Items || now.backfilled;
+        if asked.task != Task::Models && read && matches!((left, many), (Ok(false), Ok(false))) {
             self.trainer.pauses.remove(&id);
         }
         if now.trained_us != asked.before {

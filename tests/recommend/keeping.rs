@@ -62,6 +62,39 @@ fn events_that_were_there_before_are_read_and_changes_meanwhile_are_not_lost() {
     assert_kept_right(&mut db);
 }
 
+/// More interactions than the worker counts itself; what comes and goes meanwhile is written before or after that.
+#[test]
+fn many_events_are_counted_by_a_process_and_changes_meanwhile_are_not_lost() {
+    let cluster = Cluster::start(&[]);
+    let mut db = tables(&cluster);
+    db.run(
+        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 300) i;
+         INSERT INTO event (user_id, product_id, created_at)
+         SELECT 'u' || i % 4999, 1 + (i::bigint * i) % 300, timestamptz '2026-05-01' + i * interval '1 min' FROM generate_series(1, 25000) i",
+    );
+    db.run(&format!(
+        "SELECT recsync.create_recommender('shop', 'product', 'event', weight => $$ {} $$, seen => $$ kind = 'buy' $$, history => {})",
+        crate::shop::WEIGHT,
+        crate::shop::HISTORY
+    ));
+    let id = number(&mut db);
+    let finished =
+        format!("SELECT finished_at IS NOT NULL FROM recsync.backfill WHERE pipeline_id = {id}");
+    let mut events = 25_000;
+    while !db.one::<bool>(&finished) {
+        let (gone, moved) = (events % 24_000, (events + 7) % 24_000);
+        db.run(&format!(
+            "INSERT INTO event (user_id, product_id, created_at) VALUES ('u{gone}', {}, timestamptz '2026-06-01' + {events} * interval '1 min');
+             DELETE FROM event WHERE id = {gone}; UPDATE event SET product_id = 5 WHERE id = {moved}",
+            1 + events % 300
+        ));
+        events += 1;
+    }
+    db.settle("shop");
+    assert!(cluster.log().contains("its interactions were counted"));
+    assert_kept_right(&mut db);
+}
+
 #[test]
 fn truncate_empties_it_and_what_comes_after_counts() {
     let mut db = shop(shared(), PRODUCTS);

@@ -1,13 +1,45 @@
 //! What is kept of items, counted at once instead of change by change: the same numbers.
 //!
-//! It never counts into tables that hold something already.
+//! While rows that were there before are read, interactions are only written; then all is counted. It never counts while
+//! somebody counts changes.
 
 use pgrx::prelude::*;
 
 use super::{HEAT, share};
+use crate::catalog::names::select_one;
 use crate::catalog::recommender::{Recommender, tables};
+use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
 use crate::recommend::likeness;
+use crate::recommend::train::knn;
+
+/// Of so many interactions counting takes a tenth of a second or two.
+const MANY: usize = 20_000;
+
+/// Whether there are so many interactions that a process of its own is to count.
+pub fn are_many(r: &Recommender) -> Result<bool> {
+    let sql = format!(
+        "SELECT pg_catalog.count(*) = {MANY} FROM (SELECT FROM {} LIMIT {MANY}) AS counted",
+        r.interactions()
+    );
+    let _as = As::owner(r.owner());
+    Ok(select_one::<bool>(&sql, &[])? == Some(true))
+}
+
+/// Counts what is known of all items in place of what was, and marks all lists. Whoever writes interactions of this
+/// table waits meanwhile, and whoever counts changes of others: each change is either in this count or added to it.
+pub fn count_anew(r: &Recommender) -> Result<()> {
+    let items = tables::items(r.of);
+    {
+        let _as = As::owner(r.owner());
+        Spi::run(&format!(
+            "LOCK TABLE {} IN SHARE MODE; LOCK TABLE {items} IN SHARE ROW EXCLUSIVE MODE; DELETE FROM {items}",
+            tables::interactions(r.id)
+        ))?;
+        with_settings(&[(c"jit", c"off")], || count(r))?;
+    }
+    knn::mark_all(r)
+}
 
 /// Fills the empty table of items from the interactions that are kept. As the owner of the items.
 pub fn count(r: &Recommender) -> Result<()> {

@@ -12,11 +12,14 @@ use std::time::Instant;
 
 use crate::catalog::recommender::models::{Outcome, note};
 use crate::catalog::recommender::{self, Model, Recommender};
+use crate::dispatch::backfill;
 use crate::error::{Error, Result, sqlstate_text};
+use crate::recommend::keep::bulk;
 use crate::recommend::train::{self, Extent, Input, Inputs, Trained, knn};
 use crate::settings;
 use crate::shared::slots::{Reservation, Slot};
 use crate::shared::{Database, Shared};
+use crate::worker::keeping;
 use crate::worker::process::{self, Failed, transaction};
 
 const NAME: &str = "recsync trainer";
@@ -29,8 +32,18 @@ const NICENESS: c_int = 10;
 struct Start {
     place: Reservation,
     recommender: i32,
-    /// Lists of neighbours that are stale, and no models.
-    lists_only: bool,
+    task: Task,
+}
+
+/// What a trainer is to do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Task {
+    /// What is known of items, once all rows of a table that were there before have been read; then as for lists.
+    Items,
+    /// Lists of neighbours that are stale.
+    Lists,
+    /// All lists, and models.
+    Models,
 }
 
 /// How the leader asks the server for a trainer.
@@ -38,13 +51,13 @@ pub fn description(
     database: pg_sys::Oid,
     place: Reservation,
     recommender: i32,
-    lists_only: bool,
+    task: Task,
 ) -> pg_sys::BackgroundWorker {
     let mut worker = process::description(NAME, "recsync_trainer_main", database);
     let start = Start {
         place,
         recommender,
-        lists_only,
+        task,
     };
     process::tell(&mut worker, start);
     worker
@@ -64,7 +77,7 @@ pub extern "C-unwind" fn recsync_trainer_main(database: pg_sys::Datum) {
     own.shared.launcher.set_latch(); // which looks whether somebody is kept waiting
     process::show(Some(c"recsync: training"));
     process::RoundMemory::create().renew();
-    if let Err(failed) = train_all(start) {
+    if let Err(failed) = train_all(own.entry, start) {
         let code = sqlstate_text(failed.code);
         log!(
             "recsync trainer: recommender {}: SQLSTATE {code}",
@@ -85,18 +98,26 @@ unsafe extern "C-unwind" fn sign_off(_code: c_int, entry: pg_sys::Datum) {
     }
 }
 
-fn train_all(start: Start) -> std::result::Result<(), Failed> {
+fn train_all(database: &Database, start: Start) -> std::result::Result<(), Failed> {
     let Some(recommender) = transaction(|| recommender::by_id(start.recommender))? else {
         return Ok(());
     };
     if recommender.paused || !recommender.is_kept() || recommender.trouble().is_some() {
         return Ok(());
     }
+    if start.task == Task::Items {
+        let began = Instant::now();
+        transaction(|| count_items(&recommender))?;
+        let (name, took) = (&recommender.name, began.elapsed().as_secs_f64());
+        log!("recsync trainer: recommender {name}: its interactions were counted in {took:.1} s");
+        database.catalog_changed.store(true, SeqCst);
+        database.wake.set_latch();
+    }
     // SAFETY: the server's clock.
     let started = unsafe { pg_sys::GetCurrentTimestamp() };
     let extent = transaction(|| train::extent(&recommender))?;
     let is_small = |model: &Model| train::bytes(*model, &extent) <= settings::training_memory();
-    if start.lists_only {
+    if start.task != Task::Models {
         return match is_small(&Model::ItemKnn) {
             true => count_lists(&recommender, &extent).map(drop),
             false => Ok(()), // whoever asked for it counts them one after the other
@@ -119,6 +140,14 @@ fn train_all(start: Start) -> std::result::Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// The end of a backfill: what has been read of it is counted, unless all is to be read again since.
+fn count_items(recommender: &Recommender) -> Result<()> {
+    let (id, round) = (recommender.id, recommender.backfill_round);
+    bulk::count_anew(recommender)?;
+    keeping::require_round(id, round, false)?;
+    backfill::advance(id, round, None, 0)
 }
 
 /// Counts all lists of neighbours that are stale; or why not.
