@@ -68,9 +68,9 @@ fn many_events_are_counted_by_a_process_and_changes_meanwhile_are_not_lost() {
     let cluster = Cluster::start(&[]);
     let mut db = tables(&cluster);
     db.run(
-        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 300) i;
+        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 2000) i;
          INSERT INTO event (user_id, product_id, created_at)
-         SELECT 'u' || i % 4999, 1 + (i::bigint * i) % 300, timestamptz '2026-05-01' + i * interval '1 min' FROM generate_series(1, 25000) i",
+         SELECT 'u' || i % 4999, 1 + (i * 37 + i / 4999 * 501) % 2000, timestamptz '2026-05-01' + i * interval '1 min' FROM generate_series(1, 25000) i",
     );
     db.run(&format!(
         "SELECT recsync.create_recommender('shop', 'product', 'event', weight => $$ {} $$, seen => $$ kind = 'buy' $$, history => {})",
@@ -85,8 +85,9 @@ fn many_events_are_counted_by_a_process_and_changes_meanwhile_are_not_lost() {
         let (gone, moved) = (events % 24_000, (events + 7) % 24_000);
         db.run(&format!(
             "INSERT INTO event (user_id, product_id, created_at) VALUES ('u{gone}', {}, timestamptz '2026-06-01' + {events} * interval '1 min');
-             DELETE FROM event WHERE id = {gone}; UPDATE event SET product_id = 5 WHERE id = {moved}",
-            1 + events % 300
+             DELETE FROM event WHERE id = {gone}; UPDATE event SET product_id = {} WHERE id = {moved}",
+            1 + events % 2000,
+            1 + events * 31 % 2000
         ));
         events += 1;
     }

@@ -43,7 +43,7 @@ pub fn bytes(items: usize, pairs: usize) -> u64 {
 /// An item's neighbours, the most alike first, and how alike they are.
 pub type List = Vec<(u32, f32)>;
 
-/// All lists of a recommender are to be counted anew.
+/// All lists of a recommender are to be counted anew, those of items that are gone included.
 pub fn mark_all(r: &Recommender) -> Result<()> {
     add_all(r, false)
 }
@@ -55,9 +55,12 @@ pub fn take_all(r: &Recommender) -> Result<()> {
 
 fn add_all(r: &Recommender, taken: bool) -> Result<()> {
     let sql = format!(
-        "INSERT INTO {} (item_id, since, taken) SELECT t.item_id, pg_catalog.clock_timestamp(), {taken} FROM {} t ON CONFLICT DO NOTHING",
+        "INSERT INTO {} (item_id, since, taken)
+         SELECT t.item_id, pg_catalog.clock_timestamp(), {taken} FROM (SELECT i.item_id FROM {} i UNION SELECT n.item_id FROM {} n) t
+             ON CONFLICT DO NOTHING",
         tables::stale(r.of),
-        tables::items(r.of)
+        tables::items(r.of),
+        tables::neighbours(r.of),
     );
     let _as = As::owner(r.owner());
     Ok(Spi::run(&sql)?)
