@@ -240,7 +240,11 @@ impl Leader {
         match keeping.follow(&jobs, counts) {
             Ok(()) => {
                 keeping.may_be_stale |= counts;
-                keeping.training.kept(jobs.len());
+                let of = keeping.recommender.of;
+                // Models are the recommender's, whichever of its tables this is of.
+                if let Some(keeping) = self.recommenders.get_mut(&of) {
+                    keeping.training.kept(jobs.len());
+                }
                 for job in &jobs {
                     self.queue.finish(&job.row);
                 }

@@ -123,6 +123,16 @@ fn random_changes_of_all_tables_and_deaths_of_the_worker_leave_what_a_count_give
 }
 
 #[test]
+fn what_comes_into_a_table_that_was_added_makes_models_worth_it() {
+    let mut db = shop(shared());
+    db.settle("shop");
+    db.run("INSERT INTO wish_list SELECT 'c' || u, 'sku-' || i, now() FROM generate_series(1, 60) u, generate_series(1, 20) i");
+    wait_until(PATIENCE, "nothing is trained", || {
+        db.one::<i64>("SELECT count(*) FROM recsync.model WHERE model = 'ease' AND interactions > 1000") == 1
+    });
+}
+
+#[test]
 fn a_dropped_table_of_interactions_counts_no_more() {
     let left = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE '00_recsync_capture%'";
     for drop in [
