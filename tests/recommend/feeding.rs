@@ -128,7 +128,9 @@ fn what_comes_into_a_table_that_was_added_makes_models_worth_it() {
     db.settle("shop");
     db.run("INSERT INTO wish_list SELECT 'c' || u, 'sku-' || i, now() FROM generate_series(1, 60) u, generate_series(1, 20) i");
     wait_until(PATIENCE, "nothing is trained", || {
-        db.one::<i64>("SELECT count(*) FROM recsync.model WHERE model = 'ease' AND interactions > 1000") == 1
+        db.one::<i64>(
+            "SELECT count(*) FROM recsync.model WHERE model = 'ease' AND interactions > 1000",
+        ) == 1
     });
 }
 
