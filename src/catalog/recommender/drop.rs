@@ -11,11 +11,12 @@ use crate::catalog::pipeline;
 use crate::catalog::rights::As;
 use crate::catalog::watch::{release, table_owner};
 use crate::error::{Error, OrReport, Result};
+use crate::recommend::shown;
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION drop_recommender(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION drop_recommender(text, boolean) IS
-'Ends a recommender: its functions, what is kept for it, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
+'Ends a recommender: its functions, what is kept for it, what log_shown has noted of its lists, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
 "#)]
 fn drop_recommender(name: &str, if_exists: bool) {
     (|| -> Result<()> {
@@ -53,6 +54,7 @@ pub fn end(recommender: &Recommender) -> Result<()> {
     tables::drop(recommender.id, &recommender.members())?;
     let _as = As::extension();
     pipeline::forget(recommender.id)?;
+    shown::remove(recommender.id, None)?;
     Spi::run_with_args(
         "DELETE FROM recsync.recommender WHERE id = $1",
         &[recommender.id.into()],
