@@ -1,7 +1,7 @@
 //! log_shown: which items of a list somebody has had before their eyes, where and when.
 //!
 //! A showing is one row, which names the list and not the user: whose it is says the list_id. It never looks at what has
-//! come of it: see [`attribution`].
+//! come of it: that is asked by recsync.attribution.
 
 use pgrx::JsonB;
 use pgrx::datum::Uuid;
