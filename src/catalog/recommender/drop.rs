@@ -47,6 +47,11 @@ fn drop_recommender(name: &str, if_exists: bool) {
 
 /// Everything of the recommender's but the triggers on the interactions that it was created with.
 pub fn end(recommender: &Recommender) -> Result<()> {
+    // There may be many, and no table of the worker's is locked yet.
+    {
+        let _as = As::extension();
+        shown::remove(recommender.id, None)?;
+    }
     for feed in feeds::of(recommender)? {
         feeds::end(&feed)?;
     }
@@ -54,7 +59,6 @@ pub fn end(recommender: &Recommender) -> Result<()> {
     tables::drop(recommender.id, &recommender.members())?;
     let _as = As::extension();
     pipeline::forget(recommender.id)?;
-    shown::remove(recommender.id, None)?;
     Spi::run_with_args(
         "DELETE FROM recsync.recommender WHERE id = $1",
         &[recommender.id.into()],
