@@ -152,6 +152,19 @@ CREATE VIEW member AS
      UNION ALL
     SELECT id, recommender_id, source_id, used_columns, user_expression, item_expression, at_expression, weight, seen FROM feed;
 
+-- What log_shown has noted, a row a showing. Whose it was is in the list_id, by a keyed hash. There is no foreign key:
+-- a showing waits for nobody who alters the recommender.
+CREATE TABLE shown_log (
+    shown_at       timestamptz NOT NULL,
+    number         bigint GENERATED ALWAYS AS IDENTITY,
+    recommender_id integer NOT NULL,
+    list_id        uuid NOT NULL,
+    placement      text,
+    items          text[],                  -- as PostgreSQL writes their keys
+    sources        text[],                  -- of each
+    PRIMARY KEY (shown_at, number)
+);
+
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
 -- older one is that of the restored vectors, and is the one that counts.
 CREATE TABLE secret (
@@ -259,6 +272,8 @@ SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('recommender', '');
 SELECT pg_catalog.pg_extension_config_dump('feed', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
+SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
+SELECT pg_catalog.pg_extension_config_dump('shown_log_number_seq', '');
 
 CREATE FUNCTION capture_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'capture_v1';
 COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: appends the change to the change log. Made by create_pipeline and audit; its argument is the id of recsync.source.';
@@ -311,6 +326,15 @@ COMMENT ON FUNCTION alter_recommender IS
 CREATE FUNCTION announce() RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'announce_wrapper';
 REVOKE ALL ON FUNCTION announce() FROM PUBLIC;
 COMMENT ON FUNCTION announce() IS 'Called by the install script: tells the launcher that the extension is here.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::recommend::shown::attribution::attribution
+
+CREATE FUNCTION attribution(name text DEFAULT NULL, since timestamptz DEFAULT NULL, until timestamptz DEFAULT NULL, within interval DEFAULT '7 days')
+RETURNS TABLE (recommender text, placement text, source text, shown bigint, attributable bigint, clicked bigint, converted bigint) LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'attribution_wrapper';
+COMMENT ON FUNCTION attribution(text, timestamptz, timestamptz, interval) IS
+'What has come of what log_shown has noted. name: a recommender, NULL: all that the caller may see; since, until: only what was shown from then on, before then (NULL: no limit); within: for so long after a showing an interaction counts for it. Returns a row for each recommender, placement and source (the one that has added most to the item''s score: ease, als, neighbours, interest, popular, latest; explored; rest; NULL: not given): shown, the items that were shown, each as often as it was (a showing without items counts as one); attributable, those of them of which it is known which item it was and which user''s list, so that clicked and converted are parts of these; clicked, those with whose item their user has had to do after that, with a weight above 0, within that time and before this recommender''s lists showed it to them again; converted, those of which one of these interactions counts as seen, as the recommender says. Where nothing is kept of the interactions yet these three are NULL. By the owner of the items, recsync_admin and pg_monitor. Errors: 42704 unknown recommender, 42501 for others, 22023 bad within.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -382,7 +406,7 @@ COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
 
 CREATE FUNCTION drop_recommender(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_recommender_wrapper';
 COMMENT ON FUNCTION drop_recommender(text, boolean) IS
-'Ends a recommender: its functions, what is kept for it, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
+'Ends a recommender: its functions, what is kept for it, what log_shown has noted of its lists, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -398,9 +422,17 @@ COMMENT ON FUNCTION evaluate(text, integer, text, integer, text) IS
 /* <begin connected objects> */
 -- recsync::recommend::forget::forget
 
-CREATE FUNCTION forget(name text, user_id text) RETURNS TABLE (interests bigint, factors bigint, log_changes bigint) LANGUAGE c VOLATILE STRICT ROWS 1 AS 'MODULE_PATHNAME', 'forget_wrapper';
+CREATE FUNCTION forget(name text, user_id text) RETURNS TABLE (interests bigint, factors bigint, log_changes bigint, shown bigint) LANGUAGE c VOLATILE STRICT ROWS 1 AS 'MODULE_PATHNAME', 'forget_wrapper';
 COMMENT ON FUNCTION forget(text, text) IS
-'Erases a person from what is made of interactions, and from the change log of their tables. name: a recommender; user_id: the user, as text. First delete the person''s interactions, or give them another user, and commit: forget waits until that is counted. Returns how many vectors of interests, and of factors of a model, were removed, and how many changes in the log were emptied (key and records become {}). The space that they took in the log is freed when that part of the log is, after recsync.log_retention. Errors: 42704 unknown recommender, 42501 for others than the owner of its items and recsync_admin, 55000 where there are interactions of the user yet, or the worker does not get there within 30 s, 25001 in a transaction that has changed a watched table, 25006 on a standby.';
+'Erases a person from what is made of interactions, from the change log of their tables, and from what log_shown has noted. name: a recommender; user_id: the user, as text. First delete the person''s interactions, or give them another user, and commit: forget waits until that is counted. Returns how many vectors of interests, and of factors of a model, were removed, and how many changes in the log were emptied (key and records become {}), and how many showings were removed. The space that they took in the log is freed when that part of the log is, after recsync.log_retention. Errors: 42704 unknown recommender, 42501 for others than the owner of its items and recsync_admin, 55000 where there are interactions of the user yet, or the worker does not get there within 30 s, 25001 in a transaction that has changed a watched table, 25006 on a standby.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::recommend::shown::log_shown
+
+CREATE FUNCTION log_shown(list_id uuid, placement text DEFAULT NULL, items text[] DEFAULT NULL, reasons jsonb DEFAULT NULL, shown_at timestamptz DEFAULT NULL) RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'log_shown_wrapper';
+COMMENT ON FUNCTION log_shown(uuid, text, text[], jsonb, timestamptz) IS
+'Notes what was shown of a list, for recsync.attribution: one INSERT. list_id: of the list, as recommend gave it; it says of which recommender and, without naming the user, whose the list is. placement: where, up to 100 characters; items: the keys of the items that were shown, as text, up to 10000; without them the showing is counted, but not what comes of it; an empty array notes nothing. reasons: their reasons as recommend gave them, a JSON array in the same order, by which the source of each is known. shown_at: when, now by default, and where it is later than that. Kept for recsync.shown_retention. Needs EXECUTE on <name>_recommend. Errors: 42501 without it, 42704 the recommender does not exist any more, 22023 not a list_id, or bad items, reasons or placement, 22P02 (or what the type says) an item that is no key of the items, 55000 where a table is gone, 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -637,17 +669,17 @@ END
 $comment$;
 
 CREATE FUNCTION recommend_batch(name text, users text, k integer DEFAULT 10)
-RETURNS TABLE (user_id text, item text, score double precision, rank integer) LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 1000 AS $$
+RETURNS TABLE (user_id text, item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 1000 AS $$
 BEGIN
     -- The caller's query, with the caller's rights and search_path.
     RETURN QUERY EXECUTE pg_catalog.format(
-        'SELECT u.user_id, r.item, r.score, r.rank FROM (SELECT q.user_id::pg_catalog.text FROM (%s) AS q (user_id)) u
+        'SELECT u.user_id, r.item, r.score, r.rank, r.reason, r.list_id FROM (SELECT q.user_id::pg_catalog.text FROM (%s) AS q (user_id)) u
           CROSS JOIN LATERAL @extschema@.recommend_of(%L::pg_catalog.int4, u.user_id, %L::pg_catalog.jsonb) r',
         users, @extschema@.recommender_number(name), pg_catalog.jsonb_build_object('k', k));
 END
 $$;
 COMMENT ON FUNCTION recommend_batch IS
-'Lists for many users, for mail and the like. name: a recommender; users: a query of one column, the users, which is run with the rights of the caller, as SELECT id FROM customer WHERE newsletter; k: as in recommend. Returns user_id (as text), item, score, rank: of each user as many rows as recommend gives. Needs what recommend and the query need. Errors: theirs.';
+'Lists for many users, for mail and the like. name: a recommender; users: a query of one column, the users, which is run with the rights of the caller, as SELECT id FROM customer WHERE newsletter; k: as in recommend. Returns user_id (as text), item, score, rank, reason, list_id: of each user as many rows as recommend gives. Needs what recommend and the query need. Errors: theirs.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -780,7 +812,20 @@ CREATE VIEW model WITH (security_barrier) AS
         OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW model IS 'One row a model of a recommender: when the one in service was trained, when the last training began, on how many users, items and interactions (pairs of a user and an item), the most memory that it took, in bytes, and why it has failed, if it has.';
 
-GRANT SELECT ON change_log, dead_letter, status, model TO PUBLIC;
+CREATE VIEW shown WITH (security_barrier) AS
+    WITH visible AS MATERIALIZED (
+         SELECT r.id, r.name FROM recommender r CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
+          WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE'))
+    SELECT v.name AS recommender, l.list_id, l.placement, l.shown_at, i.place::integer AS place, i.item, i.source
+      FROM visible v JOIN shown_log l ON l.recommender_id = v.id
+      LEFT JOIN LATERAL ROWS FROM (pg_catalog.unnest(l.items), pg_catalog.unnest(l.sources)) WITH ORDINALITY AS i (item, source, place) ON true;
+COMMENT ON VIEW shown IS 'What log_shown has noted, a row an item that was shown; of a showing without items one with NULLs. Readable by the owner of the recommender''s items, and recsync_admin. Kept for recsync.shown_retention.';
+
+CREATE VIEW attribution WITH (security_barrier) AS
+    SELECT recommender, placement, source, shown, attributable, clicked, converted FROM attribution();
+COMMENT ON VIEW attribution IS 'What has come of what was shown, by recommender, placement and source: the function attribution() without arguments. Readable by the owner of the recommender''s items, recsync_admin and pg_monitor.';
+
+GRANT SELECT ON change_log, dead_letter, status, model, shown, attribution TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

@@ -35,5 +35,8 @@ mod lists;
 // How good they would have been.
 mod evaluate;
 
+// What was shown of them, and what has come of it.
+pub mod shown;
+
 // A person leaves all of it.
 mod forget;

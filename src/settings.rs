@@ -26,6 +26,7 @@ static TRAINING_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static LOG_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static KNOWN_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
+static SHOWN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(35 * 24 * 60);
 static ADOPT_ROLE: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines every setting and reserves the prefix, so that a misspelt one is refused.
@@ -152,6 +153,16 @@ pub fn register() {
         GucContext::Sighup,
         GucFlags::UNIT_MB,
     );
+    GucRegistry::define_int_guc(
+        c"recsync.shown_retention",
+        c"How long what was shown is kept, of all that log_shown has noted.",
+        c"35 days by default: a comparison of two recommenders for four weeks, and the week in which the last that was shown is bought.",
+        &SHOWN_RETENTION,
+        0,
+        i32::MAX / 60,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
+    );
     GucRegistry::define_bool_guc(
         c"recsync.adopt_role",
         c"Whether CREATE EXTENSION may use a role recsync_admin that was there before it and has members.",
@@ -214,6 +225,10 @@ pub fn log_max_size() -> i64 {
 /// In bytes.
 pub fn known_text_size() -> i64 {
     i64::from(KNOWN_TEXT_SIZE.get()) * 1024 * 1024
+}
+
+pub fn shown_retention() -> Duration {
+    Duration::from_secs(60 * u64::from(SHOWN_RETENTION.get().unsigned_abs()))
 }
 
 /// Where keys may come from and requests may go: a copy that threads can own.

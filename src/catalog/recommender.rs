@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 use serde::Deserialize;
 
 // create_recommender.
-mod create;
+pub mod create;
 
 // Columns found from foreign keys, types and names.
 mod columns;

@@ -141,6 +141,19 @@ CREATE VIEW member AS
      UNION ALL
     SELECT id, recommender_id, source_id, used_columns, user_expression, item_expression, at_expression, weight, seen FROM feed;
 
+-- What log_shown has noted, a row a showing. Whose it was is in the list_id, by a keyed hash. There is no foreign key:
+-- a showing waits for nobody who alters the recommender.
+CREATE TABLE shown_log (
+    shown_at       timestamptz NOT NULL,
+    number         bigint GENERATED ALWAYS AS IDENTITY,
+    recommender_id integer NOT NULL,
+    list_id        uuid NOT NULL,
+    placement      text,
+    items          text[],                  -- as PostgreSQL writes their keys
+    sources        text[],                  -- of each
+    PRIMARY KEY (shown_at, number)
+);
+
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
 -- older one is that of the restored vectors, and is the one that counts.
 CREATE TABLE secret (
@@ -248,6 +261,8 @@ SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('recommender', '');
 SELECT pg_catalog.pg_extension_config_dump('feed', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
+SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
+SELECT pg_catalog.pg_extension_config_dump('shown_log_number_seq', '');
 
 CREATE FUNCTION capture_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'capture_v1';
 COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: appends the change to the change log. Made by create_pipeline and audit; its argument is the id of recsync.source.';

@@ -90,7 +90,20 @@ CREATE VIEW model WITH (security_barrier) AS
         OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW model IS 'One row a model of a recommender: when the one in service was trained, when the last training began, on how many users, items and interactions (pairs of a user and an item), the most memory that it took, in bytes, and why it has failed, if it has.';
 
-GRANT SELECT ON change_log, dead_letter, status, model TO PUBLIC;
+CREATE VIEW shown WITH (security_barrier) AS
+    WITH visible AS MATERIALIZED (
+         SELECT r.id, r.name FROM recommender r CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
+          WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE'))
+    SELECT v.name AS recommender, l.list_id, l.placement, l.shown_at, i.place::integer AS place, i.item, i.source
+      FROM visible v JOIN shown_log l ON l.recommender_id = v.id
+      LEFT JOIN LATERAL ROWS FROM (pg_catalog.unnest(l.items), pg_catalog.unnest(l.sources)) WITH ORDINALITY AS i (item, source, place) ON true;
+COMMENT ON VIEW shown IS 'What log_shown has noted, a row an item that was shown; of a showing without items one with NULLs. Readable by the owner of the recommender''s items, and recsync_admin. Kept for recsync.shown_retention.';
+
+CREATE VIEW attribution WITH (security_barrier) AS
+    SELECT recommender, placement, source, shown, attributable, clicked, converted FROM attribution();
+COMMENT ON VIEW attribution IS 'What has come of what was shown, by recommender, placement and source: the function attribution() without arguments. Readable by the owner of the recommender''s items, recsync_admin and pg_monitor.';
+
+GRANT SELECT ON change_log, dead_letter, status, model, shown, attribution TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

@@ -1,4 +1,4 @@
-//! forget: a person leaves what is made of their interactions, and the change log.
+//! forget: a person leaves what is made of their interactions, the change log, and what was shown to them.
 //!
 //! It never touches a row of the interactions, which are the user's: it refuses while there are any, since what is made
 //! of them would come back.
@@ -7,6 +7,8 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::time::Duration;
 
+use super::lists::list_id::whose;
+use super::shown;
 use crate::capture::json::KEY_SETTINGS;
 use crate::catalog::names::{literal, resolve, select_one};
 use crate::catalog::recommender::{Recommender, by_id, find, models, require_owner, tables};
@@ -32,9 +34,9 @@ struct Change {
 }
 
 #[pg_extern(sql = r#"
-CREATE FUNCTION forget(name text, user_id text) RETURNS TABLE (interests bigint, factors bigint, log_changes bigint) LANGUAGE c VOLATILE STRICT ROWS 1 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+CREATE FUNCTION forget(name text, user_id text) RETURNS TABLE (interests bigint, factors bigint, log_changes bigint, shown bigint) LANGUAGE c VOLATILE STRICT ROWS 1 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION forget(text, text) IS
-'Erases a person from what is made of interactions, and from the change log of their tables. name: a recommender; user_id: the user, as text. First delete the person''s interactions, or give them another user, and commit: forget waits until that is counted. Returns how many vectors of interests, and of factors of a model, were removed, and how many changes in the log were emptied (key and records become {}). The space that they took in the log is freed when that part of the log is, after recsync.log_retention. Errors: 42704 unknown recommender, 42501 for others than the owner of its items and recsync_admin, 55000 where there are interactions of the user yet, or the worker does not get there within 30 s, 25001 in a transaction that has changed a watched table, 25006 on a standby.';
+'Erases a person from what is made of interactions, from the change log of their tables, and from what log_shown has noted. name: a recommender; user_id: the user, as text. First delete the person''s interactions, or give them another user, and commit: forget waits until that is counted. Returns how many vectors of interests, and of factors of a model, were removed, and how many changes in the log were emptied (key and records become {}), and how many showings were removed. The space that they took in the log is freed when that part of the log is, after recsync.log_retention. Errors: 42704 unknown recommender, 42501 for others than the owner of its items and recsync_admin, 55000 where there are interactions of the user yet, or the worker does not get there within 30 s, 25001 in a transaction that has changed a watched table, 25006 on a standby.';
 "#)]
 fn forget(
     name: &str,
@@ -45,13 +47,14 @@ fn forget(
         name!(interests, i64),
         name!(factors, i64),
         name!(log_changes, i64),
+        name!(shown, i64),
     ),
 > {
     let counts = erase(name, user_id).or_report();
     TableIterator::once(counts)
 }
 
-fn erase(name: &str, user: &str) -> Result<(i64, i64, i64)> {
+fn erase(name: &str, user: &str) -> Result<(i64, i64, i64, i64)> {
     let recommender = find(name)?;
     require_owner(&recommender)?;
     if !wait::is_settled(&recommender.name, PATIENCE)? {
@@ -73,7 +76,7 @@ fn still_there(recommender: &Recommender, reason: impl Into<String>) -> Error {
     }
 }
 
-fn erase_now(recommender: &Recommender, user: &str) -> Result<(i64, i64, i64)> {
+fn erase_now(recommender: &Recommender, user: &str) -> Result<(i64, i64, i64, i64)> {
     let (id, key) = (recommender.of, recommender.user_key()?);
     let (equals, kind) = (&key.equals, &key.type_name);
     let mut changes = 0;
@@ -114,7 +117,10 @@ fn erase_now(recommender: &Recommender, user: &str) -> Result<(i64, i64, i64)> {
             changes += erase_from_log(&member, &written)?;
         }
     }
-    Ok((interests, factors, changes))
+    let whose = whose(recommender, user)?;
+    let _as = As::extension();
+    let shown = shown::remove(id, Some(&whose))?;
+    Ok((interests, factors, changes, shown))
 }
 
 /// Changes of the person's rows: those whose user is theirs by what is logged of the row, before or after.

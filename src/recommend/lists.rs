@@ -15,6 +15,9 @@ mod functions;
 // What is asked for.
 pub(super) mod question;
 
+// What a list is called.
+pub(super) mod list_id;
+
 // What is asked as the owner.
 pub(super) mod statements;
 
@@ -50,6 +53,7 @@ use crate::error::{Error, Result};
 use crate::store::vector::Numbers;
 use content::Near;
 use diversity::Spread;
+use list_id::ListId;
 use question::Question;
 use selection::{Offer, Selection};
 use sieve::{Candidate, Sieve};
@@ -63,7 +67,7 @@ fn recommended(
     question: &Question,
 ) -> Result<Recommended> {
     require_rights(recommender, Kind::Recommend)?;
-    let list = question.list_id(recommender, user);
+    let list = ListId::of(recommender, user, question)?;
     let session = question.session();
     let interest = interest::of_user(recommender, user, &session)?;
     let near = Near::of(recommender, question)?.filter(|_| interest.is_some());
@@ -82,7 +86,7 @@ fn recommended(
             "Make the recommender with text and server, or with a pipeline as its items; max_per needs no vectors.",
         ));
     }
-    let explore = (question.explore > 0.0).then(|| seed_of(&list));
+    let explore = (question.explore > 0.0).then(|| list.seed());
     let mut found = list_with(
         recommender,
         question,
@@ -101,17 +105,10 @@ fn recommended(
             candidate.score,
             rank,
             JsonB(candidate.reason),
-            list,
+            list.uuid(),
         )
     });
     Ok(TableIterator::new(ranked))
-}
-
-/// Two lists are tried out with different items, one always with the same.
-fn seed_of(list: &Uuid) -> i64 {
-    let mut seed = [0; 8];
-    seed.copy_from_slice(&list.as_bytes()[..8]);
-    i64::from_ne_bytes(seed)
 }
 
 fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed> {

@@ -275,6 +275,7 @@ impl Leader {
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
         self.move_checkpoint()?;
+        self.checkpoint.sweep_shown();
         if known::is_full(self.database) {
             let _ = transaction(|| known::rotate(self.database)); // a lock that somebody holds: another time
         }
@@ -388,6 +389,7 @@ impl Leader {
             wait = wait.min(at.saturating_duration_since(now) + TICK);
         }
         wait = wait.min(self.checkpoint.next_rotation());
+        wait = wait.min(self.checkpoint.next_sweep_of_shown());
         wait = wait.min(self.writers.next_end().unwrap_or(wait));
         wait = wait.min(self.keeps_on().unwrap_or(wait));
         if !self.queue.is_empty() {

@@ -230,6 +230,7 @@ impl Leader {
         for running in self.pipelines.values_mut().filter_map(State::running) {
             running.calendar.forget();
         }
+        self.checkpoint.hasten_sweep_of_shown();
         self.database.catalog_changed.store(true, SeqCst);
     }
 

@@ -14,6 +14,7 @@ use crate::dispatch::queue::Ticket;
 use crate::dispatch::read::{BY_INDEX, current_snapshot};
 use crate::dispatch::snapshot::Snapshot;
 use crate::error::{Error, Result};
+use crate::recommend::shown;
 use crate::settings;
 use crate::shared::{Database, LOG_TABLES};
 
@@ -42,6 +43,8 @@ pub struct Checkpoint {
     /// Since it was last looked at: it is looked at before long.
     pub log_has_grown: bool,
     looked_at_log: Instant,
+    /// When what was shown is looked at for what is too old.
+    sweeps_shown_at: Instant,
 }
 
 /// Bytes of a log table from the first row on that the checkpoint `$1` has not seen.
@@ -91,6 +94,7 @@ pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
         has_changes: false,
         log_has_grown: false,
         looked_at_log: Instant::now(),
+        sweeps_shown_at: Instant::now(),
     };
     let from = checkpoint.snapshot.clone();
     Ok((checkpoint, from))
@@ -190,6 +194,36 @@ impl Checkpoint {
         self.looked_at_log = Instant::now();
         self.log_has_grown = false;
         transaction(sizes).is_ok_and(|sizes| sizes.iter().any(|size| *size > 0))
+    }
+
+    /// What was shown too long ago goes, some at a time.
+    pub fn sweep_shown(&mut self) {
+        if !self.next_sweep_of_shown().is_zero() {
+            return;
+        }
+        let swept = transaction(|| {
+            Spi::run("SET LOCAL lock_timeout = '50ms'")?;
+            // A crash leaves them for the next time.
+            Spi::run("SET LOCAL synchronous_commit = off")?;
+            shown::sweep(settings::shown_retention())
+        });
+        // A failure is a lock that somebody holds: another time.
+        let pause = match swept {
+            Ok(true) => BUSY_ROTATION,
+            Ok(false) | Err(_) => ROTATION,
+        };
+        self.sweeps_shown_at = Instant::now() + pause;
+    }
+
+    /// In how long that is looked at.
+    pub fn next_sweep_of_shown(&self) -> Duration {
+        self.sweeps_shown_at
+            .saturating_duration_since(Instant::now())
+    }
+
+    /// It is looked at now: the settings may be others.
+    pub fn hasten_sweep_of_shown(&mut self) {
+        self.sweeps_shown_at = Instant::now();
     }
 
     /// In how long the log is looked at.

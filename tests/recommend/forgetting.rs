@@ -44,14 +44,22 @@ fn a_person_leaves_every_table_and_the_log() {
     ));
     db.settle("shop");
     assert!(found(&mut db, "the hiker").len() > 4);
-    let forget =
-        format!("SELECT interests, factors, log_changes FROM recsync.forget('shop', '{person}')");
+    let forget = format!(
+        "SELECT interests, factors, log_changes, shown FROM recsync.forget('shop', '{person}')"
+    );
     let error = db.refused(&forget);
     assert_eq!(error.code().code(), "55000");
     assert!(
         error.message().ends_with("3 rows of public.visit"),
         "{error:?}"
     );
+    let list: String = db.one(&format!(
+        "SELECT list_id::text FROM shop_recommend('{person}', k => 1)"
+    ));
+    db.run(&format!(
+        "SELECT recsync.log_shown('{list}', 'home', '{{5}}')"
+    ));
+    assert_eq!(found(&mut db, &list).len(), 2);
     let others: Vec<String> = db.column(
         "SELECT l::text FROM recsync.change_log l WHERE concat(record_key, old_record, record) LIKE '%bob%' ORDER BY 1",
     );
@@ -60,6 +68,8 @@ fn a_person_leaves_every_table_and_the_log() {
     let (interests, log_changes): (i64, i64) = (row.get(0), row.get(2));
     assert!(interests <= 1); // gone with the interactions, as the worker is fast
     assert_eq!(log_changes, 6); // two inserted, one taken over, three deleted
+    assert_eq!(row.get::<_, i64>(3), 1);
+    assert_eq!(found(&mut db, &list), Vec::<String>::new());
     // What others have written of them is theirs: here, a note of bob's.
     let left = found(&mut db, "the hiker");
     assert!(

@@ -17,6 +17,9 @@ mod declaring;
 /// forget: a person leaves.
 mod forgetting;
 
+/// log_shown, attribution: what was shown, and what has come of it.
+mod shown;
+
 /// add_interactions: several tables of interactions.
 mod feeding;
 

@@ -64,6 +64,7 @@ fn invariant_13_operators_in_the_callers_search_path_run_as_nobody_else_and_give
         "recsync.rank('public.shop', 'ann', '{1}'::text[])",
         "recsync.pause('public.shop')",
         "recsync.forget('public.shop', 'ann')",
+        "recsync.attribution('public.shop')",
         "recsync.alter_recommender('public.shop', history => 3)",
         "recsync.drop_recommender('public.shop')",
         "recsync.create_recommender('mine', 'public.product', 'public.event')",

@@ -11,11 +11,12 @@ use crate::catalog::pipeline;
 use crate::catalog::rights::As;
 use crate::catalog::watch::{release, table_owner};
 use crate::error::{Error, OrReport, Result};
+use crate::recommend::shown;
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION drop_recommender(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION drop_recommender(text, boolean) IS
-'Ends a recommender: its functions, what is kept for it, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
+'Ends a recommender: its functions, what is kept for it, what log_shown has noted of its lists, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
 "#)]
 fn drop_recommender(name: &str, if_exists: bool) {
     (|| -> Result<()> {
@@ -46,6 +47,11 @@ fn drop_recommender(name: &str, if_exists: bool) {
 
 /// Everything of the recommender's but the triggers on the interactions that it was created with.
 pub fn end(recommender: &Recommender) -> Result<()> {
+    // There may be many, and no table of the worker's is locked yet.
+    {
+        let _as = As::extension();
+        shown::remove(recommender.id, None)?;
+    }
     for feed in feeds::of(recommender)? {
         feeds::end(&feed)?;
     }

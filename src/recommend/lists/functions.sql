@@ -51,14 +51,14 @@ END
 $comment$;
 
 CREATE FUNCTION recommend_batch(name text, users text, k integer DEFAULT 10)
-RETURNS TABLE (user_id text, item text, score double precision, rank integer) LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 1000 AS $$
+RETURNS TABLE (user_id text, item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 1000 AS $$
 BEGIN
     -- The caller's query, with the caller's rights and search_path.
     RETURN QUERY EXECUTE pg_catalog.format(
-        'SELECT u.user_id, r.item, r.score, r.rank FROM (SELECT q.user_id::pg_catalog.text FROM (%s) AS q (user_id)) u
+        'SELECT u.user_id, r.item, r.score, r.rank, r.reason, r.list_id FROM (SELECT q.user_id::pg_catalog.text FROM (%s) AS q (user_id)) u
           CROSS JOIN LATERAL @extschema@.recommend_of(%L::pg_catalog.int4, u.user_id, %L::pg_catalog.jsonb) r',
         users, @extschema@.recommender_number(name), pg_catalog.jsonb_build_object('k', k));
 END
 $$;
 COMMENT ON FUNCTION recommend_batch IS
-'Lists for many users, for mail and the like. name: a recommender; users: a query of one column, the users, which is run with the rights of the caller, as SELECT id FROM customer WHERE newsletter; k: as in recommend. Returns user_id (as text), item, score, rank: of each user as many rows as recommend gives. Needs what recommend and the query need. Errors: theirs.';
+'Lists for many users, for mail and the like. name: a recommender; users: a query of one column, the users, which is run with the rights of the caller, as SELECT id FROM customer WHERE newsletter; k: as in recommend. Returns user_id (as text), item, score, rank, reason, list_id: of each user as many rows as recommend gives. Needs what recommend and the query need. Errors: theirs.';

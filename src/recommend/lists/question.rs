@@ -4,13 +4,10 @@
 //! (catalog/recommender/functions.rs). It comes as JSON, so that typed functions that were made before it was one go on.
 //! It never holds whose list it is.
 
-use pgrx::datum::Uuid;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
-use crate::catalog::recommender::Recommender;
 use crate::error::{Error, Result};
 
 #[derive(Deserialize, Serialize)]
@@ -132,24 +129,5 @@ impl Question {
     /// Keys of the items of the session, as text.
     pub fn session(&self) -> Vec<String> {
         self.session_items.iter().flatten().cloned().collect()
-    }
-
-    /// The same for the same recommender, generation, user and arguments; for each page of a list.
-    pub fn list_id(&self, recommender: &Recommender, user: Option<&str>) -> Uuid {
-        let asked = json!([
-            recommender.id,
-            recommender.backfill_round,
-            recommender.trained_us,
-            user,
-            self
-        ]);
-        let mut bytes = [0; 16];
-        for (byte, from) in bytes.iter_mut().zip(Sha256::digest(asked.to_string())) {
-            *byte = from;
-        }
-        // A UUID of a form of one's own: version 8 of RFC 9562.
-        bytes[6] = bytes[6] & 0x0f | 0x80;
-        bytes[8] = bytes[8] & 0x3f | 0x80;
-        Uuid::from_bytes(bytes)
     }
 }

@@ -3,6 +3,8 @@
 //! It never holds a value of a caller's but numbers: $1 is the user or item, $2 the items of the session, $3 whether what
 //! was seen is left out, $4 the vector of the user's interests, $5 what has been looked at, or what chance begins with.
 
+use serde_json::Value;
+
 use super::content::{Near, nearest};
 use super::learnt;
 use crate::catalog::recommender::{Recommender, tables};
@@ -34,6 +36,23 @@ const BECAUSE: usize = 3;
 pub fn share(source: &str, place: u64) -> Option<f64> {
     let (_, weight) = WEIGHTS.iter().find(|(name, _)| *name == source)?;
     Some(weight / (FUSION + place as f64))
+}
+
+/// The source that has added most to the score of an item, by its reason; of an item that was tried out, or is of the
+/// rest, that. `None`: the reason names none.
+pub fn main_source(reason: &Value) -> Option<&'static str> {
+    const APART: [&str; 2] = ["explored", "rest"];
+    let reason = reason.as_object()?;
+    let apart = APART
+        .into_iter()
+        .find(|source| reason.contains_key(*source));
+    let shares = WEIGHTS.iter().filter_map(|(source, _)| {
+        let place = reason.get(*source)?.as_u64()?;
+        Some((*source, share(source, place)?))
+    });
+    // The first of those that have added the same.
+    let most = shares.reduce(|most, other| if other.1 > most.1 { other } else { most });
+    apart.or(most.map(|(source, _)| source))
 }
 
 /// What candidates of a recommender may come from.
