@@ -29,6 +29,17 @@ const IN_ORDER: &[(&CStr, &CStr)] = &[
 ];
 const EACH_TIME: &[(&CStr, &CStr)] = &[(c"plan_cache_mode", c"force_custom_plan")];
 
+/// How a statement that a session keeps finds its rows.
+#[derive(Clone, Copy)]
+pub enum Finds {
+    /// By keys and indexes.
+    ByKey,
+    /// The same, and it is read as far as is needed.
+    InOrder,
+    /// As is best for the values that it is given and the tables as they are: it is planned each time.
+    AsGiven,
+}
+
 /// Texts that a session keeps plans of.
 const MOST_KEPT: usize = 200;
 
@@ -48,9 +59,8 @@ impl Statement {
         Statement::with(text, BY_KEY)
     }
 
-    /// The one of this text in this session, which finds its rows by keys and indexes; `in_order`: it is read as far as
-    /// is needed.
-    pub fn kept(text: &str, in_order: bool) -> Rc<Statement> {
+    /// The one of this text in this session.
+    pub fn kept(text: &str, finds: Finds) -> Rc<Statement> {
         thread_local! {
             static KEPT: RefCell<HashMap<String, Rc<Statement>>> = RefCell::default();
         }
@@ -61,7 +71,11 @@ impl Statement {
             if kept.len() >= MOST_KEPT {
                 kept.clear(); // the next ones are planned again
             }
-            let settings = if in_order { IN_ORDER } else { BY_KEY };
+            let settings = match finds {
+                Finds::ByKey => BY_KEY,
+                Finds::InOrder => IN_ORDER,
+                Finds::AsGiven => EACH_TIME,
+            };
             let statement = Rc::new(Statement::with(text, settings));
             kept.insert(text.to_owned(), Rc::clone(&statement));
             statement

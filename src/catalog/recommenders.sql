@@ -45,5 +45,5 @@ SELECT pg_catalog.jsonb_build_object(
                         FROM pg_catalog.unnest(COALESCE(r.collaborative, '{ease}')) AS wanted (model)
                         LEFT JOIN recsync.trained_model t ON t.recommender_id = r.id AND t.model = wanted.model
                        WHERE wanted.model <> 'item_knn') tr
- WHERE $1 IS NULL OR m.id = $1
+ WHERE {which}
  ORDER BY m.id

@@ -30,7 +30,7 @@ extension_sql_file!(
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION recommend_of(recommender integer, user_id text, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION recommend_of(integer, text, jsonb) IS 'recommend() by the recommender''s number, its other arguments as a JSON object: for <name>_recommend.';
 "#)]
 fn recommend_of(
@@ -54,7 +54,7 @@ fn recommend_of(
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION similar_of(recommender integer, item_id text, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION similar_of(integer, text, jsonb) IS 'similar() by the recommender''s number, its other arguments as a JSON object: for <name>_similar.';
 "#)]
 fn similar_of(
@@ -69,7 +69,7 @@ fn similar_of(
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION similar_by_name(name text, item_id text, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION similar_by_name(text, text, jsonb) IS 'similar() by the name of a recommender or a pipeline, its other arguments as a JSON object.';
 "#)]
 fn similar_by_name(
@@ -95,7 +95,7 @@ fn similar_in(name: &str, item: Option<&str>, asked: Option<JsonB>) -> Result<Li
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION popular_of(recommender integer, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION popular_of(integer, jsonb) IS 'popular() by the recommender''s number, its arguments as a JSON object: for <name>_popular.';
 "#)]
 fn popular_of(
@@ -109,7 +109,7 @@ fn popular_of(
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION rank_of(recommender integer, user_id text, candidates text[])
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION rank_of(integer, text, text[]) IS 'rank() by the recommender''s number.';
 "#)]
 fn rank_of(
@@ -124,7 +124,7 @@ fn rank_of(
 }
 
 #[pg_extern(sql = r#"
-CREATE FUNCTION recommender_number(name text) RETURNS integer LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+CREATE FUNCTION recommender_number(name text) RETURNS integer LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION recommender_number(text) IS 'The number of the recommender that a name means, for recommend, similar and popular. Errors: 42704 where there is none.';
 "#)]
 fn recommender_number(name: Option<&str>) -> i32 {
