@@ -27,6 +27,11 @@ const IN_ORDER: &[(&CStr, &CStr)] = &[
     (c"enable_mergejoin", c"off"),
     (c"enable_sort", c"off"),
 ];
+/// The values that a kept one is given do not say how it is planned.
+const ONCE: (&CStr, &CStr) = (c"plan_cache_mode", c"force_generic_plan");
+const KEPT_BY_KEY: &[(&CStr, &CStr)] = &[BY_KEY[0], BY_KEY[1], BY_KEY[2], ONCE];
+const KEPT_IN_ORDER: &[(&CStr, &CStr)] =
+    &[IN_ORDER[0], IN_ORDER[1], IN_ORDER[2], IN_ORDER[3], ONCE];
 const EACH_TIME: &[(&CStr, &CStr)] = &[(c"plan_cache_mode", c"force_custom_plan")];
 
 /// How a statement that a session keeps finds its rows.
@@ -54,6 +59,11 @@ impl Statement {
         Statement::with(text, &[])
     }
 
+    /// One that is planned alike whatever it is given.
+    pub fn planned_once(text: impl Into<String>) -> Statement {
+        Statement::with(text, &[ONCE])
+    }
+
     /// One that finds its rows by keys that it is given, a few hundred of them at the most.
     pub fn by_key(text: impl Into<String>) -> Statement {
         Statement::with(text, BY_KEY)
@@ -72,8 +82,8 @@ impl Statement {
                 kept.clear(); // the next ones are planned again
             }
             let settings = match finds {
-                Finds::ByKey => BY_KEY,
-                Finds::InOrder => IN_ORDER,
+                Finds::ByKey => KEPT_BY_KEY,
+                Finds::InOrder => KEPT_IN_ORDER,
                 Finds::AsGiven => EACH_TIME,
             };
             let statement = Rc::new(Statement::with(text, settings));

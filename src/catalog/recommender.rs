@@ -337,7 +337,7 @@ fn names_of(name: &str) -> Result<Vec<String>> {
 
 fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
     fn loading(which: &str) -> Statement {
-        Statement::new(
+        Statement::planned_once(
             LOAD.replace("{which}", which)
                 .replace("{vectors}", embedding::LOAD)
                 .replace("{item_keys}", &keys_sql("r.items", PRIMARY, "'item_id'", "''"))
@@ -352,7 +352,6 @@ fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
     }
     thread_local! {
         static ALL: Statement = loading("true");
-        // With no more to it, its plan is made once.
         static ONE: Statement = loading("m.id = $1");
     }
     let _canonical = names::Canonical::begin();

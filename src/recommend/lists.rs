@@ -12,6 +12,9 @@ use serde_json::json;
 // The functions themselves.
 mod functions;
 
+// What all lists of a statement have in common.
+mod once;
+
 // What is asked for.
 pub(super) mod question;
 
@@ -162,11 +165,13 @@ fn numbered(
 
 /// Refuses unless the caller may ask, and there is something to ask.
 fn require_rights(recommender: &Recommender, kind: Kind) -> Result<()> {
-    require_execute(recommender, kind)?;
-    if recommender.items_oid() == pg_sys::InvalidOid {
-        return Err(recommender.broken(format!("table {} does not exist", recommender.items)));
-    }
-    require_select(&[&recommender.items])
+    once::require(recommender, kind, || {
+        require_execute(recommender, kind)?;
+        if recommender.items_oid() == pg_sys::InvalidOid {
+            return Err(recommender.broken(format!("table {} does not exist", recommender.items)));
+        }
+        require_select(&[&recommender.items])
+    })
 }
 
 /// The page of the candidates that pass: of `first`, then of `rests`, which are given those of the first in vain.

@@ -12,7 +12,7 @@ use crate::catalog::rights::{As, in_catalog};
 use crate::error::{Error, Result};
 
 /// What a typed function does.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub enum Kind {
     Recommend,
     Similar,

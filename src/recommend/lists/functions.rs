@@ -1,17 +1,20 @@
 //! The lists as SQL functions, by a recommender's number; those by its name are made of them in functions.sql.
 //!
-//! They never take arguments one by one: see [`Question`].
+//! They only read, and what they set they set for themselves, which parallel workers may, too. They never take arguments
+//! one by one: see [`Question`].
 
 use pgrx::JsonB;
 use pgrx::datum::Uuid;
 use pgrx::prelude::*;
+use std::rc::Rc;
 
+use super::once;
 use super::question::Question;
 use super::rank::ranked_for;
 use super::similar::{require_content, similar_to};
 use super::{Listed, most_popular, recommended};
 use crate::catalog::pipeline;
-use crate::catalog::recommender::{Recommender, by_id, find, number};
+use crate::catalog::recommender::{Recommender, find, number};
 use crate::error::{Error, OrReport, Result};
 use crate::recommend::search;
 
@@ -131,9 +134,8 @@ fn recommender_number(name: Option<&str>) -> i32 {
     number(name.unwrap_or_default()).or_report()
 }
 
-fn asked_of(recommender: Option<i32>, asked: Option<JsonB>) -> Result<(Recommender, Question)> {
-    let id = recommender.unwrap_or_default();
-    let found = by_id(id)?.ok_or_else(|| Error::NoSuchRecommender(id.to_string()))?;
+fn asked_of(recommender: Option<i32>, asked: Option<JsonB>) -> Result<(Rc<Recommender>, Question)> {
+    let found = once::recommender(recommender.unwrap_or_default())?;
     Ok((found, question(asked)?))
 }
 
