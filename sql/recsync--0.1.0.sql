@@ -456,7 +456,7 @@ COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline or recommender
 -- recsync::recommend::lists::functions::popular_of
 
 CREATE FUNCTION popular_of(recommender integer, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'popular_of_wrapper';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'popular_of_wrapper';
 COMMENT ON FUNCTION popular_of(integer, jsonb) IS 'popular() by the recommender''s number, its arguments as a JSON object: for <name>_popular.';
 /* </end connected objects> */
 
@@ -504,7 +504,7 @@ COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
 -- recsync::recommend::lists::functions::rank_of
 
 CREATE FUNCTION rank_of(recommender integer, user_id text, candidates text[])
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'rank_of_wrapper';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'rank_of_wrapper';
 COMMENT ON FUNCTION rank_of(integer, text, text[]) IS 'rank() by the recommender''s number.';
 /* </end connected objects> */
 
@@ -512,14 +512,14 @@ COMMENT ON FUNCTION rank_of(integer, text, text[]) IS 'rank() by the recommender
 -- recsync::recommend::lists::functions::recommend_of
 
 CREATE FUNCTION recommend_of(recommender integer, user_id text, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'recommend_of_wrapper';
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'recommend_of_wrapper';
 COMMENT ON FUNCTION recommend_of(integer, text, jsonb) IS 'recommend() by the recommender''s number, its other arguments as a JSON object: for <name>_recommend.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
 -- recsync::recommend::lists::functions::recommender_number
 
-CREATE FUNCTION recommender_number(name text) RETURNS integer LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'recommender_number_wrapper';
+CREATE FUNCTION recommender_number(name text) RETURNS integer LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', 'recommender_number_wrapper';
 COMMENT ON FUNCTION recommender_number(text) IS 'The number of the recommender that a name means, for recommend, similar and popular. Errors: 42704 where there is none.';
 /* </end connected objects> */
 
@@ -595,7 +595,7 @@ COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
 -- recsync::recommend::lists::functions::similar_by_name
 
 CREATE FUNCTION similar_by_name(name text, item_id text, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'similar_by_name_wrapper';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'similar_by_name_wrapper';
 COMMENT ON FUNCTION similar_by_name(text, text, jsonb) IS 'similar() by the name of a recommender or a pipeline, its other arguments as a JSON object.';
 /* </end connected objects> */
 
@@ -603,7 +603,7 @@ COMMENT ON FUNCTION similar_by_name(text, text, jsonb) IS 'similar() by the name
 -- recsync::recommend::lists::functions::similar_of
 
 CREATE FUNCTION similar_of(recommender integer, item_id text, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', 'similar_of_wrapper';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', 'similar_of_wrapper';
 COMMENT ON FUNCTION similar_of(integer, text, jsonb) IS 'similar() by the recommender''s number, its other arguments as a JSON object: for <name>_similar.';
 /* </end connected objects> */
 
@@ -627,16 +627,16 @@ BEGIN
         EXECUTE format($sql$
 CREATE FUNCTION @extschema@.recommend(name text, user_id %1$s%2$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true,
     diversity double precision DEFAULT 0, max_per jsonb DEFAULT NULL, explore double precision DEFAULT 0, skip integer DEFAULT 0, session_items text[] DEFAULT NULL, explain boolean DEFAULT false)
-RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL SAFE COST 10000 ROWS 10 AS $$
 SELECT r.item, r.score, r.rank, r.reason, r.list_id
   FROM @extschema@.recommend_of(@extschema@.recommender_number($1), $2::pg_catalog.text, pg_catalog.jsonb_build_object(
        'k', $3, 'filter', $4, 'exclude_seen', $5, 'diversity', $6, 'max_per', $7, 'explore', $8, 'skip', $9, 'session_items', $10, 'explain', $11)) r $$;
 CREATE FUNCTION @extschema@."similar"(name text, item_id %1$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, by text DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL SAFE COST 10000 ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
   FROM @extschema@.similar_by_name($1, $2::pg_catalog.text, pg_catalog.jsonb_build_object('k', $3, 'filter', $4, 'by', $5)) r $$;
 CREATE FUNCTION @extschema@.rank(name text, user_id %1$s, candidates text[])
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL SAFE COST 10000 ROWS 10 AS $$
 SELECT r.item, r.score, r.rank FROM @extschema@.rank_of(@extschema@.recommender_number($1), $2::pg_catalog.text, $3) r $$;
 $sql$, key, CASE WHEN key = 'text' THEN ' DEFAULT NULL' ELSE '' END);
     END LOOP;
@@ -644,7 +644,7 @@ END
 $make$;
 
 CREATE FUNCTION popular(name text, k integer DEFAULT 10, since interval DEFAULT NULL, filter jsonb DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL SAFE COST 10000 ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
   FROM @extschema@.popular_of(@extschema@.recommender_number($1), pg_catalog.jsonb_build_object(
        'k', $2, 'since', extract(epoch FROM $3)::pg_catalog.float8, 'filter', $4)) r $$;

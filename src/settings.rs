@@ -116,7 +116,7 @@ pub fn register() {
     GucRegistry::define_int_guc(
         c"recsync.training_memory",
         c"How much memory training a recommender's model may take: one is trained at a time in the cluster.",
-        c"1 GB by default: ease of some 11,000 items, on a machine that has a few. A model that would need more is not trained, and says so.",
+        c"1 GB by default: ease of some 10,800 items, on a machine that has a few. A model that would need more is not trained, and says so.",
         &TRAINING_MEMORY,
         1,
         i32::MAX,

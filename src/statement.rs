@@ -27,7 +27,23 @@ const IN_ORDER: &[(&CStr, &CStr)] = &[
     (c"enable_mergejoin", c"off"),
     (c"enable_sort", c"off"),
 ];
+/// The values that a kept one is given do not say how it is planned.
+const ONCE: (&CStr, &CStr) = (c"plan_cache_mode", c"force_generic_plan");
+const KEPT_BY_KEY: &[(&CStr, &CStr)] = &[BY_KEY[0], BY_KEY[1], BY_KEY[2], ONCE];
+const KEPT_IN_ORDER: &[(&CStr, &CStr)] =
+    &[IN_ORDER[0], IN_ORDER[1], IN_ORDER[2], IN_ORDER[3], ONCE];
 const EACH_TIME: &[(&CStr, &CStr)] = &[(c"plan_cache_mode", c"force_custom_plan")];
+
+/// How a statement that a session keeps finds its rows.
+#[derive(Clone, Copy)]
+pub enum Finds {
+    /// By keys and indexes.
+    ByKey,
+    /// The same, and it is read as far as is needed.
+    InOrder,
+    /// As is best for the values that it is given and the tables as they are: it is planned each time.
+    AsGiven,
+}
 
 /// Texts that a session keeps plans of.
 const MOST_KEPT: usize = 200;
@@ -43,14 +59,18 @@ impl Statement {
         Statement::with(text, &[])
     }
 
+    /// One that is planned alike whatever it is given.
+    pub fn planned_once(text: impl Into<String>) -> Statement {
+        Statement::with(text, &[ONCE])
+    }
+
     /// One that finds its rows by keys that it is given, a few hundred of them at the most.
     pub fn by_key(text: impl Into<String>) -> Statement {
         Statement::with(text, BY_KEY)
     }
 
-    /// The one of this text in this session, which finds its rows by keys and indexes; `in_order`: it is read as far as
-    /// is needed.
-    pub fn kept(text: &str, in_order: bool) -> Rc<Statement> {
+    /// The one of this text in this session.
+    pub fn kept(text: &str, finds: Finds) -> Rc<Statement> {
         thread_local! {
             static KEPT: RefCell<HashMap<String, Rc<Statement>>> = RefCell::default();
         }
@@ -61,7 +81,11 @@ impl Statement {
             if kept.len() >= MOST_KEPT {
                 kept.clear(); // the next ones are planned again
             }
-            let settings = if in_order { IN_ORDER } else { BY_KEY };
+            let settings = match finds {
+                Finds::ByKey => KEPT_BY_KEY,
+                Finds::InOrder => KEPT_IN_ORDER,
+                Finds::AsGiven => EACH_TIME,
+            };
             let statement = Rc::new(Statement::with(text, settings));
             kept.insert(text.to_owned(), Rc::clone(&statement));
             statement

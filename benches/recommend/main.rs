@@ -172,7 +172,10 @@ impl Shop {
             self.client.one::<i32>("SELECT id FROM recsync.recommender")
         );
         let asked = [
-            ("recommend", "SELECT id FROM shop_recommend($1, k => 10)".to_owned()),
+            (
+                "recommend",
+                "SELECT id FROM shop_recommend($1, k => 10)".to_owned(),
+            ),
             (
                 "recommend, filter of 1%",
                 "SELECT id FROM shop_recommend($1, k => 10, filter => '{\"brand\": 7}')".to_owned(),
@@ -183,8 +186,17 @@ impl Shop {
                     "SELECT e.id FROM {generation} e ORDER BY e.embedding <=> (SELECT interest FROM {interests} WHERE user_id = $1) LIMIT 10"
                 ),
             ),
-            ("popular", "SELECT id FROM shop_popular(k => 10) WHERE $1::bigint > 0".to_owned()),
-            ("similar", "SELECT id FROM shop_similar((SELECT max(item_id) FROM event WHERE id % 997 = $1::bigint % 997), k => 10)".to_owned()),
+            (
+                "popular",
+                "SELECT id FROM shop_popular(k => 10) WHERE $1::bigint > 0".to_owned(),
+            ),
+            (
+                "similar",
+                format!(
+                    "SELECT id FROM shop_similar(1 + $1::bigint % {}, k => 10)",
+                    self.sizes.items
+                ),
+            ),
         ];
         let mut rows = Vec::new();
         let mut p50s = Vec::new();
@@ -233,6 +245,27 @@ impl Shop {
             "list | lists | p50 | p90 | p99 | a second | rows at the least",
             &rows,
         );
+        self.batch();
+    }
+
+    /// All of them at once.
+    fn batch(&mut self) {
+        let users = format!(
+            "SELECT DISTINCT user_id FROM event WHERE id % 97 = 0 LIMIT {}",
+            self.sizes.lists
+        );
+        let batch = format!(
+            "SELECT count(DISTINCT user_id) FROM recsync.recommend_batch('shop', '{users}', 10)"
+        );
+        // The first one warms up.
+        let mut per_s = 0.0;
+        for _ in 0..2 {
+            let started = Instant::now();
+            let lists: i64 = self.client.one(&batch);
+            per_s = lists as f64 / started.elapsed().as_secs_f64();
+        }
+        let goal = least("recommend_batch: users a second", 1_000.0, per_s);
+        self.goals.push(goal);
     }
 
     /// Clicks at a steady rate; of some it is measured when they count.

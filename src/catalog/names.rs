@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 use std::ffi::{CStr, CString};
 
 use crate::error::{Error, Result};
+use crate::statement::{Finds, Statement};
 
 /// Names are written as PostgreSQL writes them by default while this lives, whatever quote_all_identifiers the session
 /// has: they are stored and compared.
@@ -108,6 +109,21 @@ pub fn select_one<T: FromDatum + IntoDatum>(
 ) -> Result<Option<T>> {
     Spi::connect(|client| {
         let table = client.select(sql, Some(1), arguments)?;
+        if table.is_empty() {
+            return Ok(None);
+        }
+        table.first().get_one::<T>().map_err(Error::from)
+    })
+}
+
+/// The same of a query that this session asks again and again; as it is planned by keys.
+pub fn select_kept<T: FromDatum + IntoDatum>(
+    sql: &str,
+    arguments: &[pgrx::datum::DatumWithOid],
+) -> Result<Option<T>> {
+    let statement = Statement::kept(sql, Finds::ByKey);
+    Spi::connect(|client| {
+        let table = statement.select(client, arguments)?;
         if table.is_empty() {
             return Ok(None);
         }

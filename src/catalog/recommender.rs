@@ -42,7 +42,7 @@ use crate::statement::Statement;
 use embedding::Vectors;
 pub use models::{Learning, Model};
 
-/// All recommenders, or the one of `$1`, as JSON.
+/// Recommenders as JSON.
 const LOAD: &str = include_str!("recommenders.sql");
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -307,7 +307,7 @@ pub fn number(name: &str) -> Result<i32> {
     const FIND: &str = "SELECT id FROM recsync.recommender WHERE name = ANY ($1) ORDER BY pg_catalog.array_position($1, name) LIMIT 1";
     let names = names_of(name)?;
     let _as = As::extension();
-    names::select_one::<i32>(FIND, &[names.into()])?
+    names::select_kept::<i32>(FIND, &[names.into()])?
         .ok_or_else(|| Error::NoSuchRecommender(name.to_owned()))
 }
 
@@ -324,7 +324,7 @@ fn names_of(name: &str) -> Result<Vec<String>> {
     match names::parts(name).as_deref() {
         Some([schema, name]) => Ok(vec![full(schema, name)]),
         Some([name]) => {
-            let schemas = names::select_one::<Vec<String>>(
+            let schemas = names::select_kept::<Vec<String>>(
                 "SELECT pg_catalog.current_schemas(true)::text[]",
                 &[],
             )?;
@@ -336,9 +336,10 @@ fn names_of(name: &str) -> Result<Vec<String>> {
 }
 
 fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
-    thread_local! {
-        static STATEMENT: Statement = Statement::new(
-            LOAD.replace("{vectors}", embedding::LOAD)
+    fn loading(which: &str) -> Statement {
+        Statement::planned_once(
+            LOAD.replace("{which}", which)
+                .replace("{vectors}", embedding::LOAD)
                 .replace("{item_keys}", &keys_sql("r.items", PRIMARY, "'item_id'", "''"))
                 .replace("{keys}", &keys_sql("s.relation", PRIMARY, "'k' || k.n", "''"))
                 .replace("{user_keys}", &keys_sql(
@@ -347,14 +348,21 @@ fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
                     "a.attname",
                     "''",
                 )),
-        );
+        )
+    }
+    thread_local! {
+        static ALL: Statement = loading("true");
+        static ONE: Statement = loading("m.id = $1");
     }
     let _canonical = names::Canonical::begin();
     // Types are called as they are for whom the worker and `As::owner` run.
     in_catalog(|| {
         Spi::connect(|client| {
             let mut recommenders = Vec::new();
-            let rows = STATEMENT.with(|statement| statement.select(client, &[id.into()]))?;
+            let rows = match id {
+                None => ALL.with(|statement| statement.select(client, &[]))?,
+                Some(id) => ONE.with(|statement| statement.select(client, &[id.into()]))?,
+            };
             for row in rows {
                 let json = row.get::<String>(1)?.unwrap_or_default();
                 recommenders.push(

@@ -44,5 +44,5 @@ SELECT pg_catalog.jsonb_build_object(
                              pg_catalog.max(t.interactions) AS interactions
                         FROM pg_catalog.unnest(COALESCE(r.collaborative, '{item_knn,ease}')) AS wanted (model)
                         LEFT JOIN recsync.trained_model t ON t.recommender_id = r.id AND t.model = wanted.model) tr
- WHERE $1 IS NULL OR m.id = $1
+ WHERE {which}
  ORDER BY m.id

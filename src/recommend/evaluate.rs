@@ -16,7 +16,7 @@ mod measures;
 mod holdout;
 
 use super::interest;
-use super::lists::content::Near;
+use super::lists::content::{For, Near};
 use super::lists::question::Question;
 use super::lists::statements;
 use super::train::{self, Inputs};
@@ -26,7 +26,6 @@ use crate::catalog::recommender::{Recommender, find, require_owner, tables};
 use crate::catalog::rights::{As, with_settings};
 use crate::error::{Error, OrReport, Result};
 use crate::settings;
-use crate::store::vector::Numbers;
 use holdout::{Case, Holdout};
 use measures::{Means, Measures};
 
@@ -271,15 +270,24 @@ fn lists(
     catalogue: &mut Catalogue,
 ) -> Result<HashMap<String, Vec<usize>>> {
     let mut lists: HashMap<String, Vec<usize>> = HashMap::new();
-    let mut placed: HashMap<String, BTreeMap<i64, usize>> = HashMap::new();
-    let interest = interest::of_user(shadow, Some(&case.user), &[])?;
-    let near = Near::of(shadow, &Question::default())?.filter(|_| interest.is_some());
-    let statement = statements::recommend(shadow, near.as_ref())?;
+    let mut placed: HashMap<String, BTreeMap<i32, usize>> = HashMap::new();
+    let mut nearest = Vec::new();
+    if let Some(interest) = interest::of_user(shadow, Some(&case.user), &[])?
+        && let Some(near) = Near::of(shadow, &Question::default())?
+    {
+        let of = For {
+            user: Some(&case.user),
+            session: &[],
+            exclude_seen: true,
+        };
+        nearest = near.items(shadow, &of, interest)?;
+    }
+    let statement = statements::recommend(shadow)?;
     let arguments = [
         case.user.as_str().into(),
         Vec::<String>::new().into(),
         true.into(),
-        interest.map(Numbers).into(),
+        nearest.into(),
     ];
     with_settings(&[(c"jit", c"off")], || {
         Spi::connect(|client| {
@@ -289,14 +297,11 @@ fn lists(
                 if blend.len() < k {
                     blend.push(item);
                 }
-                let reason = row.get::<pgrx::JsonB>(3)?.map(|reason| reason.0);
-                let reason = reason.as_ref().and_then(|reason| reason.as_object());
-                for (source, place) in reason.into_iter().flatten() {
-                    if let Some(place) = place.as_i64().filter(|place| *place <= k as i64) {
-                        placed
-                            .entry(source.clone())
-                            .or_default()
-                            .insert(place, item);
+                let places = row.get::<Vec<Option<i32>>>(3)?.unwrap_or_default();
+                for (source, place) in statements::places_by_source(&places) {
+                    if place as usize <= k {
+                        let placed = placed.entry(source.to_owned()).or_default();
+                        placed.insert(place, item);
                     }
                 }
             }

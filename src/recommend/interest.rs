@@ -13,6 +13,7 @@ use crate::catalog::recommender::embedding::Vectors;
 use crate::catalog::recommender::{Recommender, tables};
 use crate::catalog::rights::As;
 use crate::error::Result;
+use crate::statement::{Finds, Statement};
 use crate::store::vector::Numbers;
 
 /// How the weight of an interaction fades.
@@ -166,8 +167,8 @@ pub fn of_user(
     let _as = As::owner(r.owner());
     Spi::connect(|client| {
         if let (Some(user), [], true) = (user, session, vectors.noted)
-            && let Some(row) = client
-                .select(kept(r, vectors)?.as_str(), Some(1), &[user.into()])?
+            && let Some(row) = Statement::kept(&kept(r, vectors)?, Finds::ByKey)
+                .select(client, &[user.into()])?
                 .next()
         {
             return Ok(row.get::<Numbers>(1)?.map(|numbers| numbers.0));
@@ -176,7 +177,7 @@ pub fn of_user(
         if let Some(user) = user {
             let arguments: [DatumWithOid; 1] = [vec![user.to_owned()].into()];
             let sql = select_histories(r, vectors)?;
-            let rows = client.select(sql.as_str(), None, &arguments)?;
+            let rows = Statement::kept(&sql, Finds::ByKey).select(client, &arguments)?;
             history = histories(rows)?.remove(&0).unwrap_or_default();
         }
         let seen = match session {
@@ -213,7 +214,8 @@ pub fn vectors_of(r: &Recommender, items: &[String]) -> Result<BTreeMap<String, 
     let _as = As::owner(r.owner());
     Spi::connect(|client| {
         let mut found = BTreeMap::new();
-        for row in client.select(sql.as_str(), None, &[items.to_vec().into()])? {
+        let statement = Statement::kept(&sql, Finds::ByKey);
+        for row in statement.select(client, &[items.to_vec().into()])? {
             if let (Some(item), Some(vector)) = (row.get::<String>(1)?, row.get::<Numbers>(2)?) {
                 found.insert(item, vector.0);
             }

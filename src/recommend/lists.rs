@@ -12,6 +12,9 @@ use serde_json::json;
 // The functions themselves.
 mod functions;
 
+// What all lists of a statement have in common.
+mod once;
+
 // What is asked for.
 pub(super) mod question;
 
@@ -47,11 +50,11 @@ mod explanation;
 
 use super::interest;
 use super::search::require_select;
-use crate::catalog::recommender::Recommender;
 use crate::catalog::recommender::functions::{Kind, require_execute};
+use crate::catalog::recommender::{Recommender, tables};
 use crate::error::{Error, Result};
-use crate::store::vector::Numbers;
-use content::Near;
+use crate::statement::Finds;
+use content::{For, Near};
 use diversity::Spread;
 use list_id::ListId;
 use question::Question;
@@ -69,16 +72,6 @@ fn recommended(
     require_rights(recommender, Kind::Recommend)?;
     let list = ListId::of(recommender, user, question)?;
     let session = question.session();
-    let interest = interest::of_user(recommender, user, &session)?;
-    let near = Near::of(recommender, question)?.filter(|_| interest.is_some());
-    let arguments = || {
-        vec![
-            user.into(),
-            session.clone().into(),
-            question.exclude_seen.into(),
-            interest.clone().map(Numbers).into(),
-        ]
-    };
     if question.diversity > 0.0 && recommender.vectors.is_none() {
         return Err(Error::argument(
             "diversity",
@@ -86,12 +79,35 @@ fn recommended(
             "Make the recommender with text and server, or with a pipeline as its items; max_per needs no vectors.",
         ));
     }
+    let sieve = Sieve::new(recommender, question)?;
+    let mut nearest = Vec::new();
+    if let Some(interest) = interest::of_user(recommender, user, &session)?
+        && let Some(near) = Near::of(recommender, question)?
+    {
+        if !near.conditions.is_empty() {
+            sieve.require_rights()?;
+        }
+        let of = For {
+            user,
+            session: &session,
+            exclude_seen: question.exclude_seen,
+        };
+        nearest = near.items(recommender, &of, interest)?;
+    }
+    let arguments = || {
+        vec![
+            user.into(),
+            session.clone().into(),
+            question.exclude_seen.into(),
+            nearest.clone().into(),
+        ]
+    };
     let explore = (question.explore > 0.0).then(|| list.seed());
     let mut found = list_with(
         recommender,
         question,
-        &statements::recommend(recommender, near.as_ref())?,
-        near.map(|near| near.parameters).unwrap_or_default(),
+        &sieve,
+        &statements::recommend(recommender)?,
         &statements::rests(recommender)?,
         explore,
         arguments,
@@ -118,7 +134,7 @@ fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed
             None::<&str>.into(),
             Vec::<String>::new().into(),
             false.into(),
-            None::<Numbers>.into(),
+            Vec::<String>::new().into(),
         ]
     };
     let first = match question.since {
@@ -146,11 +162,14 @@ fn numbered(
 
 /// Refuses unless the caller may ask, and there is something to ask.
 fn require_rights(recommender: &Recommender, kind: Kind) -> Result<()> {
-    require_execute(recommender, kind)?;
-    if recommender.items_oid() == pg_sys::InvalidOid {
-        return Err(recommender.broken(format!("table {} does not exist", recommender.items)));
-    }
-    require_select(&[&recommender.items])
+    once::require(recommender, kind, || {
+        require_execute(recommender, kind)?;
+        if recommender.items_oid() == pg_sys::InvalidOid {
+            return Err(recommender.broken(format!("table {} does not exist", recommender.items)));
+        }
+        tables::hold(recommender);
+        require_select(&[&recommender.items])
+    })
 }
 
 /// The page of the candidates that pass: of `first`, then of `rests`, which are given those of the first in vain.
@@ -161,34 +180,20 @@ fn list_of<'a>(
     rests: &[String],
     arguments: impl Fn() -> Vec<DatumWithOid<'a>>,
 ) -> Result<Vec<Candidate>> {
-    let no_more = Vec::new();
-    list_with(
-        recommender,
-        question,
-        first,
-        no_more,
-        rests,
-        None,
-        arguments,
-    )
+    let sieve = Sieve::new(recommender, question)?;
+    list_with(recommender, question, &sieve, first, rests, None, arguments)
 }
 
-/// The same, with `more` arguments of `first`; some places are for items that are tried out, chosen by the seed `explore`.
+/// The same, through a sieve; some places are for items that are tried out, chosen by the seed `explore`.
 fn list_with<'a>(
     recommender: &Recommender,
     question: &Question,
+    sieve: &Sieve,
     first: &str,
-    more: Vec<Vec<String>>,
     rests: &[String],
     explore: Option<i64>,
     arguments: impl Fn() -> Vec<DatumWithOid<'a>>,
 ) -> Result<Vec<Candidate>> {
-    let sieve = Sieve::new(recommender, question)?;
-    if !more.is_empty() {
-        sieve.require_rights()?;
-    }
-    let mut of_first = arguments();
-    of_first.extend(more.into_iter().map(DatumWithOid::from));
     let limits = question.max_per.values().copied().collect();
     let mut selection = Selection::new(question.up_to(), limits);
     if let Some(seed) = explore {
@@ -196,16 +201,15 @@ fn list_with<'a>(
         let mut arguments = arguments();
         arguments.push(seed.into());
         let statement = statements::explore(recommender)?;
-        sieve.read(
-            &statement,
-            false,
-            &arguments,
-            |_| (),
-            |offer| {
-                explored.push(offer);
-                true
-            },
-        )?;
+        let mut place = 0;
+        let number = |candidate: &mut Candidate| {
+            place += 1;
+            candidate.reason = json!({ "explored": place });
+        };
+        sieve.read(&statement, Finds::ByKey, &arguments, number, |offer| {
+            explored.push(offer);
+            true
+        })?;
         // A part of the seed that the order of the items does not depend on.
         let phase = f64::from(seed as u16) / 65_536.0;
         selection.explore(question.explore, phase, explored);
@@ -214,8 +218,8 @@ fn list_with<'a>(
         let mut pool = Vec::new();
         sieve.read(
             first,
-            false,
-            &of_first,
+            Finds::ByKey,
+            &arguments(),
             |_| (),
             |offer| {
                 pool.push(offer);
@@ -227,7 +231,7 @@ fn list_with<'a>(
     let mut looked_at = Vec::new();
     let note = |candidate: &mut Candidate| looked_at.push(candidate.item.clone());
     if !selection.is_full() {
-        sieve.read(first, false, &of_first, note, |offer| {
+        sieve.read(first, Finds::ByKey, &arguments(), note, |offer| {
             selection.offer(offer)
         })?;
     }
@@ -242,7 +246,7 @@ fn list_with<'a>(
             place += 1;
             candidate.reason = json!({ "rest": place });
         };
-        sieve.read(rest, true, &arguments, number, |offer| {
+        sieve.read(rest, Finds::InOrder, &arguments, number, |offer| {
             selection.offer(offer)
         })?;
     }

@@ -6,6 +6,7 @@
 use pgrx::JsonB;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 
 use super::filter::{self, Column};
@@ -16,6 +17,7 @@ use crate::catalog::pipeline::{self, Pipeline};
 use crate::catalog::rights::{in_catalog, with_settings};
 use crate::embed::endpoint::Purpose;
 use crate::error::{Error, OrReport, Result};
+use crate::statement::{Finds, Statement};
 use crate::store::vector::{self, Numbers};
 
 type Found = (String, f64, i32);
@@ -120,7 +122,13 @@ pub fn similar(
 pub fn load_library() -> Result<String> {
     let schema = names::vector_schema()
         .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
-    names::select_one::<bool>(&format!("SELECT '[1]'::{schema}.vector IS NOT NULL"), &[])?;
+    thread_local! {
+        static LOADED: Cell<bool> = const { Cell::new(false) };
+    }
+    if !LOADED.get() {
+        names::select_one::<bool>(&format!("SELECT '[1]'::{schema}.vector IS NOT NULL"), &[])?;
+        LOADED.set(true);
+    }
     Ok(schema)
 }
 
@@ -189,7 +197,7 @@ fn candidates(k: usize) -> usize {
 /// SELECT on all of them, or an error that hints at the GRANT.
 pub fn require_select(relations: &[&String]) -> Result<()> {
     for relation in relations {
-        let may = names::select_one::<bool>(
+        let may = names::select_kept::<bool>(
             "SELECT pg_catalog.has_table_privilege($1, 'SELECT') OR pg_catalog.has_any_column_privilege($1, 'SELECT')",
             &[relation.as_str().into()],
         )?;
@@ -291,16 +299,14 @@ impl<'a> Search<'a> {
 
 /// The columns that a filter may name.
 pub fn columns(source: pg_sys::Oid) -> Result<Vec<Column>> {
+    const COLUMNS: &str = "\
+SELECT a.attname::text, pg_catalog.quote_ident(a.attname), pg_catalog.format_type(a.atttypid, -1)
+  FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
     // Types are named in full, but for PostgreSQL's own: the caller's search_path is not the owner's.
     let ask = || {
         Spi::connect(|client| {
             let mut columns = Vec::new();
-            let rows = client.select(
-            "SELECT a.attname::text, pg_catalog.quote_ident(a.attname), pg_catalog.format_type(a.atttypid, -1)
-               FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-            None,
-            &[source.into()],
-        )?;
+            let rows = Statement::kept(COLUMNS, Finds::ByKey).select(client, &[source.into()])?;
             for row in rows {
                 columns.push(Column {
                     name: row.get::<String>(1)?.unwrap_or_default(),

@@ -19,7 +19,7 @@ use crate::catalog::recommender::functions::{Kind, require_execute};
 use crate::catalog::recommender::{Recommender, by_id};
 use crate::catalog::rights::As;
 use crate::error::{Error, OrReport, Result};
-use crate::statement::Statement;
+use crate::statement::{Finds, Statement};
 
 /// Items of one showing, as many as a list may have.
 const MOST_ITEMS: usize = 10_000;
@@ -137,7 +137,7 @@ fn keys(recommender: &Recommender, items: Vec<Option<String>>) -> Result<Vec<Str
     );
     let _as = As::owner(recommender.owner());
     Spi::connect(|client| {
-        let statement = Statement::kept(&sql, false);
+        let statement = Statement::kept(&sql, Finds::ByKey);
         let rows = statement.select(client, &[items.into()])?;
         let row = rows.into_iter().next();
         let keys = row.map(|row| row.get::<Vec<String>>(1)).transpose()?;

@@ -4,9 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::keeping::{Keeping, wait_briefly};
+use super::keeping::{Keeping, REST, wait_briefly};
 use super::leader::Leader;
-use super::process::{Failed, transaction};
+use super::process::{Failed, is_passing, transaction};
 
 /// How often it is looked whether they are many.
 const LOOK: Duration = Duration::from_secs(1);
@@ -17,7 +17,7 @@ impl Leader {
         let Some(keeping) = self
             .recommenders
             .get_mut(&id)
-            .filter(|keeping| !keeping.rests() && keeping.may_be_stale)
+            .filter(|keeping| !keeping.rests() && keeping.lists_in() == Some(Duration::ZERO))
         else {
             return Ok(false);
         };
@@ -41,6 +41,13 @@ impl Leader {
                 self.jobs_ended |= some;
                 Ok(some)
             }
+            // Somebody has locked one of them: interactions are followed meanwhile.
+            Err(failed) if is_passing(failed.code) => {
+                if let Some(keeping) = self.recommenders.get_mut(&id) {
+                    keeping.counts_from = Some(Instant::now() + REST);
+                }
+                Ok(false)
+            }
             Err(failed) => self.failed_to_keep(id, failed).map(|()| false),
         }
     }
@@ -63,6 +70,13 @@ impl Leader {
 }
 
 impl Keeping {
+    /// In how long there may be some to count.
+    pub(super) fn lists_in(&self) -> Option<Duration> {
+        let from = self.counts_from.unwrap_or_else(Instant::now);
+        self.may_be_stale
+            .then(|| from.saturating_duration_since(Instant::now()))
+    }
+
     /// What a process had in hand that has ended is to be counted here. False when that is nothing.
     pub(super) fn take_back_lists(&mut self) -> std::result::Result<bool, Failed> {
         self.may_be_stale = true;

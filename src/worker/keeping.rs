@@ -31,7 +31,7 @@ const CHUNK: usize = 256;
 /// How long a round spends here: texts and vectors wait no longer for it.
 const SLICE: Duration = Duration::from_millis(20);
 /// After a failure that passes by itself.
-const REST: Duration = Duration::from_secs(1);
+pub(super) const REST: Duration = Duration::from_secs(1);
 
 /// A recommender as the worker runs it.
 pub struct Keeping {
@@ -44,6 +44,8 @@ pub struct Keeping {
     starts_over: bool,
     /// Lists of neighbours may have to be counted anew.
     pub(super) may_be_stale: bool,
+    /// Not before that: somebody had one of them locked.
+    pub(super) counts_from: Option<Instant>,
     /// When it was last looked whether they are many.
     pub(super) were_many_at: Option<Instant>,
     pub(super) training: Progress,
@@ -138,6 +140,7 @@ impl Leader {
                 rests_until: None,
                 starts_over: false,
                 may_be_stale: true,
+                counts_from: None,
                 were_many_at: None,
             })),
             Err(error) => {
@@ -294,15 +297,16 @@ impl Leader {
             if self.counts_items_elsewhere(*id) && !keeping.recommender.backfilled {
                 return None; // it wakes this worker
             }
-            let rows = keeping.may_be_stale
-                || !keeping.recommender.backfilled && self.queue.waits(*id, Lane::Backfill) == 0
+            let rows = !keeping.recommender.backfilled
+                && self.queue.waits(*id, Lane::Backfill) == 0
                 || [Lane::Live, Lane::Backfill]
                     .into_iter()
                     .any(|lane| self.queue.waits(*id, lane) > 0);
-            let in_time = match (rows, &keeping.keeper.interests) {
-                (true, _) => Duration::ZERO,
-                (false, Some(_)) => keeping.due.next()?,
-                (false, None) => return None,
+            let interests = keeping.keeper.interests.as_ref();
+            let interests = interests.and_then(|_| keeping.due.next());
+            let in_time = match rows {
+                true => Duration::ZERO,
+                false => keeping.lists_in().into_iter().chain(interests).min()?,
             };
             let until = keeping.rests_until.unwrap_or(now);
             Some(until.saturating_duration_since(now).max(in_time))

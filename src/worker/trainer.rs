@@ -103,6 +103,7 @@ struct Asked {
     /// Whose lists it has in hand.
     of: i32,
     task: Task,
+    since: Instant,
     /// When it was last trained before.
     before: Option<i64>,
     place: Reservation,
@@ -122,6 +123,16 @@ impl Trainer {
             next: FIRST_PAUSE,
         });
         pause.until = pause.until.max(Instant::now() + for_time);
+    }
+
+    /// Counting lists takes no more than a part of the time, however fast they become stale: what comes meanwhile is
+    /// counted by the worker, as far as it can.
+    fn rest_after(&mut self, recommender: i32, took: Duration) {
+        let pause = Pause {
+            until: Instant::now() + took * 2,
+            next: FIRST_PAUSE,
+        };
+        self.pauses.insert(recommender, pause);
     }
 
     fn was_broken_off(&mut self, recommender: i32) {
@@ -293,6 +304,7 @@ impl Leader {
                     recommender: id,
                     of,
                     task,
+                    since: Instant::now(),
                     before,
                     place,
                     worker,
@@ -322,7 +334,7 @@ impl Leader {
         let many = transaction(|| knn::are_many(&keeping.recommender));
         let read = asked.task != Task::Items || now.backfilled;
         if asked.task != Task::Models && read && matches!((left, many), (Ok(false), Ok(false))) {
-            self.trainer.pauses.remove(&id);
+            self.trainer.rest_after(id, asked.since.elapsed());
         }
         if now.trained_us != asked.before {
             self.trainer.pauses.remove(&id);

@@ -77,7 +77,6 @@ fn weights_from_events(db: &mut Database) -> BTreeMap<(i32, i32), f64> {
             weights.insert((items[i], items[j]), -rows[i][n + j] / rows[j][n + j]);
         }
     }
-    weights.retain(|_, weight| *weight > 0.0);
     weights
 }
 

@@ -295,3 +295,54 @@ fn what_cannot_be_asked_is_refused() {
         );
     }
 }
+
+/// The setting has another name in PostgreSQL 15.
+#[test]
+fn parallel_workers_make_the_same_lists() {
+    let mut db = shop(shared(), 30);
+    for user in 0..6 {
+        views(&mut db, &format!("hiker {user}"), &[1, 2, 3]);
+    }
+    views(&mut db, "ann", &[1, 2]);
+    db.settle("shop");
+    let batch = "recsync.recommend_batch('shop', $$ SELECT DISTINCT user_id FROM event $$, k => 5)";
+    let lists = [
+        "SELECT id::text FROM shop_recommend('ann', filter => '{\"price\": 10}', max_per => '{\"title\": 1}', explore => 0.3) ORDER BY rank",
+        "SELECT item FROM recsync.recommend('shop', 'ann', explain => true) ORDER BY rank",
+        "SELECT id::text FROM shop_similar(1) ORDER BY rank",
+        "SELECT id::text FROM shop_popular() ORDER BY rank",
+        "SELECT item FROM recsync.rank('shop', 'ann', '{9,3,1}') ORDER BY rank",
+        &format!("SELECT user_id || ' ' || item FROM {batch} ORDER BY user_id, rank"),
+    ];
+    let alone = lists.map(|list| db.column::<String>(list));
+    db.run(
+        "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('debug_parallel_query', 'force_parallel_mode')",
+    );
+    for (list, alone) in lists.iter().zip(alone) {
+        assert_eq!(db.column::<String>(list), alone, "{list}");
+    }
+    let plan: Vec<String> = db.column(&format!("EXPLAIN {}", lists[0]));
+    assert!(plan.join("\n").contains("Gather"), "{plan:?}");
+}
+
+#[test]
+fn a_statement_lists_by_what_it_has_changed_itself() {
+    let mut db = shop(shared(), 6);
+    db.settle("shop");
+    db.run(
+        "DO $$ BEGIN
+           ASSERT (SELECT count(*) FROM shop_popular()) = 6;
+           PERFORM recsync.alter_recommender('shop', eligible => 'id < 3');
+           ASSERT (SELECT count(*) FROM shop_popular()) = 2;
+           UPDATE product SET id = id + 10 WHERE id = 1;
+           ASSERT (SELECT count(*) FROM shop_popular()) = 1;
+           BEGIN
+             PERFORM recsync.alter_recommender('shop', eligible => 'true');
+             ASSERT (SELECT count(*) FROM shop_popular()) = 6;
+             RAISE division_by_zero;
+           EXCEPTION WHEN division_by_zero THEN
+             ASSERT (SELECT count(*) FROM shop_popular()) = 1;
+           END;
+         END $$",
+    );
+}

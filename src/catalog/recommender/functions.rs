@@ -7,12 +7,12 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::Recommender;
-use crate::catalog::names::{literal, parts, quote, select_one};
+use crate::catalog::names::{literal, parts, quote, select_kept, select_one};
 use crate::catalog::rights::{As, in_catalog};
 use crate::error::{Error, Result};
 
 /// What a typed function does.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub enum Kind {
     Recommend,
     Similar,
@@ -172,7 +172,7 @@ pub fn make(recommender: &Recommender) -> Result<()> {
         let function = of(kind);
         Spi::run(&format!(
             "CREATE FUNCTION {function} ({arguments}) RETURNS TABLE ({shown} {kind_of_item}, score double precision, rank integer{more})
-             LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS {}",
+             LANGUAGE sql STABLE PARALLEL SAFE COST 10000 ROWS 10 AS {}",
             literal(&body)
         ))?;
         for made in of_kind(recommender, kind)? {
@@ -208,7 +208,7 @@ pub fn drop(recommender: &Recommender) -> Result<()> {
 pub fn require_execute(recommender: &Recommender, kind: Kind) -> Result<()> {
     for function in of_kind(recommender, kind)? {
         let may = in_catalog(|| {
-            select_one::<bool>(
+            select_kept::<bool>(
                 "SELECT proowner = $2 AND pg_catalog.has_function_privilege(oid, 'EXECUTE') FROM pg_catalog.pg_proc WHERE oid = $1",
                 &[function.into(), recommender.owner().into()],
             )
@@ -235,7 +235,7 @@ pub fn require_execute(recommender: &Recommender, kind: Kind) -> Result<()> {
 fn of_kind(recommender: &Recommender, kind: Kind) -> Result<Vec<pg_sys::Oid>> {
     let (schema, name) = schema_and_name(recommender)?;
     let found = in_catalog(|| {
-        select_one::<Vec<pg_sys::Oid>>(
+        select_kept::<Vec<pg_sys::Oid>>(
         "SELECT pg_catalog.array_agg(p.oid) FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
           WHERE p.proname = $1 AND n.nspname = $2 AND pg_catalog.strpos(p.prosrc, $3) > 0",
         &[

@@ -10,7 +10,7 @@ use pgrx::prelude::*;
 
 use super::embedding::Vectors;
 use super::{Recommender, by_id, models};
-use crate::catalog::names::quote;
+use crate::catalog::names::{own_relation, quote};
 use crate::catalog::rights::As;
 use crate::dispatch::backfill;
 use crate::error::Result;
@@ -31,6 +31,19 @@ pub fn neighbours(id: i32) -> String {
 /// since.
 pub fn stale(id: i32) -> String {
     format!("recsync.stale_{id}")
+}
+
+/// Holds the interactions, as a reader does, before anything else that is kept is read: whoever makes the tables anew
+/// begins with them, and nobody waits for the other one.
+pub fn hold(recommender: &Recommender) {
+    for member in recommender.members() {
+        let name = std::ffi::CString::new(format!("interaction_{member}"));
+        let relation = name.ok().and_then(|name| own_relation(&name));
+        if let Some(relation) = relation {
+            // SAFETY: the table is looked up again by whoever reads it; the lock ends with the transaction.
+            unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessShareLock as _) };
+        }
+    }
 }
 
 /// What is counted from all interactions.

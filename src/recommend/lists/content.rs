@@ -3,18 +3,23 @@
 //! It never holds a vector: that is a parameter. A statement without a limit never uses an index, which would end where
 //! it has looked at enough.
 
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
 use serde_json::Value;
 use std::ffi::CStr;
 
 use super::question::Question;
 use super::statements::{FUSION, MOST, Parts};
 use crate::catalog::index::bits_of;
-use crate::catalog::names::select_one;
+use crate::catalog::names::select_kept;
 use crate::catalog::recommender::Recommender;
 use crate::catalog::recommender::embedding::Vectors;
+use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
 use crate::recommend::filter::{Column, conditions};
-use crate::recommend::search::columns;
+use crate::recommend::search::{columns, load_library};
+use crate::statement::{Finds, Statement};
+use crate::store::vector::Numbers;
 
 /// Items nearest to a vector that are candidates; so many are looked at a time in an index.
 const NEAREST: usize = 200;
@@ -27,19 +32,28 @@ const OVERSAMPLING: usize = 5;
 
 /// For statements that look at vectors. An index goes on where what it has found is not eligible; in which order it
 /// finds does not matter, since distances decide.
-pub const SETTINGS: [(&CStr, &CStr); 2] = [
+pub const SETTINGS: [(&CStr, &CStr); 3] = [
+    // Compiling the plan would take longer than running it.
+    (c"jit", c"off"),
     (c"hnsw.iterative_scan", c"relaxed_order"),
     (c"hnsw.ef_search", c"200"),
 ];
 
 /// Which of the items that are near to a user's interests are candidates.
 pub struct Near<'a> {
-    pub vectors: &'a Vectors,
+    vectors: &'a Vectors,
     /// The filter, of rows `s`: what is near and does not pass it is no candidate.
     pub conditions: Vec<String>,
-    /// Its values: parameters from `$5` on.
+    /// Its values, and what else they are asked with: parameters from `$5` on.
     pub parameters: Vec<Vec<String>>,
-    pub most: usize,
+    most: usize,
+}
+
+/// Whose list it is, and what is left out of it.
+pub struct For<'a> {
+    pub user: Option<&'a str>,
+    pub session: &'a [String],
+    pub exclude_seen: bool,
 }
 
 impl Near<'_> {
@@ -69,12 +83,49 @@ impl Near<'_> {
             most,
         }))
     }
+
+    /// Those nearest to a vector, in order, as the owner.
+    pub fn items(&self, r: &Recommender, of: &For, vector: Vec<f32>) -> Result<Vec<String>> {
+        load_library()?;
+        let parts = Parts::new(r)?;
+        let passes: Vec<String> = (self.conditions.iter().cloned())
+            .chain([parts.open(r)])
+            .collect();
+        let statement = format!(
+            "WITH {hidden} SELECT n.item_id::text FROM ({nearest}) n ORDER BY n.distance, n.item_id",
+            hidden = parts.hidden(r)?,
+            nearest = nearest(r, self.vectors, 4, &passes.join(" AND "), self.most)?,
+        );
+        // Where few pass a filter, to look at all of them may take less than to look for the nearest in an index.
+        let finds = match self.conditions.is_empty() {
+            true => Finds::ByKey,
+            false => Finds::AsGiven,
+        };
+        let mut arguments: Vec<DatumWithOid> = vec![
+            of.user.into(),
+            of.session.to_vec().into(),
+            of.exclude_seen.into(),
+            Numbers(vector).into(),
+        ];
+        arguments.extend(self.parameters.iter().map(|values| values.clone().into()));
+        let _as = As::owner(r.owner());
+        with_settings(&SETTINGS, || {
+            Spi::connect(|client| {
+                let statement = Statement::kept(&statement, finds);
+                let mut items = Vec::new();
+                for row in statement.select(client, &arguments)? {
+                    items.extend(row.get::<String>(1)?);
+                }
+                Ok(items)
+            })
+        })
+    }
 }
 
 /// Whether candidates may be chosen by a filter, as the owner: not where the caller must not know of some rows, nor by
 /// types whose operators the owner may not find.
 fn may_choose(r: &Recommender, filter: &Value, columns: &[Column]) -> Result<bool> {
-    let hidden = select_one::<bool>(
+    let hidden = select_kept::<bool>(
         "SELECT pg_catalog.row_security_active($1)",
         &[r.items_oid().into()],
     )?;
@@ -144,7 +195,7 @@ fn others(r: &Recommender, parts: &Parts) -> String {
 pub fn similar(r: &Recommender, vectors: &Vectors) -> Result<String> {
     let passes = others(r, &Parts::new(r)?);
     Ok(format!(
-        "SELECT n.item_id::text, 1 - n.distance, NULL::jsonb FROM ({}) n ORDER BY n.distance, n.item_id",
+        "SELECT n.item_id::text, 1 - n.distance, NULL::int4[] FROM ({}) n ORDER BY n.distance, n.item_id",
         nearest(r, vectors, 2, &passes, NEAREST)?
     ))
 }
@@ -167,7 +218,7 @@ pub fn rest(r: &Recommender, vectors: &Vectors, score: &str) -> Result<String> {
         ..
     } = vectors;
     Ok(format!(
-        "SELECT n.item_id::text, {score}, NULL::jsonb
+        "SELECT n.item_id::text, {score}, NULL::int4[]
            FROM (SELECT {key} AS item_id, (v.embedding OPERATOR({schema}.<=>) {wanted}) + 0::float8 AS distance
                    FROM {relation} v JOIN {rows} s ON {key} {equals} v.{of_vector}
                   WHERE {passes} AND NOT {key} {equals} ANY (SELECT given::{kind} FROM pg_catalog.unnest($3::text[]) AS given)) n
@@ -187,7 +238,7 @@ pub fn blend(r: &Recommender, vectors: &Vectors, by_interactions: &str) -> Resul
             UNION ALL
            SELECT n.item_id, pg_catalog.row_number() OVER (ORDER BY n.distance, n.item_id)
              FROM ({nearest}) n)
-         SELECT l.item_id::text, pg_catalog.sum({top} / ({FUSION} + l.place))::float8, NULL::jsonb
+         SELECT l.item_id::text, pg_catalog.sum({top} / ({FUSION} + l.place))::float8, NULL::int4[]
            FROM listed l GROUP BY l.item_id ORDER BY 2 DESC, l.item_id",
         kind = parts.kind,
         nearest = nearest(r, vectors, 2, &passes, NEAREST)?,

@@ -1,17 +1,20 @@
 //! The lists as SQL functions, by a recommender's number; those by its name are made of them in functions.sql.
 //!
-//! They never take arguments one by one: see [`Question`].
+//! They only read, and what they set they set for themselves, which parallel workers may, too. They never take arguments
+//! one by one: see [`Question`].
 
 use pgrx::JsonB;
 use pgrx::datum::Uuid;
 use pgrx::prelude::*;
+use std::rc::Rc;
 
+use super::once;
 use super::question::Question;
 use super::rank::ranked_for;
 use super::similar::{require_content, similar_to};
 use super::{Listed, most_popular, recommended};
 use crate::catalog::pipeline;
-use crate::catalog::recommender::{Recommender, by_id, find, number};
+use crate::catalog::recommender::{Recommender, find, number};
 use crate::error::{Error, OrReport, Result};
 use crate::recommend::search;
 
@@ -30,7 +33,7 @@ extension_sql_file!(
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION recommend_of(recommender integer, user_id text, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION recommend_of(integer, text, jsonb) IS 'recommend() by the recommender''s number, its other arguments as a JSON object: for <name>_recommend.';
 "#)]
 fn recommend_of(
@@ -54,7 +57,7 @@ fn recommend_of(
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION similar_of(recommender integer, item_id text, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION similar_of(integer, text, jsonb) IS 'similar() by the recommender''s number, its other arguments as a JSON object: for <name>_similar.';
 "#)]
 fn similar_of(
@@ -69,7 +72,7 @@ fn similar_of(
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION similar_by_name(name text, item_id text, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION similar_by_name(text, text, jsonb) IS 'similar() by the name of a recommender or a pipeline, its other arguments as a JSON object.';
 "#)]
 fn similar_by_name(
@@ -95,7 +98,7 @@ fn similar_in(name: &str, item: Option<&str>, asked: Option<JsonB>) -> Result<Li
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION popular_of(recommender integer, asked jsonb)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION popular_of(integer, jsonb) IS 'popular() by the recommender''s number, its arguments as a JSON object: for <name>_popular.';
 "#)]
 fn popular_of(
@@ -109,7 +112,7 @@ fn popular_of(
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION rank_of(recommender integer, user_id text, candidates text[])
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION rank_of(integer, text, text[]) IS 'rank() by the recommender''s number.';
 "#)]
 fn rank_of(
@@ -124,16 +127,15 @@ fn rank_of(
 }
 
 #[pg_extern(sql = r#"
-CREATE FUNCTION recommender_number(name text) RETURNS integer LANGUAGE c STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+CREATE FUNCTION recommender_number(name text) RETURNS integer LANGUAGE c STABLE PARALLEL SAFE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION recommender_number(text) IS 'The number of the recommender that a name means, for recommend, similar and popular. Errors: 42704 where there is none.';
 "#)]
 fn recommender_number(name: Option<&str>) -> i32 {
     number(name.unwrap_or_default()).or_report()
 }
 
-fn asked_of(recommender: Option<i32>, asked: Option<JsonB>) -> Result<(Recommender, Question)> {
-    let id = recommender.unwrap_or_default();
-    let found = by_id(id)?.ok_or_else(|| Error::NoSuchRecommender(id.to_string()))?;
+fn asked_of(recommender: Option<i32>, asked: Option<JsonB>) -> Result<(Rc<Recommender>, Question)> {
+    let found = once::recommender(recommender.unwrap_or_default())?;
     Ok((found, question(asked)?))
 }
 

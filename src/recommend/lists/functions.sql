@@ -9,16 +9,16 @@ BEGIN
         EXECUTE format($sql$
 CREATE FUNCTION @extschema@.recommend(name text, user_id %1$s%2$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, exclude_seen boolean DEFAULT true,
     diversity double precision DEFAULT 0, max_per jsonb DEFAULT NULL, explore double precision DEFAULT 0, skip integer DEFAULT 0, session_items text[] DEFAULT NULL, explain boolean DEFAULT false)
-RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+RETURNS TABLE (item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE sql STABLE PARALLEL SAFE COST 10000 ROWS 10 AS $$
 SELECT r.item, r.score, r.rank, r.reason, r.list_id
   FROM @extschema@.recommend_of(@extschema@.recommender_number($1), $2::pg_catalog.text, pg_catalog.jsonb_build_object(
        'k', $3, 'filter', $4, 'exclude_seen', $5, 'diversity', $6, 'max_per', $7, 'explore', $8, 'skip', $9, 'session_items', $10, 'explain', $11)) r $$;
 CREATE FUNCTION @extschema@."similar"(name text, item_id %1$s, k integer DEFAULT 10, filter jsonb DEFAULT NULL, by text DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL SAFE COST 10000 ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
   FROM @extschema@.similar_by_name($1, $2::pg_catalog.text, pg_catalog.jsonb_build_object('k', $3, 'filter', $4, 'by', $5)) r $$;
 CREATE FUNCTION @extschema@.rank(name text, user_id %1$s, candidates text[])
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL SAFE COST 10000 ROWS 10 AS $$
 SELECT r.item, r.score, r.rank FROM @extschema@.rank_of(@extschema@.recommender_number($1), $2::pg_catalog.text, $3) r $$;
 $sql$, key, CASE WHEN key = 'text' THEN ' DEFAULT NULL' ELSE '' END);
     END LOOP;
@@ -26,7 +26,7 @@ END
 $make$;
 
 CREATE FUNCTION popular(name text, k integer DEFAULT 10, since interval DEFAULT NULL, filter jsonb DEFAULT NULL)
-RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL UNSAFE ROWS 10 AS $$
+RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE sql STABLE PARALLEL SAFE COST 10000 ROWS 10 AS $$
 SELECT r.item, r.score, r.rank
   FROM @extschema@.popular_of(@extschema@.recommender_number($1), pg_catalog.jsonb_build_object(
        'k', $2, 'since', extract(epoch FROM $3)::pg_catalog.float8, 'filter', $4)) r $$;

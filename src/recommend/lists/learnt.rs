@@ -31,7 +31,7 @@ pub fn scored(r: &Recommender, equals: &str) -> Result<String> {
         "told AS (
            SELECT w.other_id AS item_id, pg_catalog.sum(g.weight * w.weight) AS score
              FROM seeds g JOIN {ease} w ON w.item_id {equals} g.item_id
-            GROUP BY w.other_id
+            GROUP BY w.other_id HAVING pg_catalog.sum(g.weight * w.weight) > 0
          ), alike AS (
            SELECT i.key AS item_id, -(i.factors OPERATOR({vector}.<#>) u.factors) AS score
              FROM {of_users} u CROSS JOIN {of_items} i WHERE u.key {user_equals} $1::{user_type}
@@ -45,7 +45,8 @@ pub fn scored(r: &Recommender, equals: &str) -> Result<String> {
     ))
 }
 
-/// Of each source that the recommender has, its best candidates; what follows is added to them.
+/// Of each source that the recommender has, its best candidates; what follows is added to them. They are put in order
+/// before the items' rows are looked up, which ends where there are enough.
 pub fn listed(r: &Recommender, parts: &Parts) -> String {
     let models = r.learning.models().map(|model| match model {
         Model::ItemKnn => ("neighbours", "near"),
@@ -55,7 +56,8 @@ pub fn listed(r: &Recommender, parts: &Parts) -> String {
     let listed = models.map(|(source, scored)| {
         format!(
             "SELECT '{source}' AS source, c.item_id, pg_catalog.row_number() OVER (ORDER BY c.score DESC, c.item_id) AS place
-               FROM (SELECT n.item_id, n.score FROM {scored} n JOIN {} s ON {} {} n.item_id
+               FROM (SELECT n.item_id, n.score
+                       FROM (SELECT n.item_id, n.score FROM {scored} n ORDER BY n.score DESC, n.item_id OFFSET 0) n JOIN {} s ON {} {} n.item_id
                       WHERE {} ORDER BY n.score DESC, n.item_id LIMIT {MOST}) c
               UNION ALL
             ",

@@ -18,7 +18,7 @@ use super::question::Question;
 use crate::catalog::recommender::Recommender;
 use crate::catalog::rights::As;
 use crate::error::{Error, Result};
-use crate::statement::Statement;
+use crate::statement::{Finds, Statement};
 
 /// The keyed hash of a user.
 type Whose = [u8; 6];
@@ -127,7 +127,7 @@ pub fn whose(recommender: &Recommender, user: &str) -> Result<Whose> {
     let key = key()?;
     let _as = As::owner(recommender.owner());
     Spi::connect(|client| {
-        let statement = Statement::kept(&format!("SELECT {hash}"), false);
+        let statement = Statement::kept(&format!("SELECT {hash}"), Finds::ByKey);
         let rows = statement.select(client, &[user.into(), key.into()])?;
         let row = rows.into_iter().next();
         let hash = row.map(|row| row.get::<Vec<u8>>(1)).transpose()?;

@@ -4,14 +4,13 @@
 
 use serde_json::json;
 
-use super::content::Near;
+use super::content::{For, Near};
 use super::question::Question;
 use super::statements::{self, Parts};
 use super::{Kind, Listed, list_of, listed, require_rights};
 use crate::catalog::recommender::Recommender;
 use crate::error::{Error, Result};
 use crate::recommend::interest;
-use crate::store::vector::Numbers;
 
 /// As many rows as recommend gives.
 const MOST: usize = 10_000;
@@ -30,16 +29,27 @@ pub fn ranked_for(
         ));
     }
     let question = Question::of(json!({"k": candidates.len().max(1), "exclude_seen": false}))?;
-    let interest = interest::of_user(recommender, user, &[])?;
-    let near = Near::of(recommender, &question)?.filter(|_| interest.is_some());
-    let first = statements::recommend(&among_candidates(recommender)?, near.as_ref())?;
+    let among = among_candidates(recommender)?;
+    let mut nearest = Vec::new();
+    if let Some(interest) = interest::of_user(recommender, user, &[])?
+        && let Some(mut near) = Near::of(recommender, &question)?
+    {
+        near.parameters.push(candidates.clone());
+        let of = For {
+            user,
+            session: &[],
+            exclude_seen: false,
+        };
+        nearest = near.items(&among, &of, interest)?;
+    }
+    let first = statements::recommend(&among)?;
     let rest = as_given(recommender)?;
     let found = list_of(recommender, &question, &first, &[rest], || {
         vec![
             user.into(),
             Vec::<String>::new().into(),
             false.into(),
-            interest.clone().map(Numbers).into(),
+            nearest.clone().into(),
             candidates.clone().into(),
         ]
     })?;
@@ -69,7 +79,7 @@ fn as_given(r: &Recommender) -> Result<String> {
         ..
     } = Parts::new(r)?;
     Ok(format!(
-        "SELECT {key}::text, 0::float8, NULL::jsonb
+        "SELECT {key}::text, 0::float8, NULL::int4[]
            FROM (SELECT given::{kind} AS item_id, pg_catalog.min(n) AS n FROM pg_catalog.unnest($5::text[]) WITH ORDINALITY AS g (given, n) GROUP BY 1) g
            JOIN {rows} s ON {key} {equals} g.item_id
           WHERE ({eligible}) AND NOT {key} {equals} ANY ($6::text[]::{kind}[])

@@ -2,7 +2,6 @@
 //!
 //! It never runs a candidate's statement as the caller, nor the filter as the owner.
 
-use pgrx::JsonB;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use serde_json::Value;
@@ -11,12 +10,13 @@ use std::ffi::CStr;
 use super::content;
 use super::question::Question;
 use super::selection::Offer;
+use super::statements;
 use crate::catalog::recommender::Recommender;
 use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
 use crate::recommend::filter::{self, column_of};
 use crate::recommend::search::{columns, load_library};
-use crate::statement::Statement;
+use crate::statement::{Finds, Statement};
 
 /// Candidates that are looked through at a time, at the least and where those were too few.
 const FIRST_PAGE: usize = 64;
@@ -52,12 +52,14 @@ impl<'a> Sieve<'a> {
             None => Default::default(),
             Some(filter) => filter::conditions(filter, &columns, items, 2)?,
         };
-        // Compiling the plan would take longer than running it.
-        let mut settings = vec![(c"jit", c"off")];
-        if recommender.vectors.is_some() {
-            load_library()?;
-            settings.extend(content::SETTINGS);
-        }
+        let settings = match recommender.vectors {
+            // Compiling the plan would take longer than running it.
+            None => vec![(c"jit", c"off")],
+            Some(_) => {
+                load_library()?;
+                content::SETTINGS.to_vec()
+            }
+        };
         let mut values = String::new();
         for name in question.max_per.keys() {
             let column = column_of(name, &columns, items)?;
@@ -87,7 +89,7 @@ impl<'a> Sieve<'a> {
     /// Refuses where the caller may not read what the filter is of, before the owner is asked.
     pub fn require_rights(&self) -> Result<()> {
         Spi::connect(|client| {
-            let own = Statement::kept(&self.statement, false);
+            let own = Statement::kept(&self.statement, Finds::ByKey);
             own.select(client, &self.of_items(Vec::new()))?;
             Ok(())
         })
@@ -99,17 +101,17 @@ impl<'a> Sieve<'a> {
     }
 
     /// Candidates of a statement of the owner's, page by page, offered in their order until one is not wanted.
-    /// All that were looked at are noted. `in_order`: the statement is read as far as is needed.
+    /// All that were looked at are noted.
     pub fn read(
         &self,
         statement: &str,
-        in_order: bool,
+        finds: Finds,
         arguments: &[DatumWithOid],
         mut note: impl FnMut(&mut Candidate),
         mut offer: impl FnMut(Offer<Candidate>) -> bool,
     ) -> Result<()> {
-        let statement = Statement::kept(statement, in_order);
-        let own = Statement::kept(&self.statement, false);
+        let statement = Statement::kept(statement, finds);
+        let own = Statement::kept(&self.statement, Finds::ByKey);
         Spi::connect(|client| {
             let owner = self.recommender.owner();
             let mut cursor = {
@@ -123,11 +125,11 @@ impl<'a> Sieve<'a> {
                     let _as = As::owner(owner);
                     let rows = with_settings(&self.settings, || cursor.fetch(length as _))?;
                     for row in rows {
-                        let reason = row.get::<JsonB>(3)?.map_or(Value::Null, |reason| reason.0);
+                        let places = row.get::<Vec<Option<i32>>>(3)?;
                         page.push(Some(Candidate {
                             item: row.get::<String>(1)?.unwrap_or_default(),
                             score: row.get::<f64>(2)?.unwrap_or_default(),
-                            reason,
+                            reason: places.map_or(Value::Null, statements::reason),
                         }));
                     }
                 }

@@ -1,15 +1,14 @@
 //! What is asked as the owner of the items: candidates in order, each with score and reason.
 //!
 //! It never holds a value of a caller's but numbers: $1 is the user or item, $2 the items of the session, $3 whether what
-//! was seen is left out, $4 the vector of the user's interests, $5 what has been looked at, or what chance begins with.
+//! was seen is left out, $4 the items nearest to the user's interests, $5 what has been looked at, or what chance begins
+//! with.
 
-use serde_json::Value;
-
-use super::content::{Near, nearest};
 use super::learnt;
 use crate::catalog::recommender::{Recommender, tables};
 use crate::error::Result;
 use crate::recommend::likeness;
+use serde_json::{Map, Value};
 
 /// Neighbours of one item that count.
 const NEIGHBOURS: usize = 20;
@@ -53,6 +52,20 @@ pub fn main_source(reason: &Value) -> Option<&'static str> {
     // The first of those that have added the same.
     let most = shares.reduce(|most, other| if other.1 > most.1 { other } else { most });
     apart.or(most.map(|(source, _)| source))
+}
+
+/// Which place each source gave an item, from the places of [`recommend`].
+pub fn reason(places: Vec<Option<i32>>) -> Value {
+    let given = places_by_source(&places);
+    let given = given.map(|(source, place)| (source.to_owned(), place.into()));
+    Value::Object(given.collect::<Map<_, _>>())
+}
+
+pub fn places_by_source(places: &[Option<i32>]) -> impl Iterator<Item = (&'static str, i32)> {
+    let sources = WEIGHTS.iter().map(|(source, _)| *source);
+    sources
+        .zip(places)
+        .filter_map(|(source, place)| Some((source, (*place)?)))
 }
 
 /// What candidates of a recommender may come from.
@@ -121,7 +134,7 @@ impl Parts {
     }
 
     /// Items that must not be listed.
-    fn hidden(&self, r: &Recommender) -> Result<String> {
+    pub fn hidden(&self, r: &Recommender) -> Result<String> {
         let user = r.user_key()?;
         let recently = r.seen_for_s.map_or_else(String::new, |seconds| {
             format!(
@@ -153,30 +166,40 @@ fn listed(table: &str, most: usize) -> String {
 }
 
 /// Neighbours of the user's items and the session's, what is near to the user's interests, the popular, the latest;
-/// fused.
-pub fn recommend(r: &Recommender, interest: Option<&Near>) -> Result<String> {
+/// fused, with the places that the sources gave.
+pub fn recommend(r: &Recommender) -> Result<String> {
     let parts = Parts::new(r)?;
     let Parts {
         items,
         neighbours,
         rows,
         key,
+        kind,
         equals,
         ..
     } = &parts;
-    let weights: Vec<String> = WEIGHTS
-        .iter()
-        .map(|(source, weight)| format!("WHEN '{source}' THEN {weight}"))
-        .collect();
-    let passes = interest.iter().flat_map(|near| near.conditions.clone());
-    let passes: Vec<String> = [parts.open(r)].into_iter().chain(passes).collect();
-    let interest = match interest {
-        Some(near) => format!(
-            "UNION ALL
-           SELECT 'interest', n.item_id, pg_catalog.row_number() OVER (ORDER BY n.distance, n.item_id) FROM ({}) n",
-            nearest(r, near.vectors, 4, &passes.join(" AND "), near.most)?
-        ),
-        None => String::new(),
+    let by_source = |one: &dyn Fn(&str, f64) -> String, between: &str| {
+        let all: Vec<String> = WEIGHTS
+            .iter()
+            .map(|(source, weight)| one(source, *weight))
+            .collect();
+        all.join(between)
+    };
+    let places = by_source(
+        &|source, _| {
+            format!("pg_catalog.min(l.place) FILTER (WHERE l.source = '{source}') AS {source}")
+        },
+        ", ",
+    );
+    let shares = by_source(
+        &|source, weight| format!("COALESCE({weight} / ({FUSION} + l.{source}), 0)"),
+        " + ",
+    );
+    let given = by_source(&|source, _| format!("f.{source}"), ", ");
+    // All of them are items' rows already: where nothing of a row counts, it is not read again.
+    let live = match r.boost.contains("s.") {
+        true => format!(" JOIN {rows} s ON {key} {equals} f.item_id"),
+        false => String::new(),
     };
     Ok(format!(
         "WITH {seeds}, {hidden}, near AS (
@@ -193,20 +216,17 @@ pub fn recommend(r: &Recommender, interest: Option<&Near>) -> Result<String> {
            SELECT 'latest', c.item_id, pg_catalog.row_number() OVER (ORDER BY c.item_id DESC)
              FROM (SELECT {key} AS item_id FROM (SELECT s.* FROM {rows} s ORDER BY {key} DESC LIMIT {NEWEST}) s
                     WHERE NOT EXISTS (SELECT FROM {items} t WHERE t.item_id {equals} {key}) AND {open}) c
-            {interest}
+            UNION ALL
+           SELECT 'interest', n.item::{kind}, n.place FROM pg_catalog.unnest($4::text[]) WITH ORDINALITY AS n (item, place)
          )
-         SELECT f.item_id::text, f.score * COALESCE(GREATEST(({boost})::float8, 0), 1), f.reason
-           FROM (SELECT l.item_id, pg_catalog.sum(CASE l.source {weights} END / ({FUSION} + l.place))::float8 AS score,
-                        pg_catalog.jsonb_object_agg(l.source, l.place) AS reason
-                   FROM listed l GROUP BY l.item_id) f
-           JOIN {rows} s ON {key} {equals} f.item_id
+         SELECT f.item_id::text, f.score * COALESCE(GREATEST(({boost})::float8, 0), 1), ARRAY[{given}]::int4[]
+           FROM (SELECT l.*, ({shares})::float8 AS score FROM (SELECT l.item_id, {places} FROM listed l GROUP BY l.item_id) l) f{live}
           ORDER BY 2 DESC, f.item_id",
         seeds = parts.seeds(r, [""; 3])?,
         of_seed = listed("n", NEIGHBOURS),
         hidden = parts.hidden(r)?,
         open = parts.open(r),
         boost = r.boost,
-        weights = weights.join(" "),
         learnt = learnt::scored(r, equals)?,
         by_users = learnt::listed(r, &parts),
     ))
@@ -231,13 +251,13 @@ pub fn rests(r: &Recommender) -> Result<[String; 2]> {
     Ok([
         format!(
             "WITH {hidden}, {given}
-             SELECT {key}::text, 0::float8, NULL::jsonb FROM {items} t JOIN {rows} s ON {key} {equals} t.item_id
+             SELECT {key}::text, 0::float8, NULL::int4[] FROM {items} t JOIN {rows} s ON {key} {equals} t.item_id
               WHERE t.heat IS NOT NULL AND {open} AND NOT {key} {equals} ANY (SELECT g.item_id FROM given g)
               ORDER BY t.heat DESC, t.item_id DESC"
         ),
         format!(
             "WITH {hidden}, {given}
-             SELECT {key}::text, 0::float8, NULL::jsonb FROM {rows} s
+             SELECT {key}::text, 0::float8, NULL::int4[] FROM {rows} s
               WHERE NOT EXISTS (SELECT FROM {items} t WHERE t.item_id {equals} {key} AND t.heat IS NOT NULL)
                 AND {open} AND NOT {key} {equals} ANY (SELECT g.item_id FROM given g)
               ORDER BY {key} DESC"
@@ -257,7 +277,7 @@ pub fn similar(r: &Recommender) -> Result<String> {
         ..
     } = &parts;
     Ok(format!(
-        "SELECT o.other_id::text, o.likeness::float8, NULL::jsonb
+        "SELECT o.other_id::text, o.likeness::float8, NULL::int4[]
            FROM {neighbours} n
           CROSS JOIN LATERAL ROWS FROM (pg_catalog.unnest(n.others), pg_catalog.unnest(n.likeness)) WITH ORDINALITY AS o (other_id, likeness, place)
            JOIN {rows} s ON {key} {equals} o.other_id
@@ -280,7 +300,7 @@ pub fn similar_rest(r: &Recommender) -> Result<String> {
     } = &parts;
     Ok(format!(
         "WITH given AS MATERIALIZED (SELECT given::{kind} AS item_id FROM pg_catalog.unnest($2::text[]) AS given)
-         SELECT l.other_id::text, l.likeness, NULL::jsonb
+         SELECT l.other_id::text, l.likeness, NULL::int4[]
            FROM {items} a CROSS JOIN LATERAL ({counted}) l JOIN {rows} s ON {key} {equals} l.other_id
           WHERE a.item_id {equals} $1::{kind} AND ({eligible}) AND NOT EXISTS (SELECT FROM given g WHERE g.item_id {equals} l.other_id)
           ORDER BY l.likeness DESC, l.other_id",
@@ -301,7 +321,7 @@ pub fn popular(r: &Recommender) -> Result<String> {
     } = &parts;
     Ok(format!(
         "WITH {hidden}
-         SELECT c.item_id::text, pg_catalog.power(2::float8, GREATEST(c.heat - pg_catalog.max(c.heat) OVER (), -1000)), NULL::jsonb
+         SELECT c.item_id::text, pg_catalog.power(2::float8, GREATEST(c.heat - pg_catalog.max(c.heat) OVER (), -1000)), NULL::int4[]
            FROM (SELECT t.item_id, t.heat FROM {items} t JOIN {rows} s ON {key} {equals} t.item_id
                   WHERE t.heat IS NOT NULL AND {open} ORDER BY t.heat DESC, t.item_id DESC LIMIT {MOST}) c
           ORDER BY c.heat DESC, c.item_id DESC",
@@ -325,7 +345,7 @@ pub fn popular_since(r: &Recommender, seconds: f64) -> Result<String> {
            SELECT e.item_id, pg_catalog.sum(e.weight * pg_catalog.power(2::float8, GREATEST(extract(epoch FROM e.at - pg_catalog.now())::float8 / {half_life}::float8, -1000))) AS heat
              FROM {interactions} e
             WHERE e.weight > 0 AND e.at >= pg_catalog.now() - pg_catalog.make_interval(secs => {seconds}::float8) GROUP BY e.item_id)
-         SELECT c.item_id::text, c.heat / pg_catalog.max(c.heat) OVER (), NULL::jsonb
+         SELECT c.item_id::text, c.heat / pg_catalog.max(c.heat) OVER (), NULL::int4[]
            FROM (SELECT t.item_id, t.heat FROM recent t JOIN {rows} s ON {key} {equals} t.item_id
                   WHERE t.heat > 0 AND {open} ORDER BY t.heat DESC, t.item_id DESC LIMIT {MOST}) c
           ORDER BY c.heat DESC, c.item_id DESC",
@@ -350,7 +370,7 @@ pub fn explore(r: &Recommender) -> Result<String> {
         "WITH {hidden}, pool AS (
            (SELECT {key} AS item_id FROM {rows} s ORDER BY {key} DESC LIMIT {NEWEST})
             UNION (SELECT t.item_id FROM {items} t WHERE t.heat IS NOT NULL ORDER BY t.heat, t.item_id LIMIT {MOST}))
-         SELECT c.item_id::text, 0::float8, pg_catalog.jsonb_build_object('explored', pg_catalog.row_number() OVER (ORDER BY c.wait, c.item_id))
+         SELECT c.item_id::text, 0::float8, NULL::int4[]
            FROM (SELECT p.item_id,
                         -pg_catalog.ln(1 - ((pg_catalog.hashtextextended(p.item_id::text, $5) >> 12)::float8 / 4503599627370496 + 0.5))
                         * (1 + COALESCE(t.interactions, 0)) AS wait

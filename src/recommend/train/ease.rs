@@ -27,12 +27,17 @@ pub struct Weight {
 
 /// The most bytes that [`train`] takes: the matrix, the panel and what solving it needs, the weights.
 pub fn bytes(items: usize, most: usize) -> u64 {
-    let (items, most) = (items as u64, most as u64);
-    let panel = (PANEL as u64).min(items);
-    8 * items * items + 3 * 8 * items * panel + items * most * size_of::<Weight>() as u64
+    let panel = PANEL.min(items);
+    let weights = room(items, most) * size_of::<(u32, f32)>() + most * size_of::<Weight>();
+    8 * (items * items + 3 * items * panel) as u64 + (items * weights) as u64
 }
 
-/// Of each item the `most` heaviest weights by which others tell it, those above 0.
+/// Weights of an item that are in memory before the lighter ones go.
+fn room(items: usize, most: usize) -> usize {
+    most.saturating_mul(2).min(items)
+}
+
+/// Of each item the `most` heaviest weights by which it tells others, for or against them.
 ///
 /// # Errors
 /// Where there is no memory, or λ is not positive.
@@ -52,8 +57,13 @@ pub fn train(sets: &Sets, lambda: f64, most: usize) -> Result<Vec<Weight>, NoMod
     }
     factor(&mut matrix, items)?;
     let mut panel = zeros(items * PANEL.min(items))?;
-    let mut weights = Vec::new();
-    weights.try_reserve_exact(items * most.min(items))?;
+    let mut kept = Vec::new();
+    kept.try_reserve_exact(items)?;
+    for _ in 0..items {
+        let mut of_item = Vec::new();
+        of_item.try_reserve_exact(room(items, most))?;
+        kept.push(of_item);
+    }
     for from in (0..items).step_by(PANEL) {
         let columns = PANEL.min(items - from);
         let panel = &mut panel[..items * columns];
@@ -62,9 +72,19 @@ pub fn train(sets: &Sets, lambda: f64, most: usize) -> Result<Vec<Weight>, NoMod
             panel[column * items + from + column] = 1.0;
         }
         solve(&matrix, panel, items);
-        for (column, of_item) in panel.chunks_exact(items).enumerate() {
-            heaviest(of_item, from + column, most, &mut weights);
+        for (column, of_other) in panel.chunks_exact(items).enumerate() {
+            add(of_other, from + column, most, &mut kept);
         }
+    }
+    let mut weights = Vec::new();
+    weights.try_reserve_exact(items * most.min(items))?;
+    for (item, mut of_item) in (0..).zip(kept) {
+        cut(&mut of_item, most);
+        weights.extend(of_item.into_iter().map(|(other, weight)| Weight {
+            item,
+            other,
+            weight,
+        }));
     }
     Ok(weights)
 }
@@ -104,29 +124,30 @@ fn solve(factor: &[f64], panel: &mut [f64], items: usize) {
     );
 }
 
-/// Of a column of P, the heaviest weights of B's.
-fn heaviest(column: &[f64], other: usize, most: usize, weights: &mut Vec<Weight>) {
+/// Adds the weights by which an item is told, from its column of P, to those of the items that tell it.
+fn add(column: &[f64], other: usize, most: usize, kept: &mut [Vec<(u32, f32)>]) {
     let Some(own) = column.get(other).filter(|own| **own > 0.0) else {
         return;
     };
-    let mut found: Vec<Weight> = column
-        .iter()
-        .enumerate()
-        .filter(|(item, _)| *item != other)
-        .map(|(item, entry)| Weight {
-            item: item as u32,
-            other: other as u32,
-            weight: (-entry / own) as f32,
-        })
-        .filter(|weight| weight.weight > 0.0)
-        .collect();
-    if found.len() > most {
-        found.select_nth_unstable_by(most, |a, b| {
-            b.weight.total_cmp(&a.weight).then(a.item.cmp(&b.item))
-        });
-        found.truncate(most);
+    for (item, (entry, of_item)) in column.iter().zip(kept).enumerate() {
+        let weight = (-entry / own) as f32;
+        if item == other || weight == 0.0 {
+            continue;
+        }
+        if of_item.len() == of_item.capacity() {
+            cut(of_item, most);
+        }
+        of_item.push((other as u32, weight));
     }
-    weights.append(&mut found);
+}
+
+fn cut(of_item: &mut Vec<(u32, f32)>, most: usize) {
+    if of_item.len() > most {
+        of_item.select_nth_unstable_by(most, |a, b| {
+            b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(&b.0))
+        });
+        of_item.truncate(most);
+    }
 }
 
 #[cfg(test)]
@@ -197,9 +218,8 @@ mod tests {
         let sets = random_sets(300, 150, 6);
         let wanted = by_the_book(&sets, 20.0);
         let weights = train(&sets, 20.0, usize::MAX).unwrap();
-        let positive = wanted.iter().flatten().filter(|weight| **weight > 0.0);
-        assert!(weights.len() > 5_000);
-        assert_eq!(weights.len(), positive.count());
+        assert_eq!(weights.len(), 150 * 149);
+        assert!(weights.iter().any(|weight| weight.weight < 0.0));
         for weight in &weights {
             let wanted = wanted[weight.item as usize][weight.other as usize];
             assert!(
@@ -215,16 +235,16 @@ mod tests {
         let all = train(&sets, 20.0, usize::MAX).unwrap();
         let some = train(&sets, 20.0, 7).unwrap();
         assert_eq!(some.len(), 150 * 7);
-        for other in 0..150 {
+        for item in 0..150 {
             let mut of_all: Vec<f32> = all
                 .iter()
-                .filter(|w| w.other == other)
-                .map(|w| w.weight)
+                .filter(|w| w.item == item)
+                .map(|w| w.weight.abs())
                 .collect();
             let mut of_some: Vec<f32> = some
                 .iter()
-                .filter(|w| w.other == other)
-                .map(|w| w.weight)
+                .filter(|w| w.item == item)
+                .map(|w| w.weight.abs())
                 .collect();
             of_all.sort_by(|a, b| b.total_cmp(a));
             of_some.sort_by(|a, b| b.total_cmp(a));

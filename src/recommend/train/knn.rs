@@ -17,7 +17,7 @@ use crate::recommend::likeness;
 
 /// Lists of which it is noted at once that they are taken, and that are written at once: whoever marks one of them
 /// waits for that.
-const TAKEN_AT_ONCE: i64 = 5_000;
+const TAKEN_AT_ONCE: i64 = 500;
 const WRITTEN_AT_ONCE: usize = 200;
 
 /// One after the other, so many take some seconds.
