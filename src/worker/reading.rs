@@ -58,6 +58,9 @@ impl Leader {
         recommender.backfill_after.clone_from(&up_to);
         recommender.backfilled = counted;
         keeping.may_be_stale |= counted;
+        if counted {
+            keeping.were_many_at = None; // all of them are
+        }
         self.queue_slice(id, round, slice, up_to);
         Ok(())
     }
