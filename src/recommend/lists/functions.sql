@@ -54,10 +54,13 @@ CREATE FUNCTION recommend_batch(name text, users text, k integer DEFAULT 10)
 RETURNS TABLE (user_id text, item text, score double precision, rank integer, reason jsonb, list_id uuid) LANGUAGE plpgsql STABLE PARALLEL UNSAFE ROWS 1000 AS $$
 BEGIN
     -- The caller's query, with the caller's rights and search_path.
+    -- Of what is selected, not of what is joined, PostgreSQL counts the cost for each user, by which it plans parallel workers.
     RETURN QUERY EXECUTE pg_catalog.format(
-        'SELECT u.user_id, r.item, r.score, r.rank, r.reason, r.list_id FROM (SELECT q.user_id::pg_catalog.text FROM (%s) AS q (user_id)) u
-          CROSS JOIN LATERAL @extschema@.recommend_of(%L::pg_catalog.int4, u.user_id, %L::pg_catalog.jsonb) r',
-        users, @extschema@.recommender_number(name), pg_catalog.jsonb_build_object('k', k));
+        'SELECT u.user_id, (u.listed).item, (u.listed).score, (u.listed).rank, (u.listed).reason, (u.listed).list_id
+           FROM (SELECT q.user_id::pg_catalog.text AS user_id,
+                        @extschema@.recommend_of(%L::pg_catalog.int4, q.user_id::pg_catalog.text, %L::pg_catalog.jsonb) AS listed
+                   FROM (%s) AS q (user_id)) u',
+        @extschema@.recommender_number(name), pg_catalog.jsonb_build_object('k', k), users);
 END
 $$;
 COMMENT ON FUNCTION recommend_batch IS
