@@ -199,7 +199,7 @@ pub fn write_all(r: &Recommender, input: &Input, lists: &[List]) -> Result<()> {
     Ok(())
 }
 
-/// The parts of what [`write`] writes, each in a transaction of its own.
+/// The parts of what [`write()`] writes, each in a transaction of its own.
 pub fn parts(lists: &[List]) -> usize {
     lists.len().div_ceil(WRITTEN_AT_ONCE)
 }
