@@ -33,7 +33,7 @@ pub(super) const RESTORE: Duration = Duration::from_secs(60);
 impl Leader {
     /// Loads what is declared. False when the extension is gone.
     pub(super) fn load(&mut self) -> std::result::Result<bool, Failed> {
-        let loaded = transaction(|| {
+        let load = || {
             let version = installed_version()?;
             if version.as_deref() != Some(env!("CARGO_PKG_VERSION")) {
                 return Ok((version, Vec::new(), Vec::new(), String::new(), Vec::new()));
@@ -41,7 +41,21 @@ impl Leader {
             let schema = names::vector_schema().unwrap_or_default();
             let (pipelines, recommenders) = (pipeline::load_all()?, recommender::load_all()?);
             Ok((version, pipelines, recommenders, schema, upkeep::secret()?))
-        })?;
+        };
+        let is_broken = |trouble| matches!(trouble, Some(Trouble::Broken(_)));
+        let mut loaded = transaction(load)?;
+        let (_, pipelines, recommenders, ..) = &loaded;
+        if pipelines
+            .iter()
+            .any(|pipeline| is_broken(pipeline.trouble()))
+            || recommenders
+                .iter()
+                .any(|recommender| is_broken(recommender.trouble()))
+        {
+            // A relation is looked up by its name as of now, in a declaration as of the snapshot: a rename may have been
+            // faster than that.
+            loaded = transaction(load)?;
+        }
         let (version, pipelines, recommenders, vector_schema, secret) = loaded;
         let Some(version) = version else {
             self.shared.keep_counters(self.database_oid(), |_| false);
