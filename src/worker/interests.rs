@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::keeping::wait_briefly;
 use super::leader::Leader;
 use super::process::{Failed, transaction};
 use crate::dispatch::queue::Lane;
@@ -78,7 +79,10 @@ impl Due {
         }
         if !self.users.is_empty() {
             let users: Vec<String> = self.users.iter().take(AT_ONCE).cloned().collect();
-            transaction(|| interests.refresh(&users))?;
+            transaction(|| {
+                wait_briefly()?;
+                interests.refresh(&users)
+            })?;
             for user in &users {
                 self.users.remove(user);
             }
@@ -99,7 +103,10 @@ impl Due {
             self.from_the_first_at = Instant::now();
             self.followed = 0;
         }
-        let revised = transaction(|| interests.follow_revised(self.followed))?;
+        let revised = transaction(|| {
+            wait_briefly()?;
+            interests.follow_revised(self.followed)
+        })?;
         self.add(revised.users);
         self.followed = revised.up_to;
         self.behind = revised.more;

@@ -30,6 +30,7 @@ fn drop_recommender(name: &str, if_exists: bool) {
         if recommender.owner() != pg_sys::InvalidOid {
             require_owner(&recommender)?;
         }
+        embedding::hold(&recommender)?;
         end(&recommender)?;
         embedding::drop(&recommender)?;
         let source = recommender.source_oid();

@@ -172,6 +172,17 @@ pub fn note_changes(recommender: &Recommender) -> Result<()> {
     Ok(())
 }
 
+/// Before anything that is kept goes: whoever stores a vector holds its table, and comes to what is kept from there.
+pub fn hold(recommender: &Recommender) -> Result<()> {
+    let Some(Vectors { table, .. }) = &recommender.vectors else {
+        return Ok(());
+    };
+    match resolve(table)? {
+        Some(oid) => lock_in_tries(oid, table, pg_sys::AccessExclusiveLock),
+        None => Ok(()),
+    }
+}
+
 fn stop_noting(recommender: &Recommender, table: &str) -> Result<()> {
     if let Some(oid) = resolve(table)? {
         lock_in_tries(oid, table, pg_sys::AccessExclusiveLock)?;
