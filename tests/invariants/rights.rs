@@ -39,9 +39,11 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
     );
     assert!(relations.len() > 10, "{relations:?}");
     let for_everybody = [
+        "recsync.attribution",
         "recsync.change_log",
         "recsync.dead_letter",
         "recsync.model",
+        "recsync.shown",
         "recsync.status",
     ];
     for relation in relations {
