@@ -33,6 +33,16 @@ pub fn stale(id: i32) -> String {
     format!("recsync.stale_{id}")
 }
 
+/// What statements are planned by: after a load nobody has looked at the tables yet.
+pub fn analyze(recommender: &Recommender) -> Result<()> {
+    let _as = As::extension();
+    Ok(Spi::run(&format!(
+        "ANALYZE {}, {}",
+        interactions(recommender.id),
+        items(recommender.of)
+    ))?)
+}
+
 /// Holds the interactions, as a reader does, before anything else that is kept is read: whoever makes the tables anew
 /// begins with them, and nobody waits for the other one.
 pub fn hold(recommender: &Recommender) {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
 use crate::catalog::recommender::models::{Outcome, note};
-use crate::catalog::recommender::{self, Model, Recommender};
+use crate::catalog::recommender::{self, Model, Recommender, tables};
 use crate::dispatch::backfill;
 use crate::error::{Error, Result, sqlstate_text};
 use crate::recommend::keep::bulk;
@@ -108,6 +108,7 @@ fn train_all(database: &Database, start: Start) -> std::result::Result<(), Faile
     if start.task == Task::Items {
         let began = Instant::now();
         transaction(|| count_items(&recommender))?;
+        transaction(|| tables::analyze(&recommender))?;
         let (name, took) = (&recommender.name, began.elapsed().as_secs_f64());
         log!("recsync trainer: recommender {name}: its interactions were counted in {took:.1} s");
         database.catalog_changed.store(true, SeqCst);
