@@ -80,7 +80,9 @@ impl Flights {
         let Some(server) = lanes.get(running.lane) else {
             return false;
         };
-        if !running.limited_for().is_zero() || !server.allows() {
+        let flights = self.flights.values();
+        let in_the_air = flights.filter(|flight| flight.lane == running.lane);
+        if !running.limited_for().is_zero() || !server.allows(in_the_air.count()) {
             return false;
         }
         loop {

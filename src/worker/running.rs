@@ -332,10 +332,11 @@ impl ServerLane {
         self.account.heed(retry_after, limits, rate::now());
     }
 
-    /// Whether a request may be sent now; see [`Breaker::allows`].
-    pub fn allows(&mut self) -> bool {
+    /// Whether a request may be sent now, where so many have not landed yet: what their answers say is to be heard
+    /// first. See [`Breaker::allows`].
+    pub fn allows(&mut self, in_the_air: usize) -> bool {
         let now = Instant::now();
-        self.lane.in_flight() < self.window.size()
+        in_the_air < self.window.size()
             && self.lane.free() > 0
             && self.paced_until.is_none_or(|until| until <= now)
             && self.account.rest(rate::now()).is_zero()
