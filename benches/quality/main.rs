@@ -85,7 +85,7 @@ fn measure(cut: &Cut) -> Vec<(String, Score)> {
     eprintln!("read in {:.0} s", started.elapsed().as_secs_f64());
     let trained = "SELECT count(*) FROM recsync.model WHERE trained_at IS NOT NULL";
     wait_until(PATIENCE * 20, "models are not trained", || {
-        client.one::<i64>(trained) == 3
+        client.one::<i64>(trained) == 5 // of the one three, of the other two
     });
     println!("\nModels:\n");
     for row in client.rows("SELECT recommender, model, items::text, interactions::text, (memory_bytes / 1048576)::text, round(extract(epoch FROM trained_at - started_at)::numeric, 1)::text FROM recsync.model ORDER BY 1, 2") {

@@ -65,8 +65,8 @@ pub fn is_wanted(variable: &str, name: &str) -> bool {
 /// Writes a file of target/bench.
 pub fn keep(name: &str, content: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
-    fs::create_dir_all(&folder).unwrap();
     let path = folder.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, content).unwrap();
     path
 }
