@@ -4,6 +4,7 @@ use std::fs;
 
 #[derive(Debug)]
 pub struct Resources {
+    /// Its own: of the shared buffers a process has the more the more of them it has read.
     pub memory_kb: u64,
     pub threads: u64,
     /// Sockets, pipes and the like: PostgreSQL opens and closes files of tables as it likes.
@@ -21,7 +22,7 @@ impl Resources {
         let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
         let links = open.filter_map(|entry| fs::read_link(entry.path()).ok());
         Resources {
-            memory_kb: number("VmRSS:"),
+            memory_kb: number("RssAnon:"),
             threads: number("Threads:"),
             sockets: links.filter(|link| link.is_relative()).count() as u64,
         }
