@@ -37,16 +37,17 @@ pub fn last_users(r: &Recommender) -> Result<String> {
     ))
 }
 
-/// How alike two items are that have so many users in common, of so many and so many.
+/// How alike two items are that have so many users in common, of so many and so many. While another table's rows are
+/// read that are not counted yet, an item may have less than none: all are counted after that.
 pub fn of(common: f64, one: f64, other: f64) -> f64 {
-    common / ((one * other).sqrt() + SHRINKAGE)
+    common / ((one * other).max(0.0).sqrt() + SHRINKAGE)
 }
 
 /// Of item `a`, a row of what is known of each: all others that have users in common with it, `other_id`, and their
 /// `likeness`: [`of`] as SQL.
 pub fn counted(r: &Recommender) -> Result<String> {
     Ok(format!(
-        "SELECT c.other_id, c.users / (pg_catalog.sqrt(a.users::float8 * b.users) + {SHRINKAGE}) AS likeness
+        "SELECT c.other_id, c.users / (pg_catalog.sqrt(GREATEST(a.users::float8 * b.users, 0)) + {SHRINKAGE}) AS likeness
            FROM (SELECT o.other_id, pg_catalog.count(*) * a.users / pg_catalog.max(y.looked_at)::float8 AS users
                    FROM (SELECT s.items, pg_catalog.count(*) OVER () AS looked_at
                            FROM ({last}) u
