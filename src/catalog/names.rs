@@ -4,6 +4,7 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use pgrx::spi::SpiTupleTable;
 use std::ffi::{CStr, CString};
 
 use crate::error::{Error, Result};
@@ -109,10 +110,7 @@ pub fn select_one<T: FromDatum + IntoDatum>(
 ) -> Result<Option<T>> {
     Spi::connect(|client| {
         let table = client.select(sql, Some(1), arguments)?;
-        if table.is_empty() {
-            return Ok(None);
-        }
-        table.first().get_one::<T>().map_err(Error::from)
+        first_of(table)
     })
 }
 
@@ -124,11 +122,15 @@ pub fn select_kept<T: FromDatum + IntoDatum>(
     let statement = Statement::kept(sql, Finds::ByKey);
     Spi::connect(|client| {
         let table = statement.select(client, arguments)?;
-        if table.is_empty() {
-            return Ok(None);
-        }
-        table.first().get_one::<T>().map_err(Error::from)
+        first_of(table)
     })
+}
+
+fn first_of<T: FromDatum + IntoDatum>(table: SpiTupleTable) -> Result<Option<T>> {
+    if table.is_empty() {
+        return Ok(None);
+    }
+    table.first().get_one::<T>().map_err(Error::from)
 }
 
 /// The quoted schema that pgvector is installed in: it may live anywhere and is relocatable.

@@ -199,13 +199,8 @@ pub fn write_all(r: &Recommender, input: &Input, lists: &[List]) -> Result<()> {
     Ok(())
 }
 
-/// The parts of what [`write()`] writes, each in a transaction of its own.
-pub fn parts(lists: &[List]) -> usize {
-    lists.len().div_ceil(WRITTEN_AT_ONCE)
-}
-
-/// A part of the lists, those that are still taken.
-pub fn write(r: &Recommender, input: &Input, lists: &[List], part: usize) -> Result<()> {
+/// A part of the lists, those that are still taken; each in a transaction of its own.
+pub fn write(r: &Recommender, input: &Input, part: Part) -> Result<()> {
     let item = r.item_key()?;
     let (kind, equals) = (&item.type_name, &item.equals);
     let sql = format!(
@@ -216,9 +211,6 @@ pub fn write(r: &Recommender, input: &Input, lists: &[List], part: usize) -> Res
         stale = tables::stale(r.of),
         lists = tables::neighbours(r.of),
     );
-    let Some(part) = input.parts(lists).nth(part) else {
-        return Ok(());
-    };
     let _as = As::owner(r.owner());
     Ok(Spi::run_with_args(&sql, &input.arguments(part))?)
 }
@@ -252,14 +244,15 @@ pub fn are_many(r: &Recommender) -> Result<bool> {
 /// What [`Input::arguments`] gives.
 const GIVEN: &str = "ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) AS v (item, others, likeness)";
 
-type Part<'a> = (&'a [String], &'a [List]);
+/// Items' keys and their lists.
+pub type Part<'a> = (&'a [String], &'a [List]);
 
 impl Input {
     fn users_of(&self, item: usize) -> f64 {
         f64::from(self.users.get(item).copied().unwrap_or(0))
     }
 
-    fn parts<'a>(&'a self, lists: &'a [List]) -> impl Iterator<Item = Part<'a>> {
+    pub fn parts<'a>(&'a self, lists: &'a [List]) -> impl Iterator<Item = Part<'a>> {
         self.keys
             .chunks(WRITTEN_AT_ONCE)
             .zip(lists.chunks(WRITTEN_AT_ONCE))

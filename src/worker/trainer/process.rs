@@ -168,8 +168,8 @@ fn count_lists(
     let (Input::Likeness(input), Trained::Lists(lists)) = (&*input, &trained) else {
         return Ok(None);
     };
-    for part in 0..knn::parts(lists) {
-        transaction(|| knn::write(recommender, input, lists, part))?;
+    for part in input.parts(lists) {
+        transaction(|| knn::write(recommender, input, part))?;
     }
     transaction(|| knn::finish(recommender))?;
     ended(recommender, Model::ItemKnn, began);
