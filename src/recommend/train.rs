@@ -34,9 +34,8 @@ use als::Factors;
 use ease::Weight;
 use sets::Sets;
 
-/// λ of EASE: of the order that the paper found for its data sets; on the validation cuts of benches/README.md 100 and 400
-/// were as good within 3%.
-pub const LAMBDA: f64 = 200.0;
+/// λ of EASE: of the order that the paper found for its data sets, chosen on the validation cuts of benches/README.md.
+pub const LAMBDA: f64 = 100.0;
 /// Weights of EASE that are kept of an item, the heaviest by which it tells others, for or against them: on the validation
 /// cut and on what was held out lists were as good as with all of them, within 1% (benches/README.md).
 pub const WEIGHTS: usize = 200;
@@ -54,7 +53,7 @@ pub const ALS: als::Settings = als::Settings {
 pub const LEAST: usize = 500;
 
 /// Bytes that a pair of a user and an item takes while it is read and counted.
-const PAIR_BYTES: u64 = 32;
+const PAIR_BYTES: u64 = 40;
 /// And an item's key.
 const KEY_BYTES: u64 = 96;
 /// Rows that are written at once.
@@ -79,6 +78,8 @@ pub enum Input {
 pub struct Inputs(Option<Arc<Input>>);
 
 pub struct Pairs {
+    /// What chance begins with: the same for the same recommender.
+    seed: u64,
     /// Keys of the items and the users, by their numbers.
     keys: Vec<String>,
     users: Vec<String>,
@@ -110,7 +111,7 @@ impl From<TryReserveError> for NoModel {
 /// Users and the items that they have had to do with, of all their interactions.
 pub fn pairs(recommender: &Recommender) -> String {
     format!(
-        "(SELECT e.user_id, e.item_id FROM {} e GROUP BY e.user_id, e.item_id HAVING pg_catalog.sum(e.weight::numeric) > 0)",
+        "(SELECT e.user_id, e.item_id, pg_catalog.max(e.at) AS at FROM {} e GROUP BY e.user_id, e.item_id HAVING pg_catalog.sum(e.weight::numeric) > 0)",
         recommender.interactions()
     )
 }
@@ -184,11 +185,16 @@ impl Inputs {
 }
 
 fn read(recommender: &Recommender) -> Result<Pairs> {
+    // What came at the same time has the same place.
+    let place = match recommender.learning.half_life_rank {
+        Some(_) => "pg_catalog.rank() OVER (PARTITION BY p.user_id ORDER BY p.at)::int4",
+        None => "0",
+    };
     // The keys come in the order of their numbers.
     let numbered = format!(
-        "SELECT pg_catalog.array_agg(n.u), pg_catalog.array_agg(n.i)
+        "SELECT pg_catalog.array_agg(n.u), pg_catalog.array_agg(n.i), pg_catalog.array_agg(n.place)
            FROM (SELECT pg_catalog.dense_rank() OVER (ORDER BY p.user_id)::int4 AS u,
-                        pg_catalog.dense_rank() OVER (ORDER BY p.item_id)::int4 AS i FROM {} p) n",
+                        pg_catalog.dense_rank() OVER (ORDER BY p.item_id)::int4 AS i, {place} AS place FROM {} p) n",
         pairs(recommender)
     );
     let keys = |of: &str| {
@@ -203,14 +209,16 @@ fn read(recommender: &Recommender) -> Result<Pairs> {
             let row = client.select(numbered.as_str(), None, &[])?.first();
             let users = row.get::<Vec<i32>>(1)?.unwrap_or_default();
             let items = row.get::<Vec<i32>>(2)?.unwrap_or_default();
+            let places = row.get::<Vec<i32>>(3)?.unwrap_or_default();
             let keys = |of: &str| -> Result<Vec<String>> {
                 let row = client.select(keys(of).as_str(), None, &[])?.first();
                 Ok(row.get::<Vec<String>>(1)?.unwrap_or_default())
             };
             Ok(Pairs {
+                seed: seed(&recommender.name),
                 keys: keys("item_id")?,
                 users: keys("user_id")?,
-                sets: Sets::new(&users, &items),
+                sets: Sets::with_places(&users, &items, &places),
             })
         })
     })
@@ -225,9 +233,21 @@ pub fn trained(model: Model, input: &Arc<Input>) -> Result<std::result::Result<T
     on_a_thread(move || match &*input {
         Input::Likeness(input) => knn::count(input).map(Trained::Lists),
         Input::Pairs(input) if model == Model::Als => {
-            als::train(&input.sets, &ALS).map(Trained::Als)
+            let settings = als::Settings {
+                seed: input.seed,
+                ..ALS
+            };
+            als::train(&input.sets, &settings).map(Trained::Als)
         }
         Input::Pairs(input) => ease::train(&input.sets, LAMBDA, WEIGHTS).map(Trained::Ease),
+    })
+}
+
+/// Another for each name.
+fn seed(name: &str) -> u64 {
+    let bytes = name.bytes().map(u64::from);
+    bytes.fold(ALS.seed, |seed, byte| {
+        seed.wrapping_mul(31).wrapping_add(byte)
     })
 }
 

@@ -97,7 +97,7 @@ fn neighbours(left: &Events, has: &[i32]) -> Vec<i32> {
             .collect();
         near.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         for (other, likeness) in near.into_iter().take(20) {
-            *scores.entry(other).or_default() += likeness / (1.0 + place as f64 / 5.0);
+            *scores.entry(other).or_default() += likeness / (1.0 + place as f64 / 2.0);
         }
     }
     best(&scores, has)

@@ -48,7 +48,7 @@ fn differences(db: &mut Database) -> Vec<String> {
     db.column(&format!(
         "WITH numbered AS (SELECT e.*, ({WEIGHT})::float8 AS weight, row_number() OVER (PARTITION BY user_id ORDER BY created_at DESC, id DESC) AS n
                              FROM event e WHERE user_id IS NOT NULL AND product_id IS NOT NULL),
-              faded AS (SELECT user_id, product_id, weight * 2 ^ (-extract(epoch FROM max(created_at) OVER (PARTITION BY user_id) - created_at)::float8 / 1209600) / (1 + (n - 1) / 5.0) AS weight
+              faded AS (SELECT user_id, product_id, weight * 2 ^ (-extract(epoch FROM max(created_at) OVER (PARTITION BY user_id) - created_at)::float8 / 1209600) / (1 + (n - 1) / 2.0) AS weight
                           FROM numbered WHERE n <= {HISTORY}),
               number AS (SELECT f.user_id, x.i, sum(f.weight * x.x) / sum(abs(f.weight)) AS x
                            FROM faded f JOIN shop_embedding v ON v.id = f.product_id, unnest(v.embedding::real[]) WITH ORDINALITY AS x (x, i) GROUP BY 1, 2),
@@ -364,7 +364,7 @@ fn interests_are_made_again_where_they_are_missing_or_counted_by_another_rule() 
     db.run("SELECT recsync.alter_recommender('shop', history => 6, half_life_rank => 1)");
     settle(&mut db);
     assert_eq!(differences(&mut db).len(), 2);
-    db.run("SELECT recsync.alter_recommender('shop', half_life_rank => 5)");
+    db.run("SELECT recsync.alter_recommender('shop', half_life_rank => 2)");
     assert_kept_right(&mut db);
     db.run("SELECT recsync.alter_recommender('shop', weight => '2')");
     settle(&mut db);

@@ -6,7 +6,9 @@ use crate::shop::{number, tables};
 use crate::support::{Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
 const ITEMS: i32 = 40;
-const LAMBDA: f64 = 200.0;
+const LAMBDA: f64 = 100.0;
+/// Places between two items that count half of what neighbours count together.
+const APART: f64 = 20.0;
 
 /// Recommender `shop` over 150 users with four items each, whose numbers are alike.
 fn trained(db: &mut Database, options: &str) {
@@ -34,24 +36,25 @@ fn wait_until_trained(db: &mut Database, before: Option<String>) {
 
 /// How much each item says for each other one, from the events: B = I − P diag(1 / diag P), by Gauss and Jordan.
 fn weights_from_events(db: &mut Database) -> BTreeMap<(i32, i32), f64> {
-    let pairs: Vec<String> = db.column("SELECT DISTINCT user_id || ' ' || product_id FROM event");
-    let pairs: Vec<(&str, i32)> = pairs
+    let rows = db.rows(
+        "SELECT user_id, product_id, (rank() OVER (PARTITION BY user_id ORDER BY max(created_at)))::int FROM event GROUP BY 1, 2",
+    );
+    let pairs: Vec<(String, i32, i32)> = rows
         .iter()
-        .map(|pair| pair.split_once(' ').unwrap())
-        .map(|(user, item)| (user, item.parse().unwrap()))
+        .map(|row| (row.get(0), row.get(1), row.get(2)))
         .collect();
     let items: Vec<i32> = pairs
         .iter()
-        .map(|(_, item)| *item)
+        .map(|(_, item, _)| *item)
         .collect::<BTreeSet<_>>()
         .into_iter()
         .collect();
     let n = items.len();
     let mut rows = vec![vec![0.0; 2 * n]; n];
-    for (user, a) in &pairs {
-        for (_, b) in pairs.iter().filter(|(other, _)| other == user) {
+    for (user, a, place) in &pairs {
+        for (_, b, other) in pairs.iter().filter(|(other, ..)| other == user) {
             let at = |item: &i32| items.iter().position(|known| known == item).unwrap();
-            rows[at(a)][at(b)] += 1.0;
+            rows[at(a)][at(b)] += 1.0 / (1.0 + f64::from((place - other).abs()) / APART);
         }
     }
     for (i, row) in rows.iter_mut().enumerate() {
@@ -106,6 +109,23 @@ fn ease_is_trained_once_the_events_are_read_and_holds_the_closed_form() {
         db.one("SELECT concat_ws(' ', users, items, interactions, error) FROM recsync.model WHERE model = 'ease'");
     let counted: String = db.one("SELECT concat_ws(' ', count(DISTINCT user_id), count(DISTINCT product_id), count(DISTINCT (user_id, product_id))) FROM event");
     assert_eq!(extent, counted);
+}
+
+#[test]
+fn each_source_adds_what_its_place_comes_to() {
+    let mut db = tables(shared());
+    trained(&mut db, "");
+    wait_until_trained(&mut db, None);
+    let rows = db.rows(
+        "SELECT r.score, (SELECT sum(s.value::float8) FROM jsonb_each_text(r.reason->'scores') s), r.reason ?& '{ease,neighbours}'
+           FROM shop_recommend('u1', k => 30, explain => true) r WHERE NOT r.reason ? 'rest'",
+    );
+    let by_both = rows.iter().filter(|row| row.get(2)).count();
+    assert!(by_both > 3, "{by_both} of {}", rows.len());
+    for row in rows {
+        let [score, sum]: [f64; 2] = [row.get(0), row.get(1)];
+        assert!((score - sum).abs() < 1e-12, "{score} {sum}");
+    }
 }
 
 #[test]

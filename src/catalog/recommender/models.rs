@@ -44,12 +44,13 @@ pub struct Learning {
     pub collaborative: Option<Vec<String>>,
     #[serde(flatten)]
     pub when: When,
-    /// Places in a user's history after which an item counts half; `None`: it does not matter where it stands.
+    /// Places in a user's history after which an item counts half; `None`: it does not matter where it stands, neither
+    /// now nor when models are trained.
     pub half_life_rank: Option<f64>,
 }
 
-/// Somewhat slower than what was best on the validation cuts of benches/README.md, 2, and about as good.
-const HALF_LIFE_RANK: f64 = 5.0;
+/// What was best on the validation cuts of benches/README.md.
+const HALF_LIFE_RANK: f64 = 2.0;
 
 impl Learning {
     /// What create_recommender was given.

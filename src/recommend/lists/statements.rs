@@ -18,15 +18,15 @@ pub const MOST: usize = 200;
 const NEWEST: usize = 200;
 /// Reciprocal-rank fusion: a source adds weight / (60 + place) (Cormack, Clarke, Büttcher, SIGIR 2009).
 pub const FUSION: f64 = 60.0;
-/// What each counts was chosen on the validation cuts of benches/README.md: whatever popularity adds to a list made of
-/// what the user likes makes it worse, so that it counts where nothing else is known.
+/// What each counts was chosen on the validation cuts of benches/README.md, but for interests: whatever popularity adds to
+/// a list made of what the user likes makes it worse, so that it counts where nothing else is known.
 const WEIGHTS: [(&str, f64); 6] = [
     ("ease", 1.0),
-    ("neighbours", 0.4),
-    ("als", 0.2),
+    ("neighbours", 0.2),
+    ("als", 0.1),
     ("interest", 0.2),
-    ("popular", 0.03),
-    ("latest", 0.01),
+    ("popular", 0.01),
+    ("latest", 0.003),
 ];
 /// Of an item, the interactions of the user's that say most why it is listed.
 const BECAUSE: usize = 3;
@@ -192,7 +192,7 @@ pub fn recommend(r: &Recommender) -> Result<String> {
         ", ",
     );
     let shares = by_source(
-        &|source, weight| format!("COALESCE({weight} / ({FUSION} + l.{source}), 0)"),
+        &|source, weight| format!("COALESCE({weight}::float8 / ({FUSION} + l.{source}), 0)"),
         " + ",
     );
     let given = by_source(&|source, _| format!("f.{source}"), ", ");

@@ -4,6 +4,10 @@
 //! and none from an item to itself: B = I − P diag(1 / diag P), P = (XᵀX + λI)⁻¹ (Steck, WWW 2019, "Embarrassingly
 //! shallow autoencoders for sparse data"). P is never there as a whole: XᵀX + λI = LLᵀ takes the place of XᵀX, and a few
 //! columns of P at a time are solved for. It never keeps more of an item than its heaviest weights.
+//!
+//! Where the places of a user's items are known, two of them count together the less, the farther apart they are: XᵀX has
+//! the sum of [`together`] in the place of the number of users. That falls to nothing and is convex, so that the matrix
+//! is positive as before (Pólya's criterion).
 
 use std::collections::TryReserveError;
 
@@ -16,6 +20,15 @@ use super::sets::Sets;
 
 /// Columns of P that are solved for at once.
 const PANEL: usize = 128;
+
+/// Places that lie between two items of a user's when they count together half as much as neighbours do; chosen on the
+/// validation cuts of benches/README.md.
+const APART: f64 = 20.0;
+
+/// How much two items of a user's count together whose places are so far apart.
+fn together(one: u32, other: u32) -> f64 {
+    1.0 / (1.0 + f64::from(one.abs_diff(other)) / APART)
+}
 
 /// How much an item of a user's says for another one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,11 +57,12 @@ fn room(items: usize, most: usize) -> usize {
 pub fn train(sets: &Sets, lambda: f64, most: usize) -> Result<Vec<Weight>, NoModel> {
     let items = sets.items();
     let mut matrix = zeros(items * items)?;
-    for set in sets.of_users() {
-        for (at, item) in set.iter().enumerate() {
+    for (set, places) in sets.placed() {
+        for (at, (item, place)) in set.iter().zip(places).enumerate() {
             let column = *item as usize * items;
-            for other in &set[at..] {
-                matrix[column + *other as usize] += 1.0; // below the diagonal: sets are in order
+            for (other, place_of_other) in set[at..].iter().zip(&places[at..]) {
+                // Below the diagonal: sets are in order.
+                matrix[column + *other as usize] += together(*place, *place_of_other);
             }
         }
     }
@@ -158,10 +172,11 @@ mod tests {
     fn by_the_book(sets: &Sets, lambda: f64) -> Vec<Vec<f64>> {
         let n = sets.items();
         let mut rows = vec![vec![0.0; 2 * n]; n];
-        for set in sets.of_users() {
-            for a in set {
-                for b in set {
-                    rows[*a as usize][*b as usize] += 1.0;
+        for (set, places) in sets.placed() {
+            for (a, place) in set.iter().zip(places) {
+                for (b, other) in set.iter().zip(places) {
+                    let apart = (f64::from(*place) - f64::from(*other)).abs();
+                    rows[*a as usize][*b as usize] += 20.0 / (20.0 + apart);
                 }
             }
         }
@@ -198,40 +213,47 @@ mod tests {
             .collect()
     }
 
-    fn random_sets(users: i32, items: i32, each: usize) -> Sets {
+    /// Places are known, or are not.
+    fn random_sets(users: i32, items: i32, each: usize, placed: bool) -> Sets {
         let mut rng = fastrand::Rng::with_seed(3);
-        let (mut of, mut what) = (Vec::new(), Vec::new());
+        let (mut of, mut what, mut places) = (Vec::new(), Vec::new(), Vec::new());
         for user in 1..=users {
             let mut all: Vec<i32> = (1..=items).collect();
             rng.shuffle(&mut all);
-            for item in all.iter().take(each) {
+            for (place, item) in (1..).zip(all.iter().take(each)) {
                 of.push(user);
                 what.push(*item);
+                places.push(place);
             }
         }
-        Sets::new(&of, &what)
+        if !placed {
+            places.clear();
+        }
+        Sets::with_places(&of, &what, &places)
     }
 
     /// More items than a panel has columns, so that panels are put together, too.
     #[test]
     fn weights_are_those_of_the_closed_form() {
-        let sets = random_sets(300, 150, 6);
-        let wanted = by_the_book(&sets, 20.0);
-        let weights = train(&sets, 20.0, usize::MAX).unwrap();
-        assert_eq!(weights.len(), 150 * 149);
-        assert!(weights.iter().any(|weight| weight.weight < 0.0));
-        for weight in &weights {
-            let wanted = wanted[weight.item as usize][weight.other as usize];
-            assert!(
-                (f64::from(weight.weight) - wanted).abs() < 1e-7,
-                "{weight:?}"
-            );
+        for placed in [false, true] {
+            let sets = random_sets(300, 150, 6, placed);
+            let wanted = by_the_book(&sets, 20.0);
+            let weights = train(&sets, 20.0, usize::MAX).unwrap();
+            assert_eq!(weights.len(), 150 * 149);
+            assert!(weights.iter().any(|weight| weight.weight < 0.0));
+            for weight in &weights {
+                let wanted = wanted[weight.item as usize][weight.other as usize];
+                assert!(
+                    (f64::from(weight.weight) - wanted).abs() < 1e-7,
+                    "{weight:?}"
+                );
+            }
         }
     }
 
     #[test]
     fn of_an_item_the_heaviest_are_kept() {
-        let sets = random_sets(300, 150, 6);
+        let sets = random_sets(300, 150, 6, false);
         let all = train(&sets, 20.0, usize::MAX).unwrap();
         let some = train(&sets, 20.0, 7).unwrap();
         assert_eq!(some.len(), 150 * 7);

@@ -9,11 +9,18 @@ pub struct Sets {
     /// Where each user's begin, and the end of the last one's.
     starts: Vec<usize>,
     of_users: Vec<u32>,
+    /// What place each has among its user's, where that is known.
+    places: Vec<u32>,
 }
 
 impl Sets {
     /// Of pairs of a user and an item, numbered from 1, in any order.
     pub fn new(users: &[i32], items: &[i32]) -> Sets {
+        Sets::with_places(users, items, &[])
+    }
+
+    /// The same, with the places that the items have among their user's; without places all have the same.
+    pub fn with_places(users: &[i32], items: &[i32], places: &[i32]) -> Sets {
         let count = |numbers: &[i32]| numbers.iter().copied().max().unwrap_or(0).max(0) as usize;
         let (user_count, item_count) = (count(users), count(items));
         let mut starts = vec![0; user_count + 1];
@@ -29,25 +36,27 @@ impl Sets {
             *start = sum;
         }
         let mut free = starts.clone();
-        let mut of_users = vec![0; users.len()];
-        for (user, item) in users.iter().map(number).zip(items.iter().map(number)) {
-            if let Some(place) = free.get_mut(user) {
-                if let Some(slot) = of_users.get_mut(*place) {
-                    *slot = item as u32;
+        let mut placed = vec![(0, 0); users.len()];
+        let place_of = |pair: usize| places.get(pair).map_or(0, |place| *place as u32);
+        let pairs = users.iter().map(number).zip(items.iter().map(number));
+        for (pair, (user, item)) in pairs.enumerate() {
+            if let Some(next) = free.get_mut(user) {
+                if let Some(slot) = placed.get_mut(*next) {
+                    *slot = (item as u32, place_of(pair));
                 }
-                *place += 1;
+                *next += 1;
             }
         }
-        let mut sets = Sets {
+        for bounds in starts.windows(2) {
+            placed[bounds[0]..bounds[1]].sort_unstable();
+        }
+        let (of_users, places) = placed.into_iter().unzip();
+        Sets {
             items: item_count,
             starts,
             of_users,
-        };
-        for user in 0..user_count {
-            let (from, to) = (sets.starts[user], sets.starts[user + 1]);
-            sets.of_users[from..to].sort_unstable();
+            places,
         }
-        sets
     }
 
     pub fn items(&self) -> usize {
@@ -84,6 +93,14 @@ impl Sets {
         }
     }
 
+    /// Each user's items, in order, with their places.
+    pub fn placed(&self) -> impl Iterator<Item = (&[u32], &[u32])> {
+        self.starts.windows(2).map(|bounds| {
+            let of_user = bounds[0]..bounds[1];
+            (&self.of_users[of_user.clone()], &self.places[of_user])
+        })
+    }
+
     /// Each user's items, in order.
     pub fn of_users(&self) -> impl Iterator<Item = &[u32]> {
         self.starts
@@ -106,6 +123,15 @@ mod tests {
         assert_eq!((turned.users(), turned.items()), (3, 4));
         let of_items: Vec<&[u32]> = turned.of_users().collect();
         assert_eq!(of_items, [&[0, 1][..], &[1, 3], &[1]]);
+    }
+
+    #[test]
+    fn places_stay_with_their_items() {
+        let sets = Sets::with_places(&[2, 1, 2, 2], &[3, 1, 1, 2], &[1, 1, 3, 2]);
+        let placed: Vec<(&[u32], &[u32])> = sets.placed().collect();
+        assert_eq!(placed, [(&[0][..], &[1][..]), (&[0, 1, 2], &[3, 2, 1])]);
+        let sets = Sets::new(&[1, 1], &[1, 2]);
+        assert_eq!(sets.placed().next(), Some((&[0, 1][..], &[0, 0][..])));
     }
 
     #[test]
