@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use postgres::Client;
 
+use crate::bench::embedder::Embedder;
 use crate::bench::indexes::{size, wait_for_index};
 use crate::bench::setting::percentile;
 use crate::bench::tables::table;
 use crate::support::Sql;
-use crate::texts::{Embedder, query};
+use crate::texts::query;
 use crate::{DIMENSIONS, INDEXES, Sizes, add_rows, create, loopback, settle, start};
 
 const K: usize = 10;

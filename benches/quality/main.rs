@@ -14,6 +14,9 @@ mod lists;
 /// Neighbours that were counted as ratings came, and the same counted at once.
 mod neighbours;
 
+/// Films that nobody has rated yet, by their texts.
+mod cold;
+
 #[path = "../support/mod.rs"]
 mod bench;
 
@@ -46,7 +49,8 @@ const PLAIN: [&str; 5] = ["plain", "plain_2", "plain_3", "plain_4", "plain_5"];
 
 fn main() {
     let folder = std::env::var("DATA").expect("DATA=<the folder of ml-latest-small>");
-    let ratings = ratings::read(&PathBuf::from(folder).join("ratings.csv"));
+    let folder = PathBuf::from(folder);
+    let ratings = ratings::read(&folder.join("ratings.csv"));
     println!("{}", conditions(SETTINGS));
     if is_wanted("PARTS", "lists") {
         let cut = Cut::of(&ratings);
@@ -56,6 +60,14 @@ fn main() {
     if is_wanted("PARTS", "neighbours") {
         let (_cluster, mut client) = start();
         neighbours::run(&mut client, &ratings);
+    }
+    if is_wanted("PARTS", "cold") {
+        let (_cluster, mut client) = start();
+        cold::run(
+            &mut client,
+            &ratings,
+            &ratings::titles(&folder.join("movies.csv")),
+        );
     }
     println!("\nload average now: {}", load_average());
 }

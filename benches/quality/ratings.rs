@@ -94,6 +94,22 @@ impl Cut {
     }
 }
 
+/// A film's number, title and genres.
+pub fn titles(file: &Path) -> Vec<(i32, String)> {
+    let text =
+        std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let film = |line: &str| {
+        let (id, rest) = line.split_once(',').unwrap();
+        let (title, genres) = rest.rsplit_once(',').unwrap();
+        let title = title.trim_matches('"').replace("\"\"", "\"");
+        (
+            id.parse().unwrap(),
+            format!("{title}\n{}", genres.replace('|', ", ")),
+        )
+    };
+    text.lines().skip(1).map(film).collect()
+}
+
 pub fn load_films(client: &mut Client, films: &[i32]) {
     client
         .execute("INSERT INTO film SELECT unnest($1::int[])", &[&films])

@@ -10,6 +10,9 @@ pub mod setting;
 /// An embedding API.
 pub mod loopback;
 
+/// An embedding model.
+pub mod embedder;
+
 /// A change until its vector is seen.
 pub mod visible;
 
