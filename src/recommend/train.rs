@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use std::collections::TryReserveError;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -100,6 +101,35 @@ pub enum NoModel {
     Memory,
     #[error("a matrix has no Cholesky factor")]
     NotPositive,
+    #[error("nobody waits for it any more")]
+    Stopped,
+}
+
+/// Set once nobody waits any more for what a thread trains; it looks from time to time.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    #[cfg(test)]
+    pub fn set() -> Stop {
+        Stop(Arc::new(AtomicBool::new(true)))
+    }
+
+    pub fn check(&self) -> std::result::Result<(), NoModel> {
+        match self.0.load(SeqCst) {
+            true => Err(NoModel::Stopped),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Stops the thread when whoever waits for it is gone, by an error too.
+struct Waiting(Stop);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.0.store(true, SeqCst);
+    }
 }
 
 impl From<TryReserveError> for NoModel {
@@ -230,16 +260,16 @@ fn read(recommender: &Recommender) -> Result<Pairs> {
 /// Of the outer ones, that there is no thread; of the inner ones, why there is no model, in words.
 pub fn trained(model: Model, input: &Arc<Input>) -> Result<std::result::Result<Trained, String>> {
     let input = Arc::clone(input);
-    on_a_thread(move || match &*input {
-        Input::Likeness(input) => knn::count(input).map(Trained::Lists),
+    on_a_thread(move |stop| match &*input {
+        Input::Likeness(input) => knn::count(input, stop).map(Trained::Lists),
         Input::Pairs(input) if model == Model::Als => {
             let settings = als::Settings {
                 seed: input.seed,
                 ..ALS
             };
-            als::train(&input.sets, &settings).map(Trained::Als)
+            als::train(&input.sets, &settings, stop).map(Trained::Als)
         }
-        Input::Pairs(input) => ease::train(&input.sets, LAMBDA, WEIGHTS).map(Trained::Ease),
+        Input::Pairs(input) => ease::train(&input.sets, LAMBDA, WEIGHTS, stop).map(Trained::Ease),
     })
 }
 
@@ -252,7 +282,7 @@ fn seed(name: &str) -> u64 {
 }
 
 fn on_a_thread<T: Send + 'static>(
-    work: impl FnOnce() -> std::result::Result<T, NoModel> + Send + 'static,
+    work: impl FnOnce(&Stop) -> std::result::Result<T, NoModel> + Send + 'static,
 ) -> Result<std::result::Result<T, String>> {
     /// Against a bell that got lost.
     const LOOK: Duration = Duration::from_secs(60);
@@ -260,10 +290,12 @@ fn on_a_thread<T: Send + 'static>(
     let mut bell = Bell::new()?;
     let ring = bell.ringer()?;
     let (give, given) = crossbeam_channel::bounded(1);
+    let stop = Stop::default();
+    let _waiting = Waiting(stop.clone());
     let spawned = with_signals_blocked(|| {
         let work = move || {
             BUSY.fetch_add(1, SeqCst);
-            let done = std::panic::catch_unwind(AssertUnwindSafe(work));
+            let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(&stop)));
             let _ = give.send(match done {
                 Ok(done) => done.map_err(|error| error.to_string()),
                 Err(_) => Err("it has panicked".into()),

@@ -11,8 +11,8 @@ use faer::linalg::cholesky::llt;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
-use super::NoModel;
 use super::sets::Sets;
+use super::{NoModel, Stop};
 
 /// Rows of factors: of users or of items, one after the other.
 #[derive(Debug, PartialEq)]
@@ -46,7 +46,7 @@ pub fn bytes(users: usize, items: usize, pairs: usize, width: usize) -> u64 {
 
 /// # Errors
 /// Where there is no memory.
-pub fn train(sets: &Sets, settings: &Settings) -> Result<Factors, NoModel> {
+pub fn train(sets: &Sets, settings: &Settings, stop: &Stop) -> Result<Factors, NoModel> {
     let turned = sets.turned();
     let mut rng = fastrand::Rng::with_seed(settings.seed);
     let mut random = |rows: usize| -> Result<Vec<f32>, TryReserveError> {
@@ -60,8 +60,8 @@ pub fn train(sets: &Sets, settings: &Settings) -> Result<Factors, NoModel> {
         items: random(sets.items())?,
     };
     for _ in 0..settings.rounds {
-        solve(sets, &factors.items, &mut factors.users, settings)?;
-        solve(&turned, &factors.users, &mut factors.items, settings)?;
+        solve(sets, &factors.items, &mut factors.users, settings, stop)?;
+        solve(&turned, &factors.users, &mut factors.items, settings, stop)?;
     }
     Ok(factors)
 }
@@ -72,6 +72,7 @@ fn solve(
     of_others: &[f32],
     rows: &mut [f32],
     settings: &Settings,
+    stop: &Stop,
 ) -> Result<(), NoModel> {
     let width = settings.width;
     let mut others: Vec<f64> = Vec::new();
@@ -88,6 +89,7 @@ fn solve(
     let mut memory = MemBuffer::try_new(need).map_err(|_| NoModel::Memory)?;
     let (mut matrix, mut wanted, mut own) = (Vec::new(), vec![0.0; width], Vec::new());
     for (set, row) in sets.of_users().zip(rows.chunks_exact_mut(width)) {
+        stop.check()?;
         own.clear();
         for other in set {
             let from = *other as usize * width;
@@ -175,7 +177,7 @@ mod tests {
             width: 2,
             ..SETTINGS
         };
-        let factors = train(&two_kinds(), &settings).unwrap();
+        let factors = train(&two_kinds(), &settings, &Stop::default()).unwrap();
         for user in 0..20 {
             let first = if user < 10 { 0 } else { 10 };
             let lacking = score(&factors, user, first + user % 10);
@@ -193,9 +195,16 @@ mod tests {
     #[test]
     fn users_factors_are_where_the_error_is_least() {
         let sets = two_kinds();
-        let mut factors = train(&sets, &SETTINGS).unwrap();
+        let mut factors = train(&sets, &SETTINGS, &Stop::default()).unwrap();
         let items = factors.items.clone();
-        solve(&sets, &items, &mut factors.users, &SETTINGS).unwrap();
+        solve(
+            &sets,
+            &items,
+            &mut factors.users,
+            &SETTINGS,
+            &Stop::default(),
+        )
+        .unwrap();
         let set: Vec<u32> = sets.of_users().next().unwrap().to_vec();
         let error = |factors: &Factors| -> f64 {
             let errors = (0..sets.items()).map(|item| {
@@ -221,11 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn it_stops_when_nobody_waits() {
+        let trained = train(&two_kinds(), &SETTINGS, &Stop::set());
+        assert!(matches!(trained, Err(NoModel::Stopped)));
+    }
+
+    #[test]
     fn the_same_seed_gives_the_same_factors() {
         let sets = two_kinds();
         assert_eq!(
-            train(&sets, &SETTINGS).unwrap(),
-            train(&sets, &SETTINGS).unwrap()
+            train(&sets, &SETTINGS, &Stop::default()).unwrap(),
+            train(&sets, &SETTINGS, &Stop::default()).unwrap()
         );
     }
 }

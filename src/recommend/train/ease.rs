@@ -15,8 +15,8 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
 use faer::{MatMut, Par};
 
-use super::NoModel;
 use super::sets::Sets;
+use super::{NoModel, Stop};
 
 /// Columns of P that are solved for at once.
 const PANEL: usize = 128;
@@ -53,8 +53,8 @@ fn room(items: usize, most: usize) -> usize {
 /// Of each item the `most` heaviest weights by which it tells others, for or against them.
 ///
 /// # Errors
-/// Where there is no memory, or λ is not positive.
-pub fn train(sets: &Sets, lambda: f64, most: usize) -> Result<Vec<Weight>, NoModel> {
+/// Where there is no memory, λ is not positive, or nobody waits any more: factoring the matrix is not interrupted.
+pub fn train(sets: &Sets, lambda: f64, most: usize, stop: &Stop) -> Result<Vec<Weight>, NoModel> {
     let items = sets.items();
     let mut matrix = zeros(items * items)?;
     for (set, places) in sets.placed() {
@@ -79,6 +79,7 @@ pub fn train(sets: &Sets, lambda: f64, most: usize) -> Result<Vec<Weight>, NoMod
         kept.push(of_item);
     }
     for from in (0..items).step_by(PANEL) {
+        stop.check()?;
         let columns = PANEL.min(items - from);
         let panel = &mut panel[..items * columns];
         panel.fill(0.0);
@@ -238,7 +239,7 @@ mod tests {
         for placed in [false, true] {
             let sets = random_sets(300, 150, 6, placed);
             let wanted = by_the_book(&sets, 20.0);
-            let weights = train(&sets, 20.0, usize::MAX).unwrap();
+            let weights = train(&sets, 20.0, usize::MAX, &Stop::default()).unwrap();
             assert_eq!(weights.len(), 150 * 149);
             assert!(weights.iter().any(|weight| weight.weight < 0.0));
             for weight in &weights {
@@ -254,8 +255,8 @@ mod tests {
     #[test]
     fn of_an_item_the_heaviest_are_kept() {
         let sets = random_sets(300, 150, 6, false);
-        let all = train(&sets, 20.0, usize::MAX).unwrap();
-        let some = train(&sets, 20.0, 7).unwrap();
+        let all = train(&sets, 20.0, usize::MAX, &Stop::default()).unwrap();
+        let some = train(&sets, 20.0, 7, &Stop::default()).unwrap();
         assert_eq!(some.len(), 150 * 7);
         for item in 0..150 {
             let mut of_all: Vec<f32> = all
@@ -275,8 +276,20 @@ mod tests {
     }
 
     #[test]
+    fn it_stops_when_nobody_waits() {
+        let trained = train(&Sets::new(&[1], &[1]), 100.0, 50, &Stop::set());
+        assert!(matches!(trained, Err(NoModel::Stopped)));
+    }
+
+    #[test]
     fn nothing_comes_of_nothing() {
-        assert_eq!(train(&Sets::new(&[], &[]), 100.0, 50).unwrap(), []);
-        assert_eq!(train(&Sets::new(&[1], &[1]), 100.0, 50).unwrap(), []);
+        assert_eq!(
+            train(&Sets::new(&[], &[]), 100.0, 50, &Stop::default()).unwrap(),
+            []
+        );
+        assert_eq!(
+            train(&Sets::new(&[1], &[1]), 100.0, 50, &Stop::default()).unwrap(),
+            []
+        );
     }
 }

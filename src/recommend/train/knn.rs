@@ -6,8 +6,8 @@
 
 use pgrx::prelude::*;
 
-use super::NoModel;
 use super::sets::Sets;
+use super::{NoModel, Stop};
 use crate::catalog::names::select_one;
 use crate::catalog::recommender::{Recommender, tables};
 use crate::catalog::rights::{As, with_settings};
@@ -136,7 +136,7 @@ pub fn read(r: &Recommender) -> Result<Input> {
 }
 
 /// The list of each item, by its number.
-pub fn count(input: &Input) -> std::result::Result<Vec<List>, NoModel> {
+pub fn count(input: &Input, stop: &Stop) -> std::result::Result<Vec<List>, NoModel> {
     let mut lists = Vec::new();
     lists.try_reserve_exact(input.keys.len())?;
     // Users in common with each item, and with which there are any.
@@ -145,6 +145,7 @@ pub fn count(input: &Input) -> std::result::Result<Vec<List>, NoModel> {
     common.resize(input.keys.len(), 0_u32);
     let mut others: Vec<u32> = Vec::new();
     for item in 0..input.keys.len() {
+        stop.check()?;
         let mut looked_at = 0_u32;
         for user in input.last.of_user(item) {
             let set = input.sets.of_user(*user as usize);
@@ -315,7 +316,7 @@ mod tests {
             (3, 3),
             (4, 4),
         ];
-        let lists = count(&input(&pairs, &pairs, 5)).unwrap();
+        let lists = count(&input(&pairs, &pairs, 5), &Stop::default()).unwrap();
         let alike = |common: f64, a: f64, b: f64| (common / ((a * b).sqrt() + 10.0)) as f32;
         assert_eq!(
             lists[0],
@@ -332,15 +333,25 @@ mod tests {
     fn the_users_of_the_last_interactions_stand_for_all_those_who_have_it() {
         // Four users have 1; of the last two, one has 2 as well; and one who does not have 1 any more is not counted.
         let pairs = [(1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (5, 2)];
-        let lists = count(&input(&pairs, &[(3, 1), (4, 1), (5, 1)], 2)).unwrap();
+        let lists = count(
+            &input(&pairs, &[(3, 1), (4, 1), (5, 1)], 2),
+            &Stop::default(),
+        )
+        .unwrap();
         let wanted = (1.0 * 4.0 / 2.0) / ((4.0_f64 * 2.0).sqrt() + 10.0);
         assert_eq!(lists[0], [(1, wanted as f32)]);
     }
 
     #[test]
+    fn it_stops_when_nobody_waits() {
+        let input = input(&[(1, 1)], &[(1, 1)], 1);
+        assert!(matches!(count(&input, &Stop::set()), Err(NoModel::Stopped)));
+    }
+
+    #[test]
     fn no_more_are_kept_than_there_is_room_for() {
         let pairs: Vec<(i32, i32)> = (1..=KEPT as i32 + 50).map(|item| (1, item)).collect();
-        let lists = count(&input(&pairs, &pairs, pairs.len())).unwrap();
+        let lists = count(&input(&pairs, &pairs, pairs.len()), &Stop::default()).unwrap();
         assert!(lists.iter().all(|list| list.len() == KEPT));
     }
 
