@@ -17,6 +17,7 @@ mod holdout;
 
 use super::interest;
 use super::lists::content::{For, Near};
+use super::lists::learnt;
 use super::lists::question::Question;
 use super::lists::statements;
 use super::train::{self, Inputs};
@@ -288,6 +289,7 @@ fn lists(
         Vec::<String>::new().into(),
         true.into(),
         nearest.into(),
+        learnt::factors(shadow, Some(&case.user), &[])?.into(),
     ];
     with_settings(&[(c"jit", c"off")], || {
         Spi::connect(|client| {

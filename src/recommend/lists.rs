@@ -25,7 +25,7 @@ pub(super) mod list_id;
 pub(super) mod statements;
 
 // What models and neighbours make of it.
-mod learnt;
+pub(super) mod learnt;
 
 // The same of vectors.
 pub(super) mod content;
@@ -54,6 +54,7 @@ use crate::catalog::recommender::functions::{Kind, require_execute};
 use crate::catalog::recommender::{Recommender, tables};
 use crate::error::{Error, Result};
 use crate::statement::Finds;
+use crate::store::vector::Numbers;
 use content::{For, Near};
 use diversity::Spread;
 use list_id::ListId;
@@ -94,12 +95,14 @@ fn recommended(
         };
         nearest = near.items(recommender, &of, interest)?;
     }
+    let factors = learnt::factors(recommender, user, &session)?;
     let arguments = || {
         vec![
             user.into(),
             session.clone().into(),
             question.exclude_seen.into(),
             nearest.clone().into(),
+            factors.clone().into(),
         ]
     };
     let explore = (question.explore > 0.0).then(|| list.seed());
@@ -135,6 +138,7 @@ fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed
             Vec::<String>::new().into(),
             false.into(),
             Vec::<String>::new().into(),
+            None::<Numbers>.into(),
         ]
     };
     let first = match question.since {

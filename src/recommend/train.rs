@@ -352,7 +352,14 @@ pub fn write(recommender: &Recommender, input: &Input, trained: &Trained) -> Res
                 &there,
                 &input.users,
                 &factors.users,
-            )
+            )?;
+            let squares = models::factor_squares(recommender.id);
+            Spi::run(&format!("DELETE FROM {squares}"))?;
+            let insert = format!("INSERT INTO {squares} VALUES (1, $1)");
+            Ok(Spi::run_with_args(
+                &insert,
+                &[factors.squares.clone().into()],
+            )?)
         }
         _ => Err(Error::Internal("a model of something else".into())),
     }

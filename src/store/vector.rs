@@ -64,6 +64,7 @@ unsafe fn argument(datum: pg_sys::Datum, oid: pg_sys::Oid) -> DatumWithOid<'stat
 }
 
 /// The numbers of a `vector` that a query gives.
+#[derive(Clone)]
 pub struct Numbers(pub Vec<f32>);
 
 impl FromDatum for Numbers {

@@ -34,31 +34,11 @@ fn wait_until_trained(db: &mut Database, before: Option<String>) {
     });
 }
 
-/// How much each item says for each other one, from the events: B = I − P diag(1 / diag P), by Gauss and Jordan.
-fn weights_from_events(db: &mut Database) -> BTreeMap<(i32, i32), f64> {
-    let rows = db.rows(
-        "SELECT user_id, product_id, (rank() OVER (PARTITION BY user_id ORDER BY max(created_at)))::int FROM event GROUP BY 1, 2",
-    );
-    let pairs: Vec<(String, i32, i32)> = rows
-        .iter()
-        .map(|row| (row.get(0), row.get(1), row.get(2)))
-        .collect();
-    let items: Vec<i32> = pairs
-        .iter()
-        .map(|(_, item, _)| *item)
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect();
-    let n = items.len();
-    let mut rows = vec![vec![0.0; 2 * n]; n];
-    for (user, a, place) in &pairs {
-        for (_, b, other) in pairs.iter().filter(|(other, ..)| other == user) {
-            let at = |item: &i32| items.iter().position(|known| known == item).unwrap();
-            rows[at(a)][at(b)] += 1.0 / (1.0 + f64::from((place - other).abs()) / APART);
-        }
-    }
+/// By Gauss and Jordan.
+fn inverse(mut rows: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
+    let n = rows.len();
     for (i, row) in rows.iter_mut().enumerate() {
-        row[i] += LAMBDA;
+        row.resize(2 * n, 0.0);
         row[n + i] = 1.0;
     }
     for i in 0..n {
@@ -74,10 +54,40 @@ fn weights_from_events(db: &mut Database) -> BTreeMap<(i32, i32), f64> {
             }
         }
     }
+    rows.iter().map(|row| row[n..].to_vec()).collect()
+}
+
+/// How much each item says for each other one, from the events: B = I − P diag(1 / diag P).
+fn weights_from_events(db: &mut Database) -> BTreeMap<(i32, i32), f64> {
+    let rows = db.rows(
+        "SELECT user_id, product_id, (rank() OVER (PARTITION BY user_id ORDER BY max(created_at)))::int FROM event GROUP BY 1, 2",
+    );
+    let pairs: Vec<(String, i32, i32)> = rows
+        .iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2)))
+        .collect();
+    let items: Vec<i32> = pairs
+        .iter()
+        .map(|(_, item, _)| *item)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let n = items.len();
+    let mut rows = vec![vec![0.0; n]; n];
+    for (user, a, place) in &pairs {
+        for (_, b, other) in pairs.iter().filter(|(other, ..)| other == user) {
+            let at = |item: &i32| items.iter().position(|known| known == item).unwrap();
+            rows[at(a)][at(b)] += 1.0 / (1.0 + f64::from((place - other).abs()) / APART);
+        }
+    }
+    for (i, row) in rows.iter_mut().enumerate() {
+        row[i] += LAMBDA;
+    }
+    let inverse = inverse(rows);
     let mut weights = BTreeMap::new();
     for i in 0..n {
         for j in (0..n).filter(|j| *j != i) {
-            weights.insert((items[i], items[j]), -rows[i][n + j] / rows[j][n + j]);
+            weights.insert((items[i], items[j]), -inverse[i][j] / inverse[j][j]);
         }
     }
     weights
@@ -266,6 +276,73 @@ fn a_recommender_is_dropped_while_it_is_trained() {
     assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.model"), 0);
     let left = "SELECT count(*) FROM pg_class WHERE relname LIKE 'ease\\_%' AND relkind = 'r'";
     assert_eq!(db.one::<i64>(left), 0);
+}
+
+/// By α = 20 and λ = 0.05, as the paper has it; what a user did last counts as half_life_rank says.
+#[test]
+fn als_knows_what_a_user_has_done_since_it_was_trained_and_what_a_visitor_does() {
+    let mut db = tables(shared());
+    trained(&mut db, ", collaborative => '{als}', half_life_rank => 2");
+    let trained_at =
+        "SELECT trained_at::text FROM recsync.model WHERE model = 'als' AND trained_at IS NOT NULL";
+    wait_until(PATIENCE, "the model is not trained", || {
+        db.column::<String>(trained_at).len() == 1
+    });
+    let before: String = db.one(trained_at);
+    let by_als = |db: &mut Database, of: &str| -> Vec<i32> {
+        db.column(&format!(
+            "SELECT id FROM shop_recommend({of}, k => 40) WHERE reason ? 'als' ORDER BY (reason->>'als')::int"
+        ))
+    };
+    assert!(by_als(&mut db, "'new'").is_empty());
+    db.run("INSERT INTO event (user_id, product_id, created_at) VALUES ('new', 3, '2026-06-01'), ('new', 11, '2026-06-02'), ('new', 20, '2026-06-03')");
+    db.settle("shop");
+    let id = number(&mut db);
+    let rows = db.rows(&format!(
+        "SELECT key, factors::real[] FROM recsync.item_factor_{id}"
+    ));
+    let factors: BTreeMap<i32, Vec<f64>> = rows
+        .iter()
+        .map(|row| (row.get(0), row.get::<_, Vec<f32>>(1)))
+        .map(|(item, row)| (item, row.into_iter().map(f64::from).collect()))
+        .collect();
+    let wanted = |has: &[(i32, f64)]| -> Vec<i32> {
+        let width = factors[&3].len();
+        let mut matrix = vec![vec![0.0; width]; width];
+        let mut sum = vec![0.0; width];
+        for (item, row) in &factors {
+            let weight = has.iter().find(|(had, _)| had == item);
+            let weight = weight.map_or(0.0, |(_, weight)| *weight);
+            for i in 0..width {
+                sum[i] += 20.0 * weight * row[i];
+                for j in 0..width {
+                    matrix[i][j] += (1.0 + 19.0 * weight) * row[i] * row[j];
+                }
+            }
+        }
+        for (i, row) in matrix.iter_mut().enumerate() {
+            row[i] += 0.05;
+        }
+        let inverse = inverse(matrix);
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let user: Vec<f64> = inverse.iter().map(|row| dot(row, &sum)).collect();
+        let others = factors
+            .iter()
+            .filter(|(item, _)| has.iter().all(|(had, _)| had != *item));
+        let mut scored: Vec<(f64, i32)> = others
+            .map(|(item, row)| (-dot(row, &user), *item))
+            .collect();
+        scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        scored.into_iter().map(|(_, item)| item).take(10).collect()
+    };
+    let of_user = by_als(&mut db, "'new'");
+    assert_eq!(
+        of_user[..10],
+        wanted(&[(20, 1.0), (11, 2.0 / 3.0), (3, 0.5)])
+    );
+    let of_visitor = by_als(&mut db, "session_items => '{7}'");
+    assert_eq!(of_visitor[..10], wanted(&[(7, 1.0)]));
+    assert_eq!(db.one::<String>(trained_at), before);
 }
 
 #[test]

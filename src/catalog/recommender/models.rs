@@ -203,15 +203,25 @@ pub fn user_factors(id: i32) -> String {
     format!("recsync.user_factor_{id}")
 }
 
-pub fn all(id: i32) -> [String; 3] {
-    [ease(id), item_factors(id), user_factors(id)]
+/// What items' factors come to, in one row: whoever has come since is told by it.
+pub fn factor_squares(id: i32) -> String {
+    format!("recsync.factor_square_{id}")
+}
+
+pub fn all(id: i32) -> [String; 4] {
+    [
+        ease(id),
+        item_factors(id),
+        user_factors(id),
+        factor_squares(id),
+    ]
 }
 
 /// Statements that make them, for `owner`, with the types of the interactions' columns.
 pub(super) fn tables(id: i32, interactions: &str, owner: &str) -> Result<Vec<String>> {
     let vector =
         vector_schema().ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
-    let (ease, of_items, of_users) = (ease(id), item_factors(id), user_factors(id));
+    let [ease, of_items, of_users, squares] = all(id);
     let factors = |table: &str, of: &str| {
         format!(
             "CREATE TABLE {table} AS SELECT {of} AS key, NULL::{vector}.vector AS factors FROM {interactions} WITH NO DATA"
@@ -232,12 +242,14 @@ pub(super) fn tables(id: i32, interactions: &str, owner: &str) -> Result<Vec<Str
         factors(&of_users, "user_id"),
         key(&of_items),
         key(&of_users),
+        format!("CREATE TABLE {squares} (place integer PRIMARY KEY, numbers float8[] NOT NULL)"),
         format!(
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON {ease}, {of_items}, {of_users} TO {owner}"
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON {ease}, {of_items}, {of_users}, {squares} TO {owner}"
         ),
         own(&ease),
         own(&of_items),
         own(&of_users),
+        own(&squares),
         format!("DELETE FROM recsync.trained_model WHERE recommender_id = {id}"),
     ])
 }

@@ -5,6 +5,7 @@
 use serde_json::json;
 
 use super::content::{For, Near};
+use super::learnt;
 use super::question::Question;
 use super::statements::{self, Parts};
 use super::{Kind, Listed, list_of, listed, require_rights};
@@ -29,7 +30,6 @@ pub fn ranked_for(
         ));
     }
     let question = Question::of(json!({"k": candidates.len().max(1), "exclude_seen": false}))?;
-    let among = among_candidates(recommender)?;
     let mut nearest = Vec::new();
     if let Some(interest) = interest::of_user(recommender, user, &[])?
         && let Some(mut near) = Near::of(recommender, &question)?
@@ -40,9 +40,10 @@ pub fn ranked_for(
             session: &[],
             exclude_seen: false,
         };
-        nearest = near.items(&among, &of, interest)?;
+        nearest = near.items(&among_candidates(recommender, 5)?, &of, interest)?;
     }
-    let first = statements::recommend(&among)?;
+    let factors = learnt::factors(recommender, user, &[])?;
+    let first = statements::recommend(&among_candidates(recommender, 6)?)?;
     let rest = as_given(recommender)?;
     let found = list_of(recommender, &question, &first, &[rest], || {
         vec![
@@ -50,26 +51,27 @@ pub fn ranked_for(
             Vec::<String>::new().into(),
             false.into(),
             nearest.clone().into(),
+            factors.clone().into(),
             candidates.clone().into(),
         ]
     })?;
     Ok(listed(&question, found))
 }
 
-/// The recommender, of whose items none but the candidates `$5` may be listed.
-fn among_candidates(r: &Recommender) -> Result<Recommender> {
+/// The recommender, of whose items none but the candidates, parameter `number`, may be listed.
+fn among_candidates(r: &Recommender, number: usize) -> Result<Recommender> {
     let Parts {
         key, kind, equals, ..
     } = Parts::new(r)?;
     let mut among = r.clone();
     among.eligible = format!(
-        "({}) AND {key} {equals} ANY ($5::text[]::{kind}[])",
+        "({}) AND {key} {equals} ANY (${number}::text[]::{kind}[])",
         r.eligible
     );
     Ok(among)
 }
 
-/// The candidates `$5` but for those of `$6`.
+/// The candidates `$6` but for those of `$7`.
 fn as_given(r: &Recommender) -> Result<String> {
     let Parts {
         rows,
@@ -80,9 +82,9 @@ fn as_given(r: &Recommender) -> Result<String> {
     } = Parts::new(r)?;
     Ok(format!(
         "SELECT {key}::text, 0::float8, NULL::int4[]
-           FROM (SELECT given::{kind} AS item_id, pg_catalog.min(n) AS n FROM pg_catalog.unnest($5::text[]) WITH ORDINALITY AS g (given, n) GROUP BY 1) g
+           FROM (SELECT given::{kind} AS item_id, pg_catalog.min(n) AS n FROM pg_catalog.unnest($6::text[]) WITH ORDINALITY AS g (given, n) GROUP BY 1) g
            JOIN {rows} s ON {key} {equals} g.item_id
-          WHERE ({eligible}) AND NOT {key} {equals} ANY ($6::text[]::{kind}[])
+          WHERE ({eligible}) AND NOT {key} {equals} ANY ($7::text[]::{kind}[])
           ORDER BY g.n",
         eligible = r.eligible,
     ))

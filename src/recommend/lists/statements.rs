@@ -1,7 +1,7 @@
 //! What is asked as the owner of the items: candidates in order, each with score and reason.
 //!
 //! It never holds a value of a caller's but numbers: $1 is the user or item, $2 the items of the session, $3 whether what
-//! was seen is left out, $4 the items nearest to the user's interests, $5 what has been looked at, or what chance begins
+//! was seen is left out, $4 the items nearest to the user's interests, $5 the user's factors, $6 what has been looked at, or what chance begins
 //! with.
 
 use super::learnt;
@@ -108,7 +108,7 @@ impl Parts {
     }
 
     /// Items of the user's last interactions and of the session, with weights and what `more` says of them.
-    fn seeds(&self, r: &Recommender, more: [&str; 3]) -> Result<String> {
+    pub fn seeds(&self, r: &Recommender, more: [&str; 3]) -> Result<String> {
         let user = r.user_key()?;
         let [of_interactions, of_items, of_session] = more;
         Ok(format!(
@@ -246,7 +246,7 @@ pub fn rests(r: &Recommender) -> Result<[String; 2]> {
     } = &parts;
     let (hidden, open) = (parts.hidden(r)?, parts.open(r));
     let given = format!(
-        "given AS MATERIALIZED (SELECT given::{kind} AS item_id FROM pg_catalog.unnest($5::text[]) AS given)"
+        "given AS MATERIALIZED (SELECT given::{kind} AS item_id FROM pg_catalog.unnest($6::text[]) AS given)"
     );
     Ok([
         format!(
@@ -372,7 +372,7 @@ pub fn explore(r: &Recommender) -> Result<String> {
             UNION (SELECT t.item_id FROM {items} t WHERE t.heat IS NOT NULL ORDER BY t.heat, t.item_id LIMIT {MOST}))
          SELECT c.item_id::text, 0::float8, NULL::int4[]
            FROM (SELECT p.item_id,
-                        -pg_catalog.ln(1 - ((pg_catalog.hashtextextended(p.item_id::text, $5) >> 12)::float8 / 4503599627370496 + 0.5))
+                        -pg_catalog.ln(1 - ((pg_catalog.hashtextextended(p.item_id::text, $6) >> 12)::float8 / 4503599627370496 + 0.5))
                         * (1 + COALESCE(t.interactions, 0)) AS wait
                    FROM pool p JOIN {rows} s ON {key} {equals} p.item_id LEFT JOIN {items} t ON t.item_id {equals} p.item_id
                   WHERE {open}) c

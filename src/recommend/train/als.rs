@@ -19,6 +19,8 @@ use super::{NoModel, Stop};
 pub struct Factors {
     pub users: Vec<f32>,
     pub items: Vec<f32>,
+    /// What items' factors come to, for [`fold_in`].
+    pub squares: Vec<f64>,
 }
 
 /// What it is made with.
@@ -58,11 +60,14 @@ pub fn train(sets: &Sets, settings: &Settings, stop: &Stop) -> Result<Factors, N
     let mut factors = Factors {
         users: random(sets.users())?,
         items: random(sets.items())?,
+        squares: Vec::new(),
     };
     for _ in 0..settings.rounds {
         solve(sets, &factors.items, &mut factors.users, settings, stop)?;
         solve(&turned, &factors.users, &mut factors.items, settings, stop)?;
     }
+    let items: Vec<f64> = factors.items.iter().copied().map(f64::from).collect();
+    factors.squares = squares(&items, settings);
     Ok(factors)
 }
 
@@ -78,51 +83,122 @@ fn solve(
     let mut others: Vec<f64> = Vec::new();
     others.try_reserve_exact(of_others.len())?;
     others.extend(of_others.iter().copied().map(f64::from));
+    let squares = squares(&others, settings);
+    let mut solver = Solver::new(&squares, settings)?;
+    for (set, row) in sets.of_users().zip(rows.chunks_exact_mut(width)) {
+        stop.check()?;
+        solver.begin();
+        for other in set {
+            let from = *other as usize * width;
+            solver.add(&others[from..from + width], 1.0);
+        }
+        for (factor, solved) in row.iter_mut().zip(solver.solve()?) {
+            *factor = *solved as f32;
+        }
+    }
+    Ok(())
+}
+
+/// What all rows of the other side come to, which each row of this one is solved from: the sum of their squares, and λ.
+fn squares(others: &[f64], settings: &Settings) -> Vec<f64> {
+    let width = settings.width;
     // A row of factors is a column here: matrices are column by column.
-    let all = MatRef::from_column_major_slice(&others, width, others.len() / width);
+    let all = MatRef::from_column_major_slice(others, width, others.len() / width);
     let mut squares = vec![0.0; width * width];
     multiply(&mut squares, all, 1.0, width);
     for row in 0..width {
         squares[row * width + row] += settings.lambda;
     }
-    let need = llt::factor::cholesky_in_place_scratch::<f64>(width, Par::Seq, Default::default());
-    let mut memory = MemBuffer::try_new(need).map_err(|_| NoModel::Memory)?;
-    let (mut matrix, mut wanted, mut own) = (Vec::new(), vec![0.0; width], Vec::new());
-    for (set, row) in sets.of_users().zip(rows.chunks_exact_mut(width)) {
-        stop.check()?;
-        own.clear();
-        for other in set {
-            let from = *other as usize * width;
-            own.extend_from_slice(&others[from..from + width]);
+    squares
+}
+
+/// The factors of a user who was not there when it was trained, or of what they have done since: of items' factors and what
+/// each counts, from 0 to 1.
+///
+/// # Errors
+/// Where the squares are none.
+pub fn fold_in(
+    squares: &[f64],
+    items: &[(Vec<f32>, f64)],
+    settings: &Settings,
+) -> Result<Vec<f32>, NoModel> {
+    if squares.len() != settings.width * settings.width {
+        return Err(NoModel::NotPositive);
+    }
+    let mut solver = Solver::new(squares, settings)?;
+    solver.begin();
+    for (factors, weight) in items {
+        let factors: Vec<f64> = factors.iter().copied().map(f64::from).collect();
+        if factors.len() == settings.width {
+            solver.add(&factors, *weight);
         }
-        matrix.clone_from(&squares);
-        let of_set = MatRef::from_column_major_slice(&own, width, set.len());
-        multiply(&mut matrix, of_set, settings.alpha - 1.0, width);
-        wanted.fill(0.0);
-        for other in own.chunks_exact(width) {
-            for (sum, factor) in wanted.iter_mut().zip(other) {
-                *sum += settings.alpha * factor;
-            }
+    }
+    let solved = solver.solve()?;
+    Ok(solved.iter().map(|factor| *factor as f32).collect())
+}
+
+/// One row after the other.
+struct Solver<'a> {
+    squares: &'a [f64],
+    settings: &'a Settings,
+    memory: MemBuffer,
+    matrix: Vec<f64>,
+    /// What the row has, each times the root of its weight.
+    own: Vec<f64>,
+    wanted: Vec<f64>,
+}
+
+impl Solver<'_> {
+    fn new<'a>(squares: &'a [f64], settings: &'a Settings) -> Result<Solver<'a>, NoModel> {
+        let width = settings.width;
+        let need =
+            llt::factor::cholesky_in_place_scratch::<f64>(width, Par::Seq, Default::default());
+        Ok(Solver {
+            squares,
+            settings,
+            memory: MemBuffer::try_new(need).map_err(|_| NoModel::Memory)?,
+            matrix: Vec::new(),
+            own: Vec::new(),
+            wanted: vec![0.0; width],
+        })
+    }
+
+    fn begin(&mut self) {
+        self.own.clear();
+        self.wanted.fill(0.0);
+    }
+
+    fn add(&mut self, factors: &[f64], weight: f64) {
+        let root = weight.max(0.0).sqrt();
+        self.own.extend(factors.iter().map(|factor| factor * root));
+        for (sum, factor) in self.wanted.iter_mut().zip(factors) {
+            *sum += self.settings.alpha * weight * factor;
         }
+    }
+
+    /// What fits best what was added since [`Solver::begin`].
+    fn solve(&mut self) -> Result<&[f64], NoModel> {
+        let width = self.settings.width;
+        self.matrix.clear();
+        self.matrix.extend_from_slice(self.squares);
+        let own = MatRef::from_column_major_slice(&self.own, width, self.own.len() / width);
+        multiply(&mut self.matrix, own, self.settings.alpha - 1.0, width);
         llt::factor::cholesky_in_place(
-            MatMut::from_column_major_slice_mut(&mut matrix, width, width),
+            MatMut::from_column_major_slice_mut(&mut self.matrix, width, width),
             Default::default(),
             Par::Seq,
-            MemStack::new(&mut memory),
+            MemStack::new(&mut self.memory),
             Default::default(),
         )
         .map_err(|_| NoModel::NotPositive)?;
         llt::solve::solve_in_place(
-            MatRef::from_column_major_slice(&matrix, width, width),
-            MatMut::from_column_major_slice_mut(&mut wanted, width, 1),
+            MatRef::from_column_major_slice(&self.matrix, width, width),
+            MatMut::from_column_major_slice_mut(&mut self.wanted, width, 1),
             Par::Seq,
             MemStack::new(&mut []),
         );
-        for (factor, solved) in row.iter_mut().zip(&wanted) {
-            *factor = *solved as f32;
-        }
+        Ok(&self.wanted)
     }
-    Ok(())
 }
 
 /// Adds `by` times a matrix and its transpose.
@@ -227,6 +303,32 @@ mod tests {
                 factors.users[at] -= change;
             }
         }
+    }
+
+    #[test]
+    fn who_is_folded_in_has_the_factors_of_one_who_was_trained_on_it() {
+        let sets = two_kinds();
+        let mut factors = train(&sets, &SETTINGS, &Stop::default()).unwrap();
+        solve(
+            &sets,
+            &factors.items.clone(),
+            &mut factors.users,
+            &SETTINGS,
+            &Stop::default(),
+        )
+        .unwrap();
+        let item = |item: &u32| factors.items[*item as usize * 8..][..8].to_vec();
+        for (user, set) in sets.of_users().enumerate() {
+            let items: Vec<(Vec<f32>, f64)> = set.iter().map(|id| (item(id), 1.0)).collect();
+            let folded = fold_in(&factors.squares, &items, &SETTINGS).unwrap();
+            for (factor, wanted) in folded.iter().zip(&factors.users[user * 8..]) {
+                assert!((factor - wanted).abs() < 1e-5, "{factor} {wanted}");
+            }
+        }
+        // Of what counts for nothing, nothing comes; and of no squares neither.
+        let nothing = fold_in(&factors.squares, &[(item(&0), 0.0)], &SETTINGS).unwrap();
+        assert_eq!(nothing, [0.0; 8]);
+        assert!(fold_in(&[], &[(item(&0), 1.0)], &SETTINGS).is_err());
     }
 
     #[test]
