@@ -6,7 +6,7 @@
 //! columns of P at a time are solved for. It never keeps more of an item than its heaviest weights.
 //!
 //! Where the places of a user's items are known, two of them count together the less, the farther apart they are: XᵀX has
-//! the sum of [`together`] in the place of the number of users. That falls to nothing and is convex, so that the matrix
+//! the sum of `together` in the place of the number of users. That falls to nothing and is convex, so that the matrix
 //! is positive as before (Pólya's criterion).
 
 use std::collections::TryReserveError;
