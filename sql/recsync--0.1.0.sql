@@ -174,6 +174,12 @@ CREATE TABLE secret (
 INSERT INTO secret (key)
 SELECT pg_catalog.decode(pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');
 
+-- The settings by which the worker renders texts, so that others can see whether a text is that of its vector.
+CREATE TABLE rendering (
+    name    text PRIMARY KEY,
+    setting text NOT NULL
+);
+
 -- Where the existing rows of a pipeline or recommender have been queued up to: resumable after a crash at the slice.
 CREATE TABLE backfill (
     pipeline_id integer PRIMARY KEY,
@@ -563,6 +569,59 @@ AS 'MODULE_PATHNAME', 'run_wrapper';
 
 COMMENT ON FUNCTION run(text) IS
 'Does now what a pipeline would do at its time: every change committed before the call, and what waits to be tried again. Returns what that came to: rows that were looked at (processed), vectors that were new (inserts), replaced (updates) and removed (deletes), rows whose text was sent (embedded) or was that of their vector (unchanged), and how long it took. Rows that fail are left for later, see recsync.dead_letter. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 25006 on a standby, 55000 where the pipeline is paused, 38000 where its provider rests after failures.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::verify::repair
+CREATE  FUNCTION "repair"(
+	"name" TEXT /* & str */
+) RETURNS bigint /* i64 */
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'repair_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::verify::verify
+CREATE  FUNCTION "verify"(
+	"name" TEXT /* & str */
+) RETURNS TABLE (
+	"missing" bigint,  /* i64 */
+	"stale" bigint,  /* i64 */
+	"orphaned" bigint,  /* i64 */
+	"wrong_model" bigint  /* i64 */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'verify_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::verify::verify_rows
+CREATE  FUNCTION "verify_rows"(
+	"name" TEXT /* & str */
+) RETURNS TABLE (
+	"key" jsonb,  /* JsonB */
+	"fault" TEXT  /* String */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'verify_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   verify
+--   verify_rows
+--   repair
+
+
+COMMENT ON FUNCTION verify(text) IS
+'Compares all rows of a pipeline with their vectors, as they stand, and counts those that nothing is about to put right: missing (a row that passes row_filter and has a text has no vector), stale (its vector is not that of its text, or the text cannot be rendered), orphaned (a vector, or what is noted of one, without a row, or whose row passes no filter or has no text), wrong_model (by another model than the server''s). A row counts once. Not counted are rows with a change that the worker has not worked off, a job or a dead letter, and those that a backfill has not come to. It reads in slices of 1,000 in the order of the key, writes nothing, can be cancelled, and works on a standby; the statement''s snapshot is held meanwhile. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 55000 where it is paused or broken, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED.';
+COMMENT ON FUNCTION verify_rows(text) IS
+'Lists what verify counts: key (an object of the key''s columns, as in recsync.change_log) and fault (missing, stale, orphaned, wrong_model) of each such row. Errors as verify.';
+COMMENT ON FUNCTION repair(text) IS
+'Queues what verify counts: missing, stale and wrong_model rows are embedded again, orphaned vectors removed, by the worker, once the transaction has committed; wait_for waits for it. Texts that are known cost no call. Returns how many rows. Errors as verify, and 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

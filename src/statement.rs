@@ -52,6 +52,8 @@ pub struct Statement {
     text: String,
     settings: &'static [(&'static CStr, &'static CStr)],
     plan: OnceCell<OwnedPreparedStatement>,
+    /// Where nothing has been written, it sees what the active snapshot sees, and not what has been committed since.
+    holds_snapshot: bool,
 }
 
 impl Statement {
@@ -105,10 +107,20 @@ impl Statement {
             text: text.into(),
             settings,
             plan: OnceCell::new(),
+            holds_snapshot: false,
         }
     }
 
-    /// Runs it for its rows, under the active snapshot and without a transaction id.
+    /// The same, but that it sees what the active snapshot sees, where the (sub)transaction has written nothing.
+    pub fn under_active_snapshot(self) -> Statement {
+        Statement {
+            holds_snapshot: true,
+            ..self
+        }
+    }
+
+    /// Runs it for its rows, without a transaction id. Unless it is one [`Statement::under_active_snapshot`], what was
+    /// committed before the call is seen.
     pub fn select<'conn>(
         &self,
         client: &SpiClient<'conn>,
@@ -158,7 +170,12 @@ impl Statement {
             .iter()
             .map(|argument| PgOid::from(argument.oid()))
             .collect();
-        let plan = client.prepare_mut(self.text.as_str(), &types)?.keep();
+        let text = self.text.as_str();
+        let plan = match self.holds_snapshot {
+            true => client.prepare(text, &types)?,
+            false => client.prepare_mut(text, &types)?,
+        };
+        let plan = plan.keep();
         Ok(self.plan.get_or_init(|| plan))
     }
 }

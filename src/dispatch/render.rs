@@ -8,7 +8,9 @@ use pgrx::prelude::*;
 use sha2::Sha256;
 use std::collections::HashMap;
 
+use super::fault::{Fault, Looked};
 use super::queue::Job;
+use crate::catalog::names::select_one;
 use crate::catalog::pipeline::{Key, Pipeline};
 use crate::catalog::rights::As;
 use crate::error::{Error, Result};
@@ -51,6 +53,7 @@ pub struct Renderer {
     same_text: Statement,
     recipe: Option<Recipe>,
     remove_orphans: Statement,
+    without_row: Statement,
 }
 
 /// How a row that is gone loses its vector.
@@ -116,9 +119,14 @@ impl Renderer {
               WHERE NOT EXISTS (SELECT FROM {source} s WHERE {}) LIMIT {ORPHANS}))",
             same.join(" AND ")
         );
+        let without_row = format!(
+            "SELECT EXISTS (SELECT FROM {vectors} e WHERE {on_vectors}) AND NOT EXISTS (SELECT FROM {source} s WHERE {})
+               FROM {given} WITH ORDINALITY AS k ({names}, i) ORDER BY k.i",
+            keyed(keys, "s", |key| &key.column, "k"),
+        );
         Renderer {
             pipeline: pipeline.clone(),
-            look: Statement::by_key(look),
+            look: Statement::by_key(look).under_active_snapshot(),
             remove,
             same_text: Statement::by_key(format!(
                 "SELECT k.content_hash, k.vector FROM pg_catalog.unnest($1::bytea[]) AS h (hash)
@@ -128,50 +136,73 @@ impl Renderer {
             )),
             recipe,
             remove_orphans: Statement::planned_each_time(remove_orphans),
+            without_row: Statement::by_key(without_row).under_active_snapshot(),
         }
     }
 
     /// Renders `jobs`, as the pipeline's owner.
     pub fn render(&self, jobs: &[Job], model: &str, secret: &[u8]) -> Result<Vec<Rendered>> {
-        let _as = As::owner(self.pipeline.owner());
-        let rendered = Spi::connect(|client| -> Result<Vec<Rendered>> {
-            let mut rendered = Vec::with_capacity(jobs.len());
-            for row in self.look.select(client, &key_arguments(jobs.iter()))? {
-                let text = row.get::<String>(1)?.filter(|text| !text.is_empty());
-                let stored_hash = row.get::<Vec<u8>>(2)?;
-                let stored_model = row.get::<String>(3)?;
-                let held = row.get::<Vec<u8>>(4)?;
-                rendered.push(match text {
-                    None => Rendered::Gone {
-                        removed: stored_hash.is_some() || held.is_some(),
-                    },
-                    Some(text) => {
-                        let hash = content_hash(secret, &text)?;
-                        if stored_hash.as_ref() == Some(&hash)
-                            && stored_model.as_deref() == Some(model)
-                        {
-                            Rendered::Unchanged
-                        } else {
-                            Rendered::Text {
-                                text,
-                                hash,
-                                stored_hash,
-                                held,
-                            }
-                        }
-                    }
+        self.look(jobs, |mut row| {
+            let Some(text) = row.text.take() else {
+                return Ok(Rendered::Gone {
+                    removed: row.has_something(),
                 });
+            };
+            let hash = content_hash(secret, &text)?;
+            if row.is_of(&hash, model) {
+                return Ok(Rendered::Unchanged);
             }
-            Ok(rendered)
+            Ok(Rendered::Text {
+                text,
+                hash,
+                stored_hash: row.stored_hash,
+                held: row.held,
+            })
+        })
+    }
+
+    /// What is wrong with each of these rows, as they stand. Their texts are rendered as the pipeline's owner.
+    pub fn faults(&self, jobs: &[Job], model: &str, secret: &[u8]) -> Result<Vec<Option<Fault>>> {
+        self.look(jobs, |row| {
+            let text = row.text.as_deref();
+            let hash = text.map(|text| content_hash(secret, text)).transpose()?;
+            Ok(row.fault(hash.as_deref(), model, self.removes_from_source()))
+        })
+    }
+
+    fn look<T>(&self, jobs: &[Job], each: impl Fn(Looked) -> Result<T>) -> Result<Vec<T>> {
+        let _as = As::owner(self.pipeline.owner());
+        let rows = Spi::connect(|client| -> Result<Vec<T>> {
+            let mut rows = Vec::with_capacity(jobs.len());
+            for row in self.look.select(client, &key_arguments(jobs.iter()))? {
+                rows.push(each(Looked {
+                    text: row.get::<String>(1)?.filter(|text| !text.is_empty()),
+                    stored_hash: row.get::<Vec<u8>>(2)?,
+                    model: row.get::<String>(3)?,
+                    held: row.get::<Vec<u8>>(4)?,
+                })?);
+            }
+            Ok(rows)
         })?;
-        if rendered.len() != jobs.len() {
+        if rows.len() != jobs.len() {
             return Err(Error::Internal(format!(
                 "{} keys gave {} rows",
                 jobs.len(),
-                rendered.len()
+                rows.len()
             )));
         }
-        Ok(rendered)
+        Ok(rows)
+    }
+
+    /// The same of vectors, where all that can be wrong is that there is no row.
+    pub fn without_row(&self, jobs: &[Job]) -> Result<Vec<Option<Fault>>> {
+        let _as = As::owner(self.pipeline.owner());
+        let arguments = key_arguments(jobs.iter());
+        Spi::connect(|client| {
+            let rows = self.without_row.select(client, &arguments)?;
+            rows.map(|row| Ok((row.get::<bool>(1)? == Some(true)).then_some(Fault::Orphaned)))
+                .collect()
+        })
     }
 
     /// Whether a vector that is to be removed is in a user's row, which may be locked.
@@ -287,6 +318,15 @@ pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>) {
             };
         }
     }
+}
+
+/// The key of the content hashes. As recsync's owner.
+pub fn secret() -> Result<Vec<u8>> {
+    select_one::<Vec<u8>>(
+        "SELECT key FROM recsync.secret ORDER BY created_at LIMIT 1",
+        &[],
+    )?
+    .ok_or_else(|| Error::Internal("recsync.secret is empty".into()))
 }
 
 /// HMAC-SHA-256 of the text under the database's secret, so that it tells nothing of a short text.
