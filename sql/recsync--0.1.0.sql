@@ -539,9 +539,9 @@ COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run a
 /* <begin connected objects> */
 -- recsync::observe::dead_letters::retry_dead_letters
 
-CREATE FUNCTION retry_dead_letters(name text, class text DEFAULT NULL, before timestamptz DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'retry_dead_letters_wrapper';
-COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz) IS
-'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, or all. Returns how many.';
+CREATE FUNCTION retry_dead_letters(name text, class text DEFAULT NULL, before timestamptz DEFAULT NULL, keys text[] DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'retry_dead_letters_wrapper';
+COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz, text[]) IS
+'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. Returns how many. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -569,6 +569,25 @@ AS 'MODULE_PATHNAME', 'run_wrapper';
 
 COMMENT ON FUNCTION run(text) IS
 'Does now what a pipeline would do at its time: every change committed before the call, and what waits to be tried again. Returns what that came to: rows that were looked at (processed), vectors that were new (inserts), replaced (updates) and removed (deletes), rows whose text was sent (embedded) or was that of their vector (unchanged), and how long it took. Rows that fail are left for later, see recsync.dead_letter. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 25006 on a standby, 55000 where the pipeline is paused, 38000 where its provider rests after failures.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::estimate::estimate_source
+
+CREATE FUNCTION estimate(source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL)
+RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'estimate_source_wrapper';
+COMMENT ON FUNCTION estimate(regclass, text[], text, text, text, text, text) IS
+'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline, and what the expressions raise.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::estimate::estimate_pipeline
+
+CREATE FUNCTION estimate(name text) RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'estimate_pipeline_wrapper';
+COMMENT ON FUNCTION estimate(text) IS
+'What embedding the rows of a pipeline would come to that have no vector of their text by the server''s model now; nothing is sent. rows and characters are exact; tokens are counted (cl100k_base, with the server''s document_prefix) for up to 1,000 texts, and for more estimated from a random sample of 1,000, with an error (tokens_error) that is exceeded once in 20 times; cost by the server''s price_per_million_tokens or that of its model''s preset, in its currency, NULL where neither is known; duration: the longest of what requests_per_minute, tokens_per_minute, 0.5 s a full request at max_concurrency, and the store allow, without the building of the index; disk_bytes and wal_bytes: the table of vectors and its indexes. Texts that are equal or known are counted although they cost nothing. It renders all rows, as the owner. Errors: 42704, 42501 for others than the owner and recsync_admin, 55000 where it is broken, and what the expressions raise.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

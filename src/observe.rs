@@ -11,6 +11,9 @@ mod run;
 // verify, verify_rows, repair: rows compared with their vectors.
 mod verify;
 
+// estimate: what embedding a table would come to.
+mod estimate;
+
 // status and the numbers that the worker keeps.
 mod status;
 

@@ -4,7 +4,8 @@
 
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::PgOid;
-use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiCursor, SpiTupleTable};
+use pgrx::prelude::Spi;
+use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiCursor, SpiHeapTupleData, SpiTupleTable};
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -178,4 +179,27 @@ impl Statement {
         let plan = plan.keep();
         Ok(self.plan.get_or_init(|| plan))
     }
+}
+
+/// Reads the rows of a cursor that `open` has left open, `most` at a time: what has been read is freed with each part.
+pub fn in_parts(
+    most: i64,
+    open: impl FnOnce(&SpiClient) -> Result<String>,
+    mut each: impl FnMut(&SpiHeapTupleData) -> Result<()>,
+) -> Result<()> {
+    let mut name = Some(Spi::connect(|client| open(client))?);
+    while let Some(open) = name.take() {
+        name = Spi::connect(|client| -> Result<_> {
+            let mut cursor = client.find_cursor(&open)?;
+            let rows = cursor.fetch(most as _)?;
+            if rows.is_empty() {
+                return Ok(None); // it is closed
+            }
+            for row in rows {
+                each(&row)?;
+            }
+            Ok(Some(cursor.detach_into_name()))
+        })?;
+    }
+    Ok(())
 }

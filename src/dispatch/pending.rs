@@ -19,7 +19,7 @@ use crate::catalog::pipeline::Pipeline;
 use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
 use crate::shared::LOG_TABLES;
-use crate::statement::Statement;
+use crate::statement::{Statement, in_parts};
 
 /// The lines of the log about a table that the checkpoint has not passed.
 const UNREAD: &str = "\
@@ -154,25 +154,25 @@ impl Pending {
     /// Adds those that the log has something about. Whether it has a TRUNCATE, too.
     fn log(&self, rows: &[Job], waits: &mut HashSet<Key>) -> Result<bool> {
         let wanted: HashSet<&Key> = rows.iter().map(|job| &job.row.key).collect();
+        let mut truncated = false;
         let _as = As::extension();
         with_settings(BY_INDEX, || {
-            Spi::connect(|client| {
-                let mut truncated = false;
-                let mut cursor = self.unread.cursor(client, &[self.source.into()])?;
-                loop {
-                    let lines = cursor.fetch(LINES)?;
-                    if lines.is_empty() {
-                        return Ok(truncated);
+            in_parts(
+                LINES,
+                |client| {
+                    let cursor = self.unread.cursor(client, &[self.source.into()])?;
+                    Ok(cursor.detach_into_name())
+                },
+                |line| {
+                    truncated |= line.get::<String>(1)?.as_deref() == Some("T");
+                    for column in [2, 3] {
+                        let changed = keys(line.get::<&str>(column)?)?;
+                        waits.extend(changed.into_iter().filter(|key| wanted.contains(key)));
                     }
-                    for line in lines {
-                        truncated |= line.get::<String>(1)?.as_deref() == Some("T");
-                        for column in [2, 3] {
-                            let changed = keys(line.get::<&str>(column)?)?;
-                            waits.extend(changed.into_iter().filter(|key| wanted.contains(key)));
-                        }
-                    }
-                }
-            })
-        })
+                    Ok(())
+                },
+            )
+        })?;
+        Ok(truncated)
     }
 }

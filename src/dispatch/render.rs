@@ -5,6 +5,7 @@
 use hmac::{Hmac, KeyInit, Mac};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
+use pgrx::spi::SpiHeapTupleData;
 use sha2::Sha256;
 use std::collections::HashMap;
 
@@ -70,27 +71,11 @@ impl Renderer {
         let source = &pipeline.rows_of;
         let vectors = &pipeline.vectors;
         let on_vectors = keyed(keys, "e", |key| &key.stored, "k");
-        let wanted = match &pipeline.row_filter {
-            Some(filter) => format!("s.ctid IS NOT NULL AND ({filter})"),
-            None => "s.ctid IS NOT NULL".to_owned(),
-        };
         let held = Held::of(pipeline, vector_schema);
-        // A column counts as the vector of a text only as long as it holds that vector.
-        let (model, held_hash) = match &pipeline.into_column {
-            None => ("e.model".to_owned(), "NULL::bytea".to_owned()),
-            Some(_) => {
-                let hash = column::hash(pipeline, vector_schema);
-                let model = format!(
-                    "CASE WHEN e.embedding_hash OPERATOR(pg_catalog.=) {hash} THEN e.model END"
-                );
-                (model, hash)
-            }
-        };
         let look = format!(
-            "SELECT CASE WHEN {wanted} THEN {content} END, e.content_hash, {model}, {held_hash}
-               FROM {given} WITH ORDINALITY AS k ({names}, i)
+            "SELECT {} FROM {given} WITH ORDINALITY AS k ({names}, i)
                LEFT JOIN {source} s ON {on_source} LEFT JOIN {vectors} e ON {on_vectors} ORDER BY k.i",
-            content = pipeline.content,
+            columns(pipeline, vector_schema),
             given = given(keys.len(), ""),
             names = names(keys.len()),
             on_source = keyed(keys, "s", |key| &key.column, "k"),
@@ -110,14 +95,10 @@ impl Renderer {
                 )),
             ),
         };
-        let same: Vec<String> = keys
-            .iter()
-            .map(|key| format!("s.{} {} e.{}", key.column, key.equals, key.stored))
-            .collect();
         let remove_orphans = format!(
             "DELETE FROM {vectors} WHERE ctid = ANY (ARRAY(SELECT e.ctid FROM {vectors} e
               WHERE NOT EXISTS (SELECT FROM {source} s WHERE {}) LIMIT {ORPHANS}))",
-            same.join(" AND ")
+            same_row(keys)
         );
         let without_row = format!(
             "SELECT EXISTS (SELECT FROM {vectors} e WHERE {on_vectors}) AND NOT EXISTS (SELECT FROM {source} s WHERE {})
@@ -175,12 +156,7 @@ impl Renderer {
         let rows = Spi::connect(|client| -> Result<Vec<T>> {
             let mut rows = Vec::with_capacity(jobs.len());
             for row in self.look.select(client, &key_arguments(jobs.iter()))? {
-                rows.push(each(Looked {
-                    text: row.get::<String>(1)?.filter(|text| !text.is_empty()),
-                    stored_hash: row.get::<Vec<u8>>(2)?,
-                    model: row.get::<String>(3)?,
-                    held: row.get::<Vec<u8>>(4)?,
-                })?);
+                rows.push(each(looked(&row)?)?);
             }
             Ok(rows)
         })?;
@@ -303,6 +279,68 @@ impl Renderer {
     }
 }
 
+/// What [`looked`] reads of a row `s` of the source and its row `e` in the pipeline's table.
+fn columns(pipeline: &Pipeline, vector_schema: &str) -> String {
+    let wanted = match &pipeline.row_filter {
+        Some(filter) => format!("s.ctid IS NOT NULL AND ({filter})"),
+        None => "s.ctid IS NOT NULL".to_owned(),
+    };
+    // A column counts as the vector of a text only as long as it holds that vector.
+    let (model, held_hash) = match &pipeline.into_column {
+        None => ("e.model".to_owned(), "NULL::bytea".to_owned()),
+        Some(_) => {
+            let hash = column::hash(pipeline, vector_schema);
+            let model = format!(
+                "CASE WHEN e.embedding_hash OPERATOR(pg_catalog.=) {hash} THEN e.model END"
+            );
+            (model, hash)
+        }
+    };
+    format!(
+        "CASE WHEN {wanted} THEN {} END, e.content_hash, {model}, {held_hash}",
+        pipeline.content
+    )
+}
+
+/// A row of a query of [`columns`].
+pub fn looked(row: &SpiHeapTupleData) -> Result<Looked> {
+    Ok(Looked {
+        text: row.get::<String>(1)?.filter(|text| !text.is_empty()),
+        stored_hash: row.get::<Vec<u8>>(2)?,
+        model: row.get::<String>(3)?,
+        held: row.get::<Vec<u8>>(4)?,
+    })
+}
+
+/// A query of all rows of the source as they stand, for [`looked`], with the size of each row's key.
+pub fn all_rows(pipeline: &Pipeline, vector_schema: &str) -> String {
+    let keys = pipeline.keys();
+    format!(
+        "SELECT {}, {} FROM {} s LEFT JOIN {} e ON {}",
+        columns(pipeline, vector_schema),
+        key_size(keys.iter().map(|key| key.column.as_str())),
+        pipeline.rows_of,
+        pipeline.vectors,
+        same_row(keys),
+    )
+}
+
+/// The bytes of the key of a row `s`, of these columns, quoted.
+pub fn key_size<'a>(columns: impl Iterator<Item = &'a str>) -> String {
+    columns
+        .map(|column| format!("pg_catalog.pg_column_size(s.{column})"))
+        .collect::<Vec<_>>()
+        .join(" + ")
+}
+
+/// A row `s` of the source and a row `e` of the pipeline's table have the same key.
+fn same_row(keys: &[Key]) -> String {
+    keys.iter()
+        .map(|key| format!("s.{} {} e.{}", key.column, key.equals, key.stored))
+        .collect::<Vec<_>>()
+        .join(" AND ")
+}
+
 /// Texts whose vector is among these need no call.
 pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>) {
     for rendered in rendered {
@@ -330,7 +368,7 @@ pub fn secret() -> Result<Vec<u8>> {
 }
 
 /// HMAC-SHA-256 of the text under the database's secret, so that it tells nothing of a short text.
-fn content_hash(secret: &[u8], text: &str) -> Result<Vec<u8>> {
+pub fn content_hash(secret: &[u8], text: &str) -> Result<Vec<u8>> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret)
         .map_err(|error| Error::Internal(error.to_string()))?;
     mac.update(text.as_bytes());

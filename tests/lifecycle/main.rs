@@ -17,6 +17,9 @@ mod worker;
 /// Processes that store for the worker.
 mod writers;
 
+/// What embedding would come to.
+mod estimating;
+
 /// Rows compared with their vectors, and repaired.
 mod verifying;
 

@@ -258,6 +258,7 @@ fn the_memory_of_a_verify_does_not_grow_with_the_faults_that_it_finds() {
         db.run(&format!("CREATE TABLE {name} (id int PRIMARY KEY, title text); INSERT INTO {name} SELECT i, repeat('row ' || i, 50) FROM generate_series(1, {count}) i"));
         db.run(&format!("SELECT recsync.create_pipeline('{name}_embedding', '{name}', columns => '{{title}}', server => 'local', backfill => false)"));
     }
+    db.run("SET work_mem = '64kB'");
     let pid = db.one("SELECT pg_backend_pid()");
     let missing = |name: &str| format!("SELECT missing FROM recsync.verify('{name}_embedding')");
     let listed = |name: &str| {

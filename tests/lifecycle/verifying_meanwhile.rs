@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Api, Database, PATIENCE, Sql, shared, wait_until};
+use crate::support::{Api, Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
 #[track_caller]
 fn verify(db: &mut Database) -> [i64; 4] {
@@ -234,4 +234,28 @@ fn verify_renders_as_the_owner_and_can_be_cancelled() {
     let error = db.refused(&format!("SET statement_timeout = '300ms'; {verify}"));
     assert_eq!(error.code().code(), "57014", "{}", error.message());
     assert!(before.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn verify_and_estimate_work_on_a_standby_and_repair_does_not() {
+    let api = Api::start();
+    let cluster = Cluster::start(&[]);
+    let mut db = cluster.database();
+    db.items(&api, "");
+    db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 1200) i");
+    db.settle("item_embedding");
+    db.run("DELETE FROM item_embedding_g1 WHERE id IN (3, 1100)");
+    let standby = cluster.standby();
+    let mut reader = standby.connect(&db.name);
+    wait_until(PATIENCE, "the standby has it", || {
+        reader.one("SELECT missing = 2 FROM recsync.verify('item_embedding')")
+    });
+    assert_eq!(
+        reader.column::<String>("SELECT key::text FROM recsync.verify_rows('item_embedding')"),
+        [r#"{"id": 3}"#, r#"{"id": 1100}"#]
+    );
+    let rows: i64 = reader.one("SELECT rows FROM recsync.estimate('item_embedding')");
+    assert_eq!(rows, 2);
+    let error = reader.refused("SELECT recsync.repair('item_embedding')");
+    assert_eq!(error.code().code(), "25006", "{}", error.message());
 }
