@@ -302,7 +302,7 @@ fn columns(pipeline: &Pipeline, vector_schema: &str) -> String {
     )
 }
 
-/// A row of a query of [`columns`].
+/// A row of a query of such columns.
 pub fn looked(row: &SpiHeapTupleData) -> Result<Looked> {
     Ok(Looked {
         text: row.get::<String>(1)?.filter(|text| !text.is_empty()),

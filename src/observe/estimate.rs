@@ -19,6 +19,8 @@ use crate::catalog::pipeline::{self, Trouble};
 use crate::catalog::rights::As;
 use crate::catalog::server;
 use crate::catalog::watch::describe_source;
+use crate::dispatch::environment::Environment;
+use crate::dispatch::fault::Looked;
 use crate::dispatch::read::in_snapshot_of_now;
 use crate::dispatch::render::{self, content_hash, secret};
 use crate::embed::endpoint::Endpoint;
@@ -134,31 +136,30 @@ fn of_pipeline(name: &str) -> Result<Estimate> {
         (secret()?, size.unwrap_or(0))
     };
     let schema = names::vector_schema().unwrap_or_default();
-    let (mut texts, mut keys, mut all) = (Sample::new(&endpoint.document_prefix), 0, 0);
+    let (mut texts, mut keys, mut all) = (Sample::new(&endpoint.document_prefix), 0, 0_i64);
     let in_column = pipeline.into_column.is_some();
-    read(
-        &render::all_rows(&pipeline, &schema),
-        pipeline.owner(),
-        |row, key| {
-            all += 1;
-            let Some(text) = &row.text else {
-                return Ok(());
-            };
-            let hash = content_hash(&secret, text)?;
-            if row.fault(Some(&hash), &endpoint.model, in_column).is_some() {
-                texts.add(text);
-                keys += key;
-            }
-            Ok(())
-        },
-    )?;
+    let look = |row: Looked, key| {
+        all += 1;
+        let Some(text) = &row.text else {
+            return Ok(());
+        };
+        let hash = content_hash(&secret, text)?;
+        if row.fault(Some(&hash), &endpoint.model, in_column).is_some() {
+            texts.add(text);
+            keys += key;
+        }
+        Ok(())
+    };
+    let rows = render::all_rows(&pipeline, &schema);
+    // Texts are compared with their vectors, and so rendered as the worker does.
+    Environment::noted()?.within(|| read(&rows, pipeline.owner(), look))?;
     let shape = Shape {
         dimensions: endpoint.dimensions as u64,
         storage: &pipeline.storage,
         index: &pipeline.index,
         model: &endpoint.model,
         key: keys as f64 / texts.texts().max(1) as f64,
-        source_row: in_column.then(|| size as f64 / f64::from(all.max(1))),
+        source_row: in_column.then(|| size as f64 / all.max(1) as f64),
     };
     estimate(&texts, &endpoint, shape)
 }
@@ -229,7 +230,7 @@ fn of_source(
 fn read(
     sql: &str,
     owner: pg_sys::Oid,
-    mut each: impl FnMut(crate::dispatch::fault::Looked, i64) -> Result<()>,
+    mut each: impl FnMut(Looked, i64) -> Result<()>,
 ) -> Result<()> {
     let _as = As::owner(owner);
     in_snapshot_of_now(|| {

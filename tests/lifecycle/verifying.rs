@@ -225,6 +225,10 @@ fn a_text_is_compared_as_the_worker_renders_it_whatever_the_session_is_set_to() 
     db.settle("item_embedding");
     db.run("SET timezone = 'Asia/Tokyo'; SET datestyle = 'SQL, DMY'; SET intervalstyle = 'sql_standard'; SET extra_float_digits = 0; SET bytea_output = 'escape'");
     assert_eq!(verify(&mut db), [0; 4]);
+    assert_eq!(
+        db.one::<i64>("SELECT rows FROM recsync.estimate('item_embedding')"),
+        0
+    );
     unseen(
         &mut db,
         "UPDATE item SET title = 'changed' WHERE \"No\" = 1234; DELETE FROM item WHERE \"No\" = 7",
