@@ -174,6 +174,12 @@ CREATE TABLE secret (
 INSERT INTO secret (key)
 SELECT pg_catalog.decode(pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');
 
+-- The settings by which the worker renders texts, so that others can see whether a text is that of its vector.
+CREATE TABLE rendering (
+    name    text PRIMARY KEY,
+    setting text NOT NULL
+);
+
 -- Where the existing rows of a pipeline or recommender have been queued up to: resumable after a crash at the slice.
 CREATE TABLE backfill (
     pipeline_id integer PRIMARY KEY,
@@ -533,9 +539,9 @@ COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run a
 /* <begin connected objects> */
 -- recsync::observe::dead_letters::retry_dead_letters
 
-CREATE FUNCTION retry_dead_letters(name text, class text DEFAULT NULL, before timestamptz DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'retry_dead_letters_wrapper';
-COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz) IS
-'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, or all. Returns how many.';
+CREATE FUNCTION retry_dead_letters(name text, class text DEFAULT NULL, before timestamptz DEFAULT NULL, keys text[] DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'retry_dead_letters_wrapper';
+COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz, text[]) IS
+'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. Returns how many. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -563,6 +569,78 @@ AS 'MODULE_PATHNAME', 'run_wrapper';
 
 COMMENT ON FUNCTION run(text) IS
 'Does now what a pipeline would do at its time: every change committed before the call, and what waits to be tried again. Returns what that came to: rows that were looked at (processed), vectors that were new (inserts), replaced (updates) and removed (deletes), rows whose text was sent (embedded) or was that of their vector (unchanged), and how long it took. Rows that fail are left for later, see recsync.dead_letter. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 25006 on a standby, 55000 where the pipeline is paused, 38000 where its provider rests after failures.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::estimate::estimate_source
+
+CREATE FUNCTION estimate(source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL)
+RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'estimate_source_wrapper';
+COMMENT ON FUNCTION estimate(regclass, text[], text, text, text, text, text) IS
+'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline, and what the expressions raise.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::estimate::estimate_pipeline
+
+CREATE FUNCTION estimate(name text) RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'estimate_pipeline_wrapper';
+COMMENT ON FUNCTION estimate(text) IS
+'What embedding the rows of a pipeline would come to that have no vector of their text by the server''s model now; nothing is sent. rows and characters are exact; tokens are counted (cl100k_base, with the server''s document_prefix) for up to 1,000 texts, and for more estimated from a random sample of 1,000, with an error (tokens_error) that is exceeded once in 20 times; cost by the server''s price_per_million_tokens or that of its model''s preset, in its currency, NULL where neither is known; duration: the longest of what requests_per_minute, tokens_per_minute, 0.5 s a full request at max_concurrency, and the store allow, without the building of the index; disk_bytes and wal_bytes: the table of vectors and its indexes. Texts that are equal or known are counted although they cost nothing. It renders all rows, as the owner. Errors: 42704, 42501 for others than the owner and recsync_admin, 55000 where it is broken, and what the expressions raise.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::verify::repair
+CREATE  FUNCTION "repair"(
+	"name" TEXT /* & str */
+) RETURNS bigint /* i64 */
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'repair_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::verify::verify
+CREATE  FUNCTION "verify"(
+	"name" TEXT /* & str */
+) RETURNS TABLE (
+	"missing" bigint,  /* i64 */
+	"stale" bigint,  /* i64 */
+	"orphaned" bigint,  /* i64 */
+	"wrong_model" bigint  /* i64 */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'verify_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::verify::verify_rows
+CREATE  FUNCTION "verify_rows"(
+	"name" TEXT /* & str */
+) RETURNS TABLE (
+	"key" jsonb,  /* JsonB */
+	"fault" TEXT  /* String */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'verify_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   verify
+--   verify_rows
+--   repair
+
+
+COMMENT ON FUNCTION verify(text) IS
+'Compares all rows of a pipeline with their vectors, as they stand, and counts those that nothing is about to put right: missing (a row that passes row_filter and has a text has no vector), stale (its vector is not that of its text, or the text cannot be rendered), orphaned (a vector, or what is noted of one, without a row, or whose row passes no filter or has no text), wrong_model (by another model than the server''s). A row counts once. Not counted are rows with a change that the worker has not worked off, a job or a dead letter, and those that a backfill has not come to. It reads in slices of 1,000 in the order of the key, writes nothing, can be cancelled, and works on a standby; the statement''s snapshot is held meanwhile. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 55000 where it is paused or broken, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED.';
+COMMENT ON FUNCTION verify_rows(text) IS
+'Lists what verify counts: key (an object of the key''s columns, as in recsync.change_log) and fault (missing, stale, orphaned, wrong_model) of each such row. Errors as verify.';
+COMMENT ON FUNCTION repair(text) IS
+'Queues what verify counts: missing, stale and wrong_model rows are embedded again, orphaned vectors removed, by the worker, once the transaction has committed; wait_for waits for it. Texts that are known cost no call. Returns how many rows. Errors as verify, and 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

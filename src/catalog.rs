@@ -18,10 +18,10 @@ pub mod expression;
 pub mod pipeline;
 
 // create_pipeline.
-mod declare;
+pub mod declare;
 
 // Watched tables: what they must be, their lock and triggers.
-mod watch;
+pub mod watch;
 
 // Recommenders: as they are stored, made, dropped.
 pub mod recommender;

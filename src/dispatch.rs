@@ -26,3 +26,12 @@ pub mod backfill;
 
 // Rows rendered to text; what is unchanged or gone ends here.
 pub mod render;
+
+// What a text depends on beside its row: the settings of the process that renders it.
+pub mod environment;
+
+// What is wrong with a row and its vector.
+pub mod fault;
+
+// Which rows have work that is still to be done.
+pub mod pending;

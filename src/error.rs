@@ -78,9 +78,9 @@ pub enum Error {
     Denied { what: String, grant: String },
     #[error("could not lock \"{0}\" within a second")]
     LockBusy(String),
-    #[error("wait_for cannot see this transaction's own changes: they are not committed yet")]
+    #[error("this transaction's own changes cannot be seen yet: they are not committed")]
     OwnChanges,
-    #[error("wait_for sees no progress in a {0} transaction")]
+    #[error("what is done meanwhile cannot be seen in a {0} transaction")]
     FixedSnapshot(&'static str),
     #[error("cannot be done on a standby server")]
     Recovery,
@@ -123,6 +123,13 @@ pub enum Error {
 pub struct Failed {
     pub code: PgSqlErrorCode,
     pub message: String,
+}
+
+impl Failed {
+    /// Goes on as the error that it was.
+    pub fn raise(&self) -> ! {
+        ereport!(ERROR, self.code, self.message.clone());
+    }
 }
 
 impl From<Error> for Failed {
@@ -257,7 +264,7 @@ impl Error {
             ),
             Error::OwnChanges => (
                 C::ERRCODE_ACTIVE_SQL_TRANSACTION,
-                Some("COMMIT first, then call recsync.wait_for in a transaction of its own.".into()),
+                Some("COMMIT first, then call it in a transaction of its own.".into()),
             ),
             Error::FixedSnapshot(_) => {
                 (C::ERRCODE_ACTIVE_SQL_TRANSACTION, Some("Call it in a READ COMMITTED transaction.".into()))

@@ -1,4 +1,4 @@
-//! What watches it: status, waiting, dead letters.
+//! What watches it: status, waiting, verifying, dead letters.
 //!
 //! It never shows a text or a vector: numbers, names and reasons only.
 
@@ -7,6 +7,12 @@ pub mod wait;
 
 // run: what waits for its time, now.
 mod run;
+
+// verify, verify_rows, repair: rows compared with their vectors.
+mod verify;
+
+// estimate: what embedding a table would come to.
+mod estimate;
 
 // status and the numbers that the worker keeps.
 mod status;

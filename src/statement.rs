@@ -4,7 +4,8 @@
 
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::PgOid;
-use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiCursor, SpiTupleTable};
+use pgrx::prelude::Spi;
+use pgrx::spi::{OwnedPreparedStatement, SpiClient, SpiCursor, SpiHeapTupleData, SpiTupleTable};
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -52,6 +53,8 @@ pub struct Statement {
     text: String,
     settings: &'static [(&'static CStr, &'static CStr)],
     plan: OnceCell<OwnedPreparedStatement>,
+    /// Where nothing has been written, it sees what the active snapshot sees, and not what has been committed since.
+    holds_snapshot: bool,
 }
 
 impl Statement {
@@ -105,10 +108,20 @@ impl Statement {
             text: text.into(),
             settings,
             plan: OnceCell::new(),
+            holds_snapshot: false,
         }
     }
 
-    /// Runs it for its rows, under the active snapshot and without a transaction id.
+    /// The same, but that it sees what the active snapshot sees, where the (sub)transaction has written nothing.
+    pub fn under_active_snapshot(self) -> Statement {
+        Statement {
+            holds_snapshot: true,
+            ..self
+        }
+    }
+
+    /// Runs it for its rows, without a transaction id. Unless it is one [`Statement::under_active_snapshot`], what was
+    /// committed before the call is seen.
     pub fn select<'conn>(
         &self,
         client: &SpiClient<'conn>,
@@ -158,7 +171,35 @@ impl Statement {
             .iter()
             .map(|argument| PgOid::from(argument.oid()))
             .collect();
-        let plan = client.prepare_mut(self.text.as_str(), &types)?.keep();
+        let text = self.text.as_str();
+        let plan = match self.holds_snapshot {
+            true => client.prepare(text, &types)?,
+            false => client.prepare_mut(text, &types)?,
+        };
+        let plan = plan.keep();
         Ok(self.plan.get_or_init(|| plan))
     }
+}
+
+/// Reads the rows of a cursor that `open` has left open, `most` at a time: what has been read is freed with each part.
+pub fn in_parts(
+    most: i64,
+    open: impl FnOnce(&SpiClient) -> Result<String>,
+    mut each: impl FnMut(&SpiHeapTupleData) -> Result<()>,
+) -> Result<()> {
+    let mut name = Some(Spi::connect(|client| open(client))?);
+    while let Some(open) = name.take() {
+        name = Spi::connect(|client| -> Result<_> {
+            let mut cursor = client.find_cursor(&open)?;
+            let rows = cursor.fetch(most as _)?;
+            if rows.is_empty() {
+                return Ok(None); // it is closed
+            }
+            for row in rows {
+                each(&row)?;
+            }
+            Ok(Some(cursor.detach_into_name()))
+        })?;
+    }
+    Ok(())
 }

@@ -153,6 +153,20 @@ pub fn is_admin() -> bool {
 /// Runs `body` in a subtransaction: kept when it returns Ok, rolled back when it returns Err or raises. Locks that
 /// it took stay in the first case. A cancelled statement stays cancelled.
 pub fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Result<T, Failed> {
+    subtransaction(body, true)
+}
+
+/// The same, but rolled back whatever it returns: nothing that it locked stays locked.
+pub fn in_undone_subtransaction<T>(
+    body: impl FnOnce() -> Result<T>,
+) -> std::result::Result<T, Failed> {
+    subtransaction(body, false)
+}
+
+fn subtransaction<T>(
+    body: impl FnOnce() -> Result<T>,
+    keep: bool,
+) -> std::result::Result<T, Failed> {
     // SAFETY: the pattern of PL/pgSQL's exception block: context and resource owner are put back either way, and
     // what `body` allocates lives in the caller's context.
     unsafe {
@@ -163,15 +177,15 @@ pub fn in_subtransaction<T>(body: impl FnOnce() -> Result<T>) -> std::result::Re
             .catch_others(|cause| Err(Failed::from(cause)))
             .execute();
         match &outcome {
-            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
-            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+            Ok(_) if keep => pg_sys::ReleaseCurrentSubTransaction(),
+            _ => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
         }
         pg_sys::MemoryContextSwitchTo(context);
         pg_sys::CurrentResourceOwner = owner;
-        if let Err(Failed { code, message }) = &outcome
-            && *code == PgSqlErrorCode::ERRCODE_QUERY_CANCELED
+        if let Err(failed) = &outcome
+            && failed.code == PgSqlErrorCode::ERRCODE_QUERY_CANCELED
         {
-            ereport!(ERROR, *code, message.clone());
+            failed.raise();
         }
         outcome
     }

@@ -163,6 +163,12 @@ CREATE TABLE secret (
 INSERT INTO secret (key)
 SELECT pg_catalog.decode(pg_catalog.replace(pg_catalog.gen_random_uuid()::text || pg_catalog.gen_random_uuid()::text, '-', ''), 'hex');
 
+-- The settings by which the worker renders texts, so that others can see whether a text is that of its vector.
+CREATE TABLE rendering (
+    name    text PRIMARY KEY,
+    setting text NOT NULL
+);
+
 -- Where the existing rows of a pipeline or recommender have been queued up to: resumable after a crash at the slice.
 CREATE TABLE backfill (
     pipeline_id integer PRIMARY KEY,

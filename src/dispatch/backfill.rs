@@ -18,13 +18,18 @@ pub struct Rows<'a> {
     /// As it stands in a FROM.
     pub of: &'a str,
     pub keys: &'a [Key],
+    /// What a key's column is called there, quoted.
+    pub column: fn(&Key) -> &str,
     pub owner: pg_sys::Oid,
 }
 
 /// The keys of the next slice after `after`.
 pub fn slice(rows: &Rows, after: Option<&[String]>) -> Result<Vec<Vec<String>>> {
     let keys = rows.keys;
-    let columns: Vec<String> = keys.iter().map(|key| format!("s.{}", key.column)).collect();
+    let columns: Vec<String> = keys
+        .iter()
+        .map(|key| format!("s.{}", (rows.column)(key)))
+        .collect();
     let texts: Vec<String> = columns
         .iter()
         .map(|column| format!("{column}::text"))
@@ -34,7 +39,7 @@ pub fn slice(rows: &Rows, after: Option<&[String]>) -> Result<Vec<Vec<String>>> 
         .map(|column| format!("{column} ASC"))
         .collect();
     let condition = if after.is_some() {
-        format!("WHERE {}", after_key(keys))
+        format!("WHERE {}", after_key(keys, &columns, 1))
     } else {
         String::new()
     };
@@ -62,29 +67,22 @@ pub fn slice(rows: &Rows, after: Option<&[String]>) -> Result<Vec<Vec<String>>> 
     })
 }
 
-/// `(a, b) > ($1, $2)` by the operators of the primary key's index.
-fn after_key(keys: &[Key]) -> String {
-    let value = |index: usize| format!("${}::text::{}", index + 1, keys[index].type_name);
+/// `(a, b) > ($1, $2)` by the operators of the primary key's index; `columns` are the keys' values, `first` is the
+/// number of the first parameter.
+pub fn after_key(keys: &[Key], columns: &[String], first: usize) -> String {
+    let value = |index: usize| format!("${}::text::{}", index + first, keys[index].type_name);
     if keys.iter().all(|key| key.after == "OPERATOR(pg_catalog.>)") {
-        let columns: Vec<String> = keys.iter().map(|key| format!("s.{}", key.column)).collect();
         let values: Vec<String> = (0..keys.len()).map(value).collect();
         return format!("ROW({}) > ROW({})", columns.join(", "), values.join(", "));
     }
     let alternatives: Vec<String> = (0..keys.len())
         .map(|last| {
             let mut terms: Vec<String> = (0..last)
-                .map(|index| {
-                    format!(
-                        "s.{} {} {}",
-                        keys[index].column,
-                        keys[index].equals,
-                        value(index)
-                    )
-                })
+                .map(|index| format!("{} {} {}", columns[index], keys[index].equals, value(index)))
                 .collect();
             terms.push(format!(
-                "s.{} {} {}",
-                keys[last].column,
+                "{} {} {}",
+                columns[last],
                 keys[last].after,
                 value(last)
             ));

@@ -3,10 +3,12 @@
 //! It never holds a row's text: a job is a key.
 
 use pgrx::prelude::*;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::queue::{Job, RowKey};
+use super::read::Key;
 use crate::catalog::names;
 use crate::error::Result;
 use crate::statement::Statement;
@@ -199,6 +201,34 @@ pub fn claim(
 pub fn now() -> Result<String> {
     let now = names::select_one::<String>("SELECT pg_catalog.clock_timestamp()::text", &[])?;
     Ok(now.unwrap_or_default())
+}
+
+/// Which rows have a job, or were given up: for [`found`].
+pub fn find_jobs() -> Statement {
+    find("recsync.job")
+}
+
+pub fn find_dead_letters() -> Statement {
+    find("recsync.dead_letter_log")
+}
+
+fn find(table: &str) -> Statement {
+    Statement::by_key(format!("SELECT r.record_key FROM {table} r, {BY_KEY}"))
+        .under_active_snapshot()
+}
+
+/// The keys of those of `rows` that a statement finds. As recsync's owner.
+pub fn found<'a>(
+    statement: &Statement,
+    pipeline: i32,
+    rows: impl Iterator<Item = &'a RowKey>,
+) -> Result<HashSet<Key>> {
+    let keys: Vec<String> = rows.map(key_json).collect();
+    Spi::connect(|client| {
+        let rows = statement.select(client, &[pipeline.into(), keys.into()])?;
+        rows.map(|row| Ok(Key::from(row.get::<Vec<String>>(1)?.unwrap_or_default())))
+            .collect()
+    })
 }
 
 /// Removes the rows of jobs that are done.

@@ -205,8 +205,18 @@ pub fn current_snapshot() -> Result<Snapshot> {
         .map_err(Error::Internal)
 }
 
+/// Runs `body` under a snapshot of now, where the transaction is READ COMMITTED.
+pub fn in_snapshot_of_now<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: a snapshot of now, popped below; an ERROR's abort pops it, too.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+    let done = body();
+    // SAFETY: pops the snapshot pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    done
+}
+
 /// The keys of a JSON array of objects: their values as the text of their types; JSON's own numbers keep every digit.
-fn keys(json: Option<&str>) -> Result<Vec<Key>> {
+pub fn keys(json: Option<&str>) -> Result<Vec<Key>> {
     let Some(json) = json else {
         return Ok(Vec::new());
     };

@@ -5,10 +5,13 @@
 use hmac::{Hmac, KeyInit, Mac};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
+use pgrx::spi::SpiHeapTupleData;
 use sha2::Sha256;
 use std::collections::HashMap;
 
+use super::fault::{Fault, Looked};
 use super::queue::Job;
+use crate::catalog::names::select_one;
 use crate::catalog::pipeline::{Key, Pipeline};
 use crate::catalog::rights::As;
 use crate::error::{Error, Result};
@@ -51,6 +54,7 @@ pub struct Renderer {
     same_text: Statement,
     recipe: Option<Recipe>,
     remove_orphans: Statement,
+    without_row: Statement,
 }
 
 /// How a row that is gone loses its vector.
@@ -67,27 +71,11 @@ impl Renderer {
         let source = &pipeline.rows_of;
         let vectors = &pipeline.vectors;
         let on_vectors = keyed(keys, "e", |key| &key.stored, "k");
-        let wanted = match &pipeline.row_filter {
-            Some(filter) => format!("s.ctid IS NOT NULL AND ({filter})"),
-            None => "s.ctid IS NOT NULL".to_owned(),
-        };
         let held = Held::of(pipeline, vector_schema);
-        // A column counts as the vector of a text only as long as it holds that vector.
-        let (model, held_hash) = match &pipeline.into_column {
-            None => ("e.model".to_owned(), "NULL::bytea".to_owned()),
-            Some(_) => {
-                let hash = column::hash(pipeline, vector_schema);
-                let model = format!(
-                    "CASE WHEN e.embedding_hash OPERATOR(pg_catalog.=) {hash} THEN e.model END"
-                );
-                (model, hash)
-            }
-        };
         let look = format!(
-            "SELECT CASE WHEN {wanted} THEN {content} END, e.content_hash, {model}, {held_hash}
-               FROM {given} WITH ORDINALITY AS k ({names}, i)
+            "SELECT {} FROM {given} WITH ORDINALITY AS k ({names}, i)
                LEFT JOIN {source} s ON {on_source} LEFT JOIN {vectors} e ON {on_vectors} ORDER BY k.i",
-            content = pipeline.content,
+            columns(pipeline, vector_schema),
             given = given(keys.len(), ""),
             names = names(keys.len()),
             on_source = keyed(keys, "s", |key| &key.column, "k"),
@@ -107,18 +95,19 @@ impl Renderer {
                 )),
             ),
         };
-        let same: Vec<String> = keys
-            .iter()
-            .map(|key| format!("s.{} {} e.{}", key.column, key.equals, key.stored))
-            .collect();
         let remove_orphans = format!(
             "DELETE FROM {vectors} WHERE ctid = ANY (ARRAY(SELECT e.ctid FROM {vectors} e
               WHERE NOT EXISTS (SELECT FROM {source} s WHERE {}) LIMIT {ORPHANS}))",
-            same.join(" AND ")
+            same_row(keys)
+        );
+        let without_row = format!(
+            "SELECT EXISTS (SELECT FROM {vectors} e WHERE {on_vectors}) AND NOT EXISTS (SELECT FROM {source} s WHERE {})
+               FROM {given} WITH ORDINALITY AS k ({names}, i) ORDER BY k.i",
+            keyed(keys, "s", |key| &key.column, "k"),
         );
         Renderer {
             pipeline: pipeline.clone(),
-            look: Statement::by_key(look),
+            look: Statement::by_key(look).under_active_snapshot(),
             remove,
             same_text: Statement::by_key(format!(
                 "SELECT k.content_hash, k.vector FROM pg_catalog.unnest($1::bytea[]) AS h (hash)
@@ -128,50 +117,68 @@ impl Renderer {
             )),
             recipe,
             remove_orphans: Statement::planned_each_time(remove_orphans),
+            without_row: Statement::by_key(without_row).under_active_snapshot(),
         }
     }
 
     /// Renders `jobs`, as the pipeline's owner.
     pub fn render(&self, jobs: &[Job], model: &str, secret: &[u8]) -> Result<Vec<Rendered>> {
-        let _as = As::owner(self.pipeline.owner());
-        let rendered = Spi::connect(|client| -> Result<Vec<Rendered>> {
-            let mut rendered = Vec::with_capacity(jobs.len());
-            for row in self.look.select(client, &key_arguments(jobs.iter()))? {
-                let text = row.get::<String>(1)?.filter(|text| !text.is_empty());
-                let stored_hash = row.get::<Vec<u8>>(2)?;
-                let stored_model = row.get::<String>(3)?;
-                let held = row.get::<Vec<u8>>(4)?;
-                rendered.push(match text {
-                    None => Rendered::Gone {
-                        removed: stored_hash.is_some() || held.is_some(),
-                    },
-                    Some(text) => {
-                        let hash = content_hash(secret, &text)?;
-                        if stored_hash.as_ref() == Some(&hash)
-                            && stored_model.as_deref() == Some(model)
-                        {
-                            Rendered::Unchanged
-                        } else {
-                            Rendered::Text {
-                                text,
-                                hash,
-                                stored_hash,
-                                held,
-                            }
-                        }
-                    }
+        self.look(jobs, |mut row| {
+            let Some(text) = row.text.take() else {
+                return Ok(Rendered::Gone {
+                    removed: row.has_something(),
                 });
+            };
+            let hash = content_hash(secret, &text)?;
+            if row.is_of(&hash, model) {
+                return Ok(Rendered::Unchanged);
             }
-            Ok(rendered)
+            Ok(Rendered::Text {
+                text,
+                hash,
+                stored_hash: row.stored_hash,
+                held: row.held,
+            })
+        })
+    }
+
+    /// What is wrong with each of these rows, as they stand. Their texts are rendered as the pipeline's owner.
+    pub fn faults(&self, jobs: &[Job], model: &str, secret: &[u8]) -> Result<Vec<Option<Fault>>> {
+        self.look(jobs, |row| {
+            let text = row.text.as_deref();
+            let hash = text.map(|text| content_hash(secret, text)).transpose()?;
+            Ok(row.fault(hash.as_deref(), model, self.removes_from_source()))
+        })
+    }
+
+    fn look<T>(&self, jobs: &[Job], each: impl Fn(Looked) -> Result<T>) -> Result<Vec<T>> {
+        let _as = As::owner(self.pipeline.owner());
+        let rows = Spi::connect(|client| -> Result<Vec<T>> {
+            let mut rows = Vec::with_capacity(jobs.len());
+            for row in self.look.select(client, &key_arguments(jobs.iter()))? {
+                rows.push(each(looked(&row)?)?);
+            }
+            Ok(rows)
         })?;
-        if rendered.len() != jobs.len() {
+        if rows.len() != jobs.len() {
             return Err(Error::Internal(format!(
                 "{} keys gave {} rows",
                 jobs.len(),
-                rendered.len()
+                rows.len()
             )));
         }
-        Ok(rendered)
+        Ok(rows)
+    }
+
+    /// The same of vectors, where all that can be wrong is that there is no row.
+    pub fn without_row(&self, jobs: &[Job]) -> Result<Vec<Option<Fault>>> {
+        let _as = As::owner(self.pipeline.owner());
+        let arguments = key_arguments(jobs.iter());
+        Spi::connect(|client| {
+            let rows = self.without_row.select(client, &arguments)?;
+            rows.map(|row| Ok((row.get::<bool>(1)? == Some(true)).then_some(Fault::Orphaned)))
+                .collect()
+        })
     }
 
     /// Whether a vector that is to be removed is in a user's row, which may be locked.
@@ -272,6 +279,68 @@ impl Renderer {
     }
 }
 
+/// What [`looked`] reads of a row `s` of the source and its row `e` in the pipeline's table.
+fn columns(pipeline: &Pipeline, vector_schema: &str) -> String {
+    let wanted = match &pipeline.row_filter {
+        Some(filter) => format!("s.ctid IS NOT NULL AND ({filter})"),
+        None => "s.ctid IS NOT NULL".to_owned(),
+    };
+    // A column counts as the vector of a text only as long as it holds that vector.
+    let (model, held_hash) = match &pipeline.into_column {
+        None => ("e.model".to_owned(), "NULL::bytea".to_owned()),
+        Some(_) => {
+            let hash = column::hash(pipeline, vector_schema);
+            let model = format!(
+                "CASE WHEN e.embedding_hash OPERATOR(pg_catalog.=) {hash} THEN e.model END"
+            );
+            (model, hash)
+        }
+    };
+    format!(
+        "CASE WHEN {wanted} THEN {} END, e.content_hash, {model}, {held_hash}",
+        pipeline.content
+    )
+}
+
+/// A row of a query of such columns.
+pub fn looked(row: &SpiHeapTupleData) -> Result<Looked> {
+    Ok(Looked {
+        text: row.get::<String>(1)?.filter(|text| !text.is_empty()),
+        stored_hash: row.get::<Vec<u8>>(2)?,
+        model: row.get::<String>(3)?,
+        held: row.get::<Vec<u8>>(4)?,
+    })
+}
+
+/// A query of all rows of the source as they stand, for [`looked`], with the size of each row's key.
+pub fn all_rows(pipeline: &Pipeline, vector_schema: &str) -> String {
+    let keys = pipeline.keys();
+    format!(
+        "SELECT {}, {} FROM {} s LEFT JOIN {} e ON {}",
+        columns(pipeline, vector_schema),
+        key_size(keys.iter().map(|key| key.column.as_str())),
+        pipeline.rows_of,
+        pipeline.vectors,
+        same_row(keys),
+    )
+}
+
+/// The bytes of the key of a row `s`, of these columns, quoted.
+pub fn key_size<'a>(columns: impl Iterator<Item = &'a str>) -> String {
+    columns
+        .map(|column| format!("pg_catalog.pg_column_size(s.{column})"))
+        .collect::<Vec<_>>()
+        .join(" + ")
+}
+
+/// A row `s` of the source and a row `e` of the pipeline's table have the same key.
+fn same_row(keys: &[Key]) -> String {
+    keys.iter()
+        .map(|key| format!("s.{} {} e.{}", key.column, key.equals, key.stored))
+        .collect::<Vec<_>>()
+        .join(" AND ")
+}
+
 /// Texts whose vector is among these need no call.
 pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>) {
     for rendered in rendered {
@@ -289,8 +358,17 @@ pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>) {
     }
 }
 
+/// The key of the content hashes. As recsync's owner.
+pub fn secret() -> Result<Vec<u8>> {
+    select_one::<Vec<u8>>(
+        "SELECT key FROM recsync.secret ORDER BY created_at LIMIT 1",
+        &[],
+    )?
+    .ok_or_else(|| Error::Internal("recsync.secret is empty".into()))
+}
+
 /// HMAC-SHA-256 of the text under the database's secret, so that it tells nothing of a short text.
-fn content_hash(secret: &[u8], text: &str) -> Result<Vec<u8>> {
+pub fn content_hash(secret: &[u8], text: &str) -> Result<Vec<u8>> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret)
         .map_err(|error| Error::Internal(error.to_string()))?;
     mac.update(text.as_bytes());

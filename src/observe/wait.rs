@@ -13,7 +13,7 @@ use crate::catalog::names::select_one;
 use crate::catalog::pipeline;
 use crate::catalog::recommender;
 use crate::catalog::rights::As;
-use crate::dispatch::read::current_snapshot;
+use crate::dispatch::read::{current_snapshot, in_snapshot_of_now};
 use crate::dispatch::snapshot::Snapshot;
 use crate::error::{Error, OrReport, Result};
 use crate::shared::{self, Database};
@@ -80,23 +80,28 @@ pub fn is_settled(name: &str, timeout: Duration) -> Result<bool> {
 
 /// The database for whose work the caller may wait, here and now.
 pub fn waitable() -> Result<&'static Database> {
-    // SAFETY: plain questions to the server.
-    let (recovery, isolation) =
-        unsafe { (pg_sys::RecoveryInProgress(), pg_sys::XactIsoLevel as u32) };
-    if recovery {
+    // SAFETY: a plain question to the server.
+    if unsafe { pg_sys::RecoveryInProgress() } {
         return Err(Error::Recovery);
     }
-    if wake::has_own_changes() {
-        return Err(Error::OwnChanges);
-    }
-    if isolation >= pg_sys::XACT_REPEATABLE_READ {
-        return Err(Error::FixedSnapshot("REPEATABLE READ or SERIALIZABLE"));
-    }
+    require_new_snapshots()?;
     crate::catalog::install::require_worker()?;
     shared::shared()
         .ok_or(Error::NotPreloaded)?
         .own_database()
         .ok_or(Error::NotPreloaded)
+}
+
+/// Refuses where the transaction cannot see what is committed meanwhile, or has changes that nobody else sees.
+pub fn require_new_snapshots() -> Result<()> {
+    if wake::has_own_changes() {
+        return Err(Error::OwnChanges);
+    }
+    // SAFETY: a plain question to the server.
+    if unsafe { pg_sys::XactIsoLevel as u32 } >= pg_sys::XACT_REPEATABLE_READ {
+        return Err(Error::FixedSnapshot("REPEATABLE READ or SERIALIZABLE"));
+    }
+    Ok(())
 }
 
 /// Progress is signalled hundreds of times a second where much is stored: whoever waits looks for a fifth of the time at
@@ -190,12 +195,7 @@ impl Goal {
     }
 
     fn is_reached(&mut self) -> Result<bool> {
-        // SAFETY: a snapshot of now, popped below; an ERROR's abort pops it, too.
-        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
-        let reached = self.is_reached_now();
-        // SAFETY: pops the snapshot pushed above.
-        unsafe { pg_sys::PopActiveSnapshot() };
-        reached
+        in_snapshot_of_now(|| self.is_reached_now())
     }
 
     fn is_reached_now(&mut self) -> Result<bool> {

@@ -160,6 +160,7 @@ impl Leader {
             let rows = Rows {
                 of: &pipeline.rows_of,
                 keys: pipeline.keys(),
+                column: |key| &key.column,
                 owner: pipeline.owner(),
             };
             let slice = transaction(|| {

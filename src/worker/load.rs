@@ -9,14 +9,13 @@ use super::leader::Leader;
 use super::process::{Failed, transaction};
 use super::running::{Running, State};
 use super::unstored::{Cost, Unstored};
-use super::upkeep;
 use crate::catalog::change::Cause;
 use crate::catalog::install::installed_version;
 use crate::catalog::pipeline::Trouble;
 use crate::catalog::{change, names, pipeline, recommender};
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
-use crate::dispatch::render::Renderer;
-use crate::dispatch::{backfill, jobs};
+use crate::dispatch::render::{Renderer, secret};
+use crate::dispatch::{backfill, environment, jobs};
 use crate::embed::lane::Lane;
 use crate::settings;
 use crate::shared::Presence;
@@ -40,7 +39,7 @@ impl Leader {
             }
             let schema = names::vector_schema().unwrap_or_default();
             let (pipelines, recommenders) = (pipeline::load_all()?, recommender::load_all()?);
-            Ok((version, pipelines, recommenders, schema, upkeep::secret()?))
+            Ok((version, pipelines, recommenders, schema, secret()?))
         };
         let is_broken = |trouble| matches!(trouble, Some(Trouble::Broken(_)));
         let mut loaded = transaction(load)?;
@@ -70,6 +69,7 @@ impl Leader {
             );
             return Ok(true);
         }
+        transaction(environment::note)?;
         self.secret = secret;
         self.restoring = false;
         let mut known = std::mem::take(&mut self.pipelines);

@@ -80,6 +80,7 @@ impl Leader {
             let rows = backfill::Rows {
                 of: recommender.rows_of.as_deref().unwrap_or_default(),
                 keys: recommender.keys(),
+                column: |key| &key.column,
                 owner: recommender.owner(),
             };
             let slice = backfill::slice(&rows, recommender.backfill_after.as_deref())?;

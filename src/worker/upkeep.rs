@@ -22,15 +22,6 @@ use crate::shared::{Database, LOG_TABLES};
 const ROTATION: Duration = Duration::from_secs(60);
 const BUSY_ROTATION: Duration = Duration::from_secs(1);
 
-/// The key of the content hashes.
-pub fn secret() -> Result<Vec<u8>> {
-    select_one::<Vec<u8>>(
-        "SELECT key FROM recsync.secret ORDER BY created_at LIMIT 1",
-        &[],
-    )?
-    .ok_or_else(|| Error::Internal("recsync.secret is empty".into()))
-}
-
 /// The stored checkpoint, and what is known of it in memory.
 pub struct Checkpoint {
     snapshot: Snapshot,

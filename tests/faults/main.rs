@@ -21,6 +21,9 @@ mod connections;
 /// A server that answers nobody well.
 mod providers;
 
+/// Dead letters, tried again, forgotten and left.
+mod dead_letters;
+
 /// Failures that wait for a person.
 mod pauses;
 

@@ -17,5 +17,14 @@ mod worker;
 /// Processes that store for the worker.
 mod writers;
 
+/// What embedding would come to.
+mod estimating;
+
+/// Rows compared with their vectors, and repaired.
+mod verifying;
+
+/// The same while work is under way, and who may.
+mod verifying_meanwhile;
+
 /// The index, built after the load.
 mod indexing;
