@@ -41,6 +41,12 @@ pub enum Error {
     NoSuchInteractions { name: String, relation: String },
     #[error("recommender \"{name}\" is broken: {reason}")]
     BrokenRecommender { name: String, reason: String },
+    #[error("what {relation} says was shown of recommender \"{name}\" cannot be read: {reason}")]
+    BrokenImpressions {
+        name: String,
+        relation: String,
+        reason: String,
+    },
     #[error("several columns of \"{relation}\" can be meant by {argument}")]
     AmbiguousColumn {
         argument: &'static str,
@@ -217,6 +223,10 @@ impl Error {
             Error::BrokenRecommender { .. } => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("Mend the cause, then call recsync.resume; or drop the recommender.".into()),
+            ),
+            Error::BrokenImpressions { .. } => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("Mend the cause, or name another table with recsync.alter_recommender(…, impressions => …); '-' is none.".into()),
             ),
             Error::PipelineInUse { recommenders, .. } => (
                 C::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,

@@ -17,6 +17,9 @@ pub mod embedding;
 // add_interactions, drop_interactions.
 pub mod feeds;
 
+// A table of the user's own that says what was shown.
+pub mod impressions;
+
 // alter_recommender.
 mod alter;
 
@@ -40,6 +43,7 @@ use crate::dispatch::backfill;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
 use embedding::Vectors;
+use impressions::Impressions;
 pub use models::{Learning, Model};
 
 /// Recommenders as JSON.
@@ -74,6 +78,7 @@ pub struct Recommender {
     #[serde(flatten)]
     pub learning: Learning,
     pub vectors: Option<Vectors>,
+    pub impressions: Option<Impressions>,
     pub makes_pipeline: bool,
     pub paused: bool,
     pub paused_reason: Option<String>,
@@ -229,10 +234,11 @@ impl Recommender {
         }
     }
 
-    /// Whether nothing has changed but what the worker itself changes.
+    /// Whether nothing has changed but what the worker itself changes, and what it does not look at.
     pub fn is_declared_as(&self, other: &Recommender) -> bool {
         let mut other = other.clone();
         other.dead_letters = self.dead_letters;
+        other.impressions.clone_from(&self.impressions);
         other.take_training(self);
         other.take_position(self);
         *self == other
