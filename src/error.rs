@@ -92,8 +92,12 @@ pub enum Error {
     Recovery,
     #[error("\"{0}\" is paused")]
     Paused(String),
-    #[error("pipeline \"{0}\" has no counters")]
+    #[error("\"{0}\" has no counters")]
     NoCounters(String),
+    #[error("recsync does nothing here: {0}")]
+    Rests(String),
+    #[error("training the models of recommender \"{name}\" has failed (SQLSTATE {code})")]
+    Training { name: String, code: String },
     #[error("embedding failed: {message}")]
     Embedding {
         class: &'static str,
@@ -282,6 +286,14 @@ impl Error {
             Error::NoCounters(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("Its worker has not begun yet (see recsync.status), or the cluster has more pipelines than are counted: try again.".into()),
+            ),
+            Error::Rests(_) => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("What was asked for is done at its time once it goes on.".into()),
+            ),
+            Error::Training { .. } => (
+                C::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+                Some("The server's log has when; what has been trained before stays.".into()),
             ),
             Error::Embedding { class, .. } => (
                 C::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,

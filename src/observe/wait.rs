@@ -99,6 +99,31 @@ pub fn waitable() -> Result<&'static Database> {
         .ok_or(Error::NotPreloaded)
 }
 
+/// Runs `body`, which sees what has been committed by now.
+pub fn as_it_is_now<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: a snapshot of now, popped below; an ERROR's abort pops it, too.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+    let done = body();
+    // SAFETY: pops the snapshot pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    done
+}
+
+/// Waits until `reached` says so, which is asked whenever the worker says that something has been done.
+pub fn until(database: &Database, mut reached: impl FnMut() -> Result<bool>) -> Result<()> {
+    database.prepare_to_wait();
+    let outcome = loop {
+        match as_it_is_now(&mut reached) {
+            Ok(false) => {}
+            reached_or_not => break reached_or_not.map(|_| ()),
+        }
+        database.wake.set_latch();
+        database.wait_for_progress(1_000);
+    };
+    Database::stop_waiting();
+    outcome
+}
+
 /// Progress is signalled hundreds of times a second where much is stored: whoever waits looks for a fifth of the time at
 /// the most, and the rest is left to those who work.
 const SHARE: u32 = 4;
@@ -190,12 +215,7 @@ impl Goal {
     }
 
     fn is_reached(&mut self) -> Result<bool> {
-        // SAFETY: a snapshot of now, popped below; an ERROR's abort pops it, too.
-        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
-        let reached = self.is_reached_now();
-        // SAFETY: pops the snapshot pushed above.
-        unsafe { pg_sys::PopActiveSnapshot() };
-        reached
+        as_it_is_now(|| self.is_reached_now())
     }
 
     fn is_reached_now(&mut self) -> Result<bool> {

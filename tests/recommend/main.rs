@@ -44,6 +44,9 @@ mod asking;
 /// Models.
 mod learning;
 
+/// run: models now.
+mod running;
+
 /// How good lists are.
 mod evaluating;
 
