@@ -234,7 +234,7 @@ impl Error {
             ),
             Error::PipelineInUse { recommenders, .. } => (
                 C::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
-                Some(format!("Drop them first with recsync.drop_recommender: {recommenders}.")),
+                Some(format!("Drop them first with recsync.drop_recommender, or have them do without vectors of users by recsync.alter_recommender(…, users => '-'): {recommenders}.")),
             ),
             Error::AmbiguousColumn { argument, candidates, .. } => (
                 C::ERRCODE_AMBIGUOUS_COLUMN,

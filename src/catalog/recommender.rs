@@ -17,6 +17,9 @@ pub mod embedding;
 // add_interactions, drop_interactions.
 pub mod feeds;
 
+// The pipeline that says what users are like.
+pub mod users;
+
 // A table of the user's own that says what was shown.
 pub mod impressions;
 
@@ -45,6 +48,7 @@ use crate::statement::Statement;
 use embedding::Vectors;
 use impressions::Impressions;
 pub use models::{Learning, Model};
+use users::Users;
 
 /// Recommenders as JSON.
 const LOAD: &str = include_str!("recommenders.sql");
@@ -78,6 +82,7 @@ pub struct Recommender {
     #[serde(flatten)]
     pub learning: Learning,
     pub vectors: Option<Vectors>,
+    pub users: Option<Users>,
     pub impressions: Option<Impressions>,
     pub makes_pipeline: bool,
     pub paused: bool,
@@ -238,6 +243,7 @@ impl Recommender {
     pub fn is_declared_as(&self, other: &Recommender) -> bool {
         let mut other = other.clone();
         other.dead_letters = self.dead_letters;
+        other.users.clone_from(&self.users);
         other.impressions.clone_from(&self.impressions);
         other.take_training(self);
         other.take_position(self);
@@ -346,6 +352,7 @@ fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
         Statement::planned_once(
             LOAD.replace("{which}", which)
                 .replace("{vectors}", embedding::LOAD)
+                .replace("{users}", users::LOAD)
                 .replace("{item_keys}", &keys_sql("r.items", PRIMARY, "'item_id'", "''"))
                 .replace("{keys}", &keys_sql("s.relation", PRIMARY, "'k' || k.n", "''"))
                 .replace("{user_keys}", &keys_sql(

@@ -6,6 +6,7 @@ SELECT pg_catalog.jsonb_build_object(
          'half_life_s', extract(epoch FROM r.half_life), 'history', r.history,
          'collaborative', pg_catalog.to_jsonb(r.collaborative), 'schedule', r.schedule, 'every_s', extract(epoch FROM r.every),
          'debounce_s', NULL, 'max_delay_s', NULL, 'half_life_rank', r.half_life_rank, 'impressions', r.impressions,
+         'users', {users},
          'vectors', {vectors}, 'makes_pipeline', r.makes_pipeline,
          'paused', r.paused, 'paused_reason', r.paused_reason,
          'items_oid', i.oid::bigint, 'owner', i.relowner::bigint,
