@@ -18,8 +18,8 @@ use crate::error::Result;
 use crate::statement::{Finds, Statement};
 use crate::store::vector::Numbers;
 
-/// What a user is like counts as so many interactions of now, each of the weight that theirs have on average: after some
-/// ten of them, for less than a third.
+/// What a user is like counts as so many interactions of now, each of the weight that theirs have on average: all
+/// there is of somebody new, a third beside ten of theirs.
 const PRIOR: f64 = 3.0;
 
 /// How the weight of an interaction fades.

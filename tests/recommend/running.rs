@@ -7,6 +7,9 @@ use crate::support::{Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
 const RUN: &str = "SELECT concat_ws(' ', processed, inserts, updates, deletes, embedded, unchanged) FROM recsync.run('shop')";
 
+/// Sessions that wait for their run.
+const WAITING: &str = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%recsync.run(%' AND state = 'active' AND wait_event_type = 'Extension' AND datname = current_database()";
+
 fn pairs(db: &mut Database) -> i64 {
     db.one("SELECT count(DISTINCT (user_id, product_id)) FROM event")
 }
@@ -99,10 +102,7 @@ fn it_can_be_cancelled_and_a_trainer_that_is_ended_is_followed_by_another() {
     wait_until_trainer_waits(&mut db);
     let mut client = db.connect();
     let waits = std::thread::spawn(move || client.one::<String>(RUN));
-    let asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%recsync.run(%' AND state = 'active' AND wait_event_type = 'Extension' AND datname = current_database()";
-    wait_until(PATIENCE, "nobody waits", || db.one::<i64>(asked) == 1);
-    // The one that trains now may have read before what is committed now: it is not the one that is waited for.
-    db.run("INSERT INTO event (user_id, product_id) VALUES ('late', 1)");
+    wait_until(PATIENCE, "nobody waits", || db.one::<i64>(WAITING) == 1);
     for _ in 0..2 {
         let waiting = wait_until_trainer_waits(&mut db);
         db.run(&format!("SELECT pg_terminate_backend({waiting})"));
@@ -115,6 +115,32 @@ fn it_can_be_cancelled_and_a_trainer_that_is_ended_is_followed_by_another() {
     lock.commit().unwrap();
     let pairs = pairs(&mut db);
     assert_eq!(waits.join().unwrap(), format!("{pairs} 0 2 0 0 0"));
+}
+
+#[test]
+fn a_training_that_has_begun_before_is_not_the_one_that_is_waited_for() {
+    let cluster = Cluster::start(&[]);
+    let mut db = tables(&cluster);
+    trained(&mut db, "");
+    wait_until_trained(&mut db, None);
+    let before = pairs(&mut db);
+    let id = number(&mut db);
+    let mut other = db.connect();
+    let mut lock = other.transaction().unwrap();
+    lock.batch_execute(&format!("LOCK TABLE recsync.ease_{id} IN SHARE MODE"))
+        .unwrap();
+    let mut client = db.connect();
+    let first = std::thread::spawn(move || client.one::<String>(RUN));
+    wait_until_trainer_waits(&mut db);
+    db.run("INSERT INTO event (user_id, product_id) VALUES ('late', 1)");
+    db.settle("shop");
+    let mut client = db.connect();
+    let second = std::thread::spawn(move || client.one::<String>(RUN));
+    wait_until(PATIENCE, "not both wait", || db.one::<i64>(WAITING) == 2);
+    lock.commit().unwrap();
+    assert_eq!(first.join().unwrap(), format!("{before} 0 2 0 0 0"));
+    let after = before + 1;
+    assert_eq!(second.join().unwrap(), format!("{after} 0 2 0 0 0"));
 }
 
 #[test]
