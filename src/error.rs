@@ -41,6 +41,12 @@ pub enum Error {
     NoSuchInteractions { name: String, relation: String },
     #[error("recommender \"{name}\" is broken: {reason}")]
     BrokenRecommender { name: String, reason: String },
+    #[error("what {relation} says was shown of recommender \"{name}\" cannot be read: {reason}")]
+    BrokenImpressions {
+        name: String,
+        relation: String,
+        reason: String,
+    },
     #[error("several columns of \"{relation}\" can be meant by {argument}")]
     AmbiguousColumn {
         argument: &'static str,
@@ -86,8 +92,12 @@ pub enum Error {
     Recovery,
     #[error("\"{0}\" is paused")]
     Paused(String),
-    #[error("pipeline \"{0}\" has no counters")]
+    #[error("\"{0}\" has no counters")]
     NoCounters(String),
+    #[error("recsync does nothing here: {0}")]
+    Rests(String),
+    #[error("training the models of recommender \"{name}\" has failed (SQLSTATE {code})")]
+    Training { name: String, code: String },
     #[error("embedding failed: {message}")]
     Embedding {
         class: &'static str,
@@ -225,9 +235,13 @@ impl Error {
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("Mend the cause, then call recsync.resume; or drop the recommender.".into()),
             ),
+            Error::BrokenImpressions { .. } => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("Mend the cause, or name another table with recsync.alter_recommender(…, impressions => …); '-' is none.".into()),
+            ),
             Error::PipelineInUse { recommenders, .. } => (
                 C::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
-                Some(format!("Drop them first with recsync.drop_recommender: {recommenders}.")),
+                Some(format!("Drop them first with recsync.drop_recommender, or have them do without vectors of users by recsync.alter_recommender(…, users => '-'): {recommenders}.")),
             ),
             Error::AmbiguousColumn { argument, candidates, .. } => (
                 C::ERRCODE_AMBIGUOUS_COLUMN,
@@ -279,6 +293,14 @@ impl Error {
             Error::NoCounters(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("Its worker has not begun yet (see recsync.status), or the cluster has more pipelines than are counted: try again.".into()),
+            ),
+            Error::Rests(_) => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("What was asked for is done at its time once it goes on.".into()),
+            ),
+            Error::Training { .. } => (
+                C::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+                Some("The server's log has when; what has been trained before stays.".into()),
             ),
             Error::Embedding { class, .. } => (
                 C::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,

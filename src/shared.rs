@@ -58,6 +58,8 @@ pub struct Database {
     pub lacks_slot: AtomicBool,
     /// The worker had nothing to do and left its slot to another database: it comes back when it is woken.
     pub gave_way: AtomicBool,
+    /// The worker does nothing, by `recsync.enabled`: a statement that waits for it sees no setting change.
+    pub rests: AtomicBool,
     /// Pipelines, servers or jobs were changed by a backend: the worker loads them again.
     pub catalog_changed: AtomicBool,
     /// A prepared transaction may hold some: when one commits, the worker loads them again.
@@ -112,6 +114,10 @@ pub struct Counters {
     /// How often somebody has asked for a run, and up to which of these the worker has begun.
     pub runs_wanted: AtomicI64,
     pub runs_started: AtomicI64,
+    /// Of a recommender: up to which of these its models have been trained, and the SQLSTATE of a training that has failed
+    /// since the last was asked for; 0: none has.
+    pub runs_ended: AtomicI64,
+    pub run_failure: AtomicI64,
     /// Since when its server is left alone because it fails; 0: it is not.
     pub rests_since_us: AtomicI64,
 }
@@ -250,6 +256,7 @@ impl Shared {
             free.hold_pid.store(0, SeqCst);
             free.lacks_slot.store(false, SeqCst);
             free.gave_way.store(false, SeqCst);
+            free.rests.store(false, SeqCst);
             free.log_table.store(0, SeqCst);
             free.log_sequence.store(0, SeqCst);
             free.known_table.store(0, SeqCst);
@@ -307,6 +314,8 @@ impl Shared {
                         &counters.known,
                         &counters.runs_wanted,
                         &counters.runs_started,
+                        &counters.runs_ended,
+                        &counters.run_failure,
                         &counters.rests_since_us,
                     ] {
                         number.store(0, SeqCst);

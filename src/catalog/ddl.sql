@@ -1,7 +1,8 @@
 -- The declared tables, pipelines and recommenders as they are: by their names, or ($1) by the OIDs that their names had before a command.
 WITH relation AS (
     SELECT n.name, c.oid, c.relowner AS owner, pg_catalog.format('%I.%I', s.nspname, c.relname) AS current
-      FROM (SELECT relation AS name FROM recsync.source UNION SELECT relation FROM recsync.pipeline UNION SELECT vectors FROM recsync.pipeline UNION SELECT items FROM recsync.recommender) n
+      FROM (SELECT relation AS name FROM recsync.source UNION SELECT relation FROM recsync.pipeline UNION SELECT vectors FROM recsync.pipeline UNION SELECT items FROM recsync.recommender
+            UNION SELECT impressions ->> 'relation' FROM recsync.recommender WHERE impressions IS NOT NULL) n
       JOIN pg_catalog.pg_class c ON c.oid = COALESCE(($1::jsonb -> 'relations' ->> n.name)::oid, CASE WHEN $1 IS NULL THEN pg_catalog.to_regclass(n.name) END)
       JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
 ), tree AS (
@@ -46,9 +47,14 @@ SELECT pg_catalog.jsonb_build_object(
               'of_interactions', pg_catalog.jsonb_build_object(
                   'user_expression', e.user_expression, 'item_expression', e.item_expression, 'at_expression', e.at_expression,
                   'weight', e.weight, 'seen', e.seen),
-              'of_items', CASE WHEN e.id = m.id THEN pg_catalog.jsonb_build_object('eligible', m.eligible, 'boost', m.boost) ELSE '{}' END)
+              'of_items', CASE WHEN e.id = m.id THEN pg_catalog.jsonb_build_object('eligible', m.eligible, 'boost', m.boost) ELSE '{}' END,
+              'impressions', CASE WHEN e.id = m.id AND m.impressions IS NOT NULL THEN pg_catalog.jsonb_build_object(
+                  'stored', m.impressions, 'oid', w.oid::bigint, 'current', w.current,
+                  'columns', (SELECT pg_catalog.jsonb_object_agg(a.attnum, a.attname) FROM pg_catalog.pg_attribute a
+                               WHERE a.attrelid = w.oid AND a.attnum > 0 AND NOT a.attisdropped)) END)
                 ORDER BY e.id)
             FROM recsync.recommender m JOIN recsync.member e ON e.recommender_id = m.id LEFT JOIN relation r ON r.name = m.items
+            LEFT JOIN relation w ON w.name = m.impressions ->> 'relation'
             LEFT JOIN pg_catalog.pg_namespace n
                    ON CASE WHEN $1 IS NULL THEN n.nspname = (pg_catalog.parse_ident(m.name))[1] ELSE n.oid = ($1::jsonb -> 'schemas' ->> m.id::text)::oid END))::text
  WHERE EXISTS (SELECT FROM recsync.source)

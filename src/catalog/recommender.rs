@@ -17,6 +17,12 @@ pub mod embedding;
 // add_interactions, drop_interactions.
 pub mod feeds;
 
+// The pipeline that says what users are like.
+pub mod users;
+
+// A table of the user's own that says what was shown.
+pub mod impressions;
+
 // alter_recommender.
 mod alter;
 
@@ -40,7 +46,9 @@ use crate::dispatch::backfill;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
 use embedding::Vectors;
+use impressions::Impressions;
 pub use models::{Learning, Model};
+use users::Users;
 
 /// Recommenders as JSON.
 const LOAD: &str = include_str!("recommenders.sql");
@@ -74,6 +82,8 @@ pub struct Recommender {
     #[serde(flatten)]
     pub learning: Learning,
     pub vectors: Option<Vectors>,
+    pub users: Option<Users>,
+    pub impressions: Option<Impressions>,
     pub makes_pipeline: bool,
     pub paused: bool,
     pub paused_reason: Option<String>,
@@ -229,10 +239,12 @@ impl Recommender {
         }
     }
 
-    /// Whether nothing has changed but what the worker itself changes.
+    /// Whether nothing has changed but what the worker itself changes, and what it does not look at.
     pub fn is_declared_as(&self, other: &Recommender) -> bool {
         let mut other = other.clone();
         other.dead_letters = self.dead_letters;
+        other.users.clone_from(&self.users);
+        other.impressions.clone_from(&self.impressions);
         other.take_training(self);
         other.take_position(self);
         *self == other
@@ -340,6 +352,7 @@ fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
         Statement::planned_once(
             LOAD.replace("{which}", which)
                 .replace("{vectors}", embedding::LOAD)
+                .replace("{users}", users::LOAD)
                 .replace("{item_keys}", &keys_sql("r.items", PRIMARY, "'item_id'", "''"))
                 .replace("{keys}", &keys_sql("s.relation", PRIMARY, "'k' || k.n", "''"))
                 .replace("{user_keys}", &keys_sql(

@@ -100,6 +100,8 @@ CREATE TABLE recommender (
     schedule        text NOT NULL,                   -- of the training, as a pipeline's
     every           interval CHECK (every > interval '0'),
     half_life_rank  double precision CHECK (half_life_rank > 0),
+    users_pipeline_id integer REFERENCES pipeline ON DELETE SET NULL, -- whose vectors say what users are like
+    impressions     jsonb,                           -- a relation of the user's own that says what was shown: its name, and its columns'
     paused          boolean NOT NULL DEFAULT false,
     paused_reason   text,
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),

@@ -2,25 +2,34 @@
 //!
 //! It never does the work itself: it asks the worker and waits.
 
+// Of a recommender: its models.
+mod models;
+
 use pgrx::datum::Interval;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use std::cell::Cell;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use super::status::worker_missing;
 use super::wait::{Goal, waitable};
-use crate::catalog::pipeline;
+use crate::catalog::pipeline::{self, Pipeline};
+use crate::catalog::recommender;
 use crate::embed::failure::Class;
 use crate::error::{Error, OrReport, Result};
-use crate::shared::{self, Counters};
+use crate::settings;
+use crate::shared::{self, Counters, Database};
 
 /// How long a provider may rest before a run gives up on it.
 const REST: Duration = Duration::from_secs(2);
+/// How long there may be no worker: databases are served in turn, each for some seconds.
+const ABSENCE: Duration = Duration::from_secs(30);
 
 /// The columns of `recsync.run`.
 type Outcome = (i64, i64, i64, i64, i64, i64, Interval);
 
-/// Runs a pipeline now.
+/// Runs a pipeline, or a recommender, now.
 #[pg_extern(volatile, strict)]
 #[allow(clippy::type_complexity)] // the columns of an SQL function
 fn run(
@@ -43,7 +52,7 @@ fn run(
 extension_sql!(
     r#"
 COMMENT ON FUNCTION run(text) IS
-'Does now what a pipeline would do at its time: every change committed before the call, and what waits to be tried again. Returns what that came to: rows that were looked at (processed), vectors that were new (inserts), replaced (updates) and removed (deletes), rows whose text was sent (embedded) or was that of their vector (unchanged), and how long it took. Rows that fail are left for later, see recsync.dead_letter. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 25006 on a standby, 55000 where the pipeline is paused, 38000 where its provider rests after failures.';
+'Does now what a pipeline or a recommender would do at its time. Of a pipeline: every change committed before the call, and what waits to be tried again. Returns what that came to: rows that were looked at (processed), vectors that were new (inserts), replaced (updates) and removed (deletes), rows whose text was sent (embedded) or was that of their vector (unchanged), and how long it took. Rows that fail are left for later, see recsync.dead_letter. Of a recommender: counts every change committed before the call, then all lists of neighbours anew, and trains its models, and waits for that. Returns the pairs of a user and an item that they were trained on (processed), models that are new (inserts), that took the place of older ones (updates), and that are as they were (unchanged: not worth it, or larger than recsync.training_memory, which a NOTICE says), and how long it took; the lists, item_knn, count as a model. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 25006 on a standby, 55000 where it is paused, or the worker rests (recsync.enabled) or is not there for 30 s, 38000 where its provider rests after failures, or a training has failed.';
 "#,
     name = "run_comment",
     requires = [run]
@@ -51,8 +60,18 @@ COMMENT ON FUNCTION run(text) IS
 
 fn run_now(name: &str) -> Result<Outcome> {
     let database = waitable()?;
-    let pipeline = pipeline::find(name)?;
-    pipeline::require_owner(&pipeline)?;
+    match pipeline::find(name) {
+        Err(unknown @ Error::NoSuchPipeline(_)) => {
+            let recommender = recommender::find(name).map_err(|_| unknown)?;
+            recommender::require_owner(&recommender)?;
+            models::run(database, &recommender)
+        }
+        found => run_pipeline(database, &found?),
+    }
+}
+
+fn run_pipeline(database: &Database, pipeline: &Pipeline) -> Result<Outcome> {
+    pipeline::require_owner(pipeline)?;
     // SAFETY: this process's database.
     let oid = unsafe { pg_sys::MyDatabaseId };
     let counters = shared::shared()
@@ -67,7 +86,11 @@ fn run_now(name: &str) -> Result<Outcome> {
     };
     // SAFETY: the server's clock.
     let began = unsafe { pg_sys::GetCurrentTimestamp() };
-    goal.wait(database, None, ask, || provider_is_there(counters, began))?;
+    let worker = Worker::default();
+    goal.wait(database, None, ask, || {
+        worker.is_there(database)?;
+        provider_is_there(counters, began)
+    })?;
     let now = totals(counters);
     let [processed, inserts, updates, deletes, unchanged, known] =
         std::array::from_fn(|n| now[n] - before[n]);
@@ -81,6 +104,29 @@ fn run_now(name: &str) -> Result<Outcome> {
         unchanged,
         latency,
     ))
+}
+
+/// Whoever does what is waited for; since when nobody does.
+#[derive(Default)]
+struct Worker(Cell<Option<Instant>>);
+
+impl Worker {
+    /// An error where it rests, or has been missed for too long.
+    fn is_there(&self, database: &Database) -> Result<()> {
+        if !settings::enabled() || database.rests.load(SeqCst) {
+            return Err(Error::Rests("recsync.enabled is off".into()));
+        }
+        let Some(reason) = worker_missing() else {
+            self.0.set(None);
+            return Ok(());
+        };
+        let since = self.0.get().unwrap_or_else(Instant::now);
+        self.0.set(Some(since));
+        match since.elapsed() >= ABSENCE {
+            true => Err(Error::Rests(reason)),
+            false => Ok(()),
+        }
+    }
 }
 
 /// An error where the provider has been resting for a while, although it was asked once more for this run.

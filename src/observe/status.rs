@@ -119,7 +119,7 @@ fn time(microseconds: i64) -> Option<TimestampWithTimeZone> {
 
 /// Why this database has no worker right now; NULL where it has one.
 #[pg_extern(volatile)]
-fn worker_missing() -> Option<String> {
+pub fn worker_missing() -> Option<String> {
     let Some(shared) = shared::shared() else {
         return Some(
             "recsync is not preloaded: add it to shared_preload_libraries and restart the server"

@@ -39,7 +39,7 @@ SELECT relation FROM recsync.pipeline WHERE id = $1 AND paused UNION ALL SELECT 
 #[pg_extern(sql = r#"
 CREATE FUNCTION wait_for(name text, timeout interval DEFAULT '30 s') RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION wait_for(text, interval) IS
-'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter, or counts for a recommender, whose items have their vectors by then, too; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown name, 25006 on a standby, 55000 where recsync is not preloaded or it is paused.';
+'Read your writes: true once every change committed before the call (and the backfill) is embedded, removed or a dead letter, or counts for a recommender, whose items and users have their vectors by then, too; false when the timeout passes first. It holds the statement''s snapshot meanwhile. Errors: 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 42704 unknown name, 25006 on a standby, 55000 where recsync is not preloaded or it is paused.';
 "#)]
 fn wait_for(name: &str, timeout: Interval) -> bool {
     let timeout =
@@ -53,8 +53,10 @@ pub fn is_settled(name: &str, timeout: Duration) -> Result<bool> {
     let ids = match pipeline::find(name) {
         Err(unknown @ Error::NoSuchPipeline(_)) => {
             let recommender = recommender::find(name).map_err(|_| unknown)?;
-            let pipeline = recommender.vectors.map(|vectors| vectors.pipeline_id);
-            pipeline.into_iter().chain([recommender.id]).collect()
+            let of_items = recommender.vectors.map(|vectors| vectors.pipeline_id);
+            let of_users = recommender.users.map(|users| users.pipeline_id);
+            let pipelines = of_items.into_iter().chain(of_users);
+            pipelines.chain([recommender.id]).collect()
         }
         found => vec![found?.id],
     };
@@ -102,6 +104,21 @@ pub fn require_new_snapshots() -> Result<()> {
         return Err(Error::FixedSnapshot("REPEATABLE READ or SERIALIZABLE"));
     }
     Ok(())
+}
+
+/// Waits until `reached` says so, which is asked whenever the worker says that something has been done.
+pub fn until(database: &Database, mut reached: impl FnMut() -> Result<bool>) -> Result<()> {
+    database.prepare_to_wait();
+    let outcome = loop {
+        match in_snapshot_of_now(&mut reached) {
+            Ok(false) => {}
+            reached_or_not => break reached_or_not.map(|_| ()),
+        }
+        database.wake.set_latch();
+        database.wait_for_progress(1_000);
+    };
+    Database::stop_waiting();
+    outcome
 }
 
 /// Progress is signalled hundreds of times a second where much is stored: whoever waits looks for a fifth of the time at

@@ -3,10 +3,12 @@
 //!
 //! Age counts from the user's latest interaction: as time passes all weights fade alike, and the direction stays. It is
 //! never added to: a correction or a new vector of an item would not be undone. It is made of the interactions anew.
+//!
+//! What a user is like, by a vector of their own, counts beside that where a list is made, and is in nothing that is kept.
 
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
-use pgrx::spi::SpiTupleTable;
+use pgrx::spi::{SpiClient, SpiTupleTable};
 use std::collections::BTreeMap;
 
 use crate::catalog::recommender::embedding::Vectors;
@@ -15,6 +17,10 @@ use crate::catalog::rights::As;
 use crate::error::Result;
 use crate::statement::{Finds, Statement};
 use crate::store::vector::Numbers;
+
+/// What a user is like counts as so many interactions of now, each of the weight that theirs have on average: all
+/// there is of somebody new, a third beside ten of theirs.
+const PRIOR: f64 = 3.0;
 
 /// How the weight of an interaction fades.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,17 +98,29 @@ pub struct Interaction {
 /// Of users, by their numbers (from 0): those without any are left out.
 pub type Histories = BTreeMap<usize, Vec<Interaction>>;
 
-/// The vector of a user's interests; the session's items count as what they have just done.
-pub fn of_history(decay: Decay, history: &[Interaction], session: &[Numbers]) -> Option<Vec<f32>> {
+/// The vector of a user's interests; the session's items count as what they have just done, and `prior` is what they are
+/// like.
+pub fn of_history(
+    decay: Decay,
+    history: &[Interaction],
+    session: &[Numbers],
+    prior: Option<&Numbers>,
+) -> Option<Vec<f32>> {
     let mut mean = Mean::default();
+    let weights = history.iter().map(|interaction| interaction.weight.abs());
+    let weights: Vec<f64> = weights.filter(|weight| *weight > 0.0).collect();
     // An item of the session counts as much as the weightiest interaction.
     let unit = match session {
         [] => 1.0,
-        _ => history
-            .iter()
-            .map(|interaction| interaction.weight.abs())
-            .fold(0.0, f64::max),
+        _ => weights.iter().copied().reduce(f64::max).unwrap_or(1.0),
     };
+    if let Some(prior) = prior {
+        let usual = match weights.len() {
+            0 => unit,
+            count => weights.iter().sum::<f64>() / count as f64,
+        };
+        mean.add(PRIOR * usual / unit, &prior.0);
+    }
     for vector in session {
         mean.add(1.0, &vector.0);
     }
@@ -155,7 +173,7 @@ pub fn histories(rows: SpiTupleTable) -> Result<Histories> {
 }
 
 /// The vector of a user's interests as they are now, where the items have vectors: the one that is kept if it is known
-/// to be right, else made of the interactions.
+/// to be right and nothing else counts, else made of the interactions.
 pub fn of_user(
     r: &Recommender,
     user: Option<&str>,
@@ -166,7 +184,14 @@ pub fn of_user(
     };
     let _as = As::owner(r.owner());
     Spi::connect(|client| {
-        if let (Some(user), [], true) = (user, session, vectors.noted)
+        let prior = match (user, &r.users) {
+            (Some(user), Some(users)) => match users.select(r)? {
+                Some(sql) => vector_of(client, &sql, user)?,
+                None => None,
+            },
+            _ => None,
+        };
+        if let (Some(user), [], true, None) = (user, session, vectors.noted, &prior)
             && let Some(row) = Statement::kept(&kept(r, vectors)?, Finds::ByKey)
                 .select(client, &[user.into()])?
                 .next()
@@ -184,8 +209,15 @@ pub fn of_user(
             [] => Vec::new(),
             items => vectors_of(r, items)?.into_values().map(Numbers).collect(),
         };
-        Ok(of_history(Decay::of(r), &history, &seen))
+        Ok(of_history(Decay::of(r), &history, &seen, prior.as_ref()))
     })
+}
+
+/// The one that is selected for a user, if there is one.
+fn vector_of(client: &SpiClient, sql: &str, user: &str) -> Result<Option<Numbers>> {
+    let statement = Statement::kept(sql, Finds::ByKey);
+    let row = statement.select(client, &[user.into()])?.next();
+    Ok(row.map(|row| row.get::<Numbers>(1)).transpose()?.flatten())
 }
 
 /// The vector that is kept of user `$1`, where it is right.
@@ -275,29 +307,63 @@ mod tests {
             at(0.0, 0.0, 3.0, [1.0, 0.0]),
             at(0.0, 10.0, 2.0, [0.0, 1.0]),
         ];
-        assert_eq!(of_history(DECAY, &history, &[]), Some(vec![0.75, 0.25]));
+        assert_eq!(
+            of_history(DECAY, &history, &[], None),
+            Some(vec![0.75, 0.25])
+        );
         let disliked = [
             at(0.0, 0.0, 1.0, [1.0, 0.0]),
             at(0.0, 0.0, -1.0, [0.0, 1.0]),
         ];
-        assert_eq!(of_history(DECAY, &disliked, &[]), Some(vec![0.5, -0.5]));
+        assert_eq!(
+            of_history(DECAY, &disliked, &[], None),
+            Some(vec![0.5, -0.5])
+        );
         let session = [Numbers(vec![0.0, 1.0])];
         assert_eq!(
-            of_history(DECAY, &[at(0.0, 0.0, 5.0, [1.0, 0.0])], &session),
+            of_history(DECAY, &[at(0.0, 0.0, 5.0, [1.0, 0.0])], &session, None),
             Some(vec![0.5, 0.5])
         );
     }
 
     #[test]
+    fn what_a_user_is_like_counts_as_three_of_their_usual_interactions_and_as_all_there_is_without_any()
+     {
+        let prior = Numbers(vec![0.0, 1.0]);
+        let of = |history: &[Interaction], session: &[Numbers]| {
+            of_history(DECAY, history, session, Some(&prior))
+        };
+        assert_eq!(of(&[], &[]), Some(vec![0.0, 1.0]));
+        let one = [at(0.0, 0.0, 7.0, [1.0, 0.0])];
+        assert_eq!(of(&one, &[]), Some(vec![0.25, 0.75]));
+        // Of weight 5 on average, though one has faded and the other is disliked: 5 and -5 / 4 beside 15.
+        let two = [
+            at(0.0, 0.0, 5.0, [1.0, 0.0]),
+            at(2.0, 10.0, -5.0, [0.0, 1.0]),
+        ];
+        let sum = 5.0 + 1.25 + 15.0;
+        let expected = [5.0 / sum, (15.0 - 1.25) / sum].map(|number| number as f32);
+        assert_eq!(of(&two, &[]), Some(expected.to_vec()));
+        // Items of the session count as the weightiest.
+        let session = [Numbers(vec![1.0, 0.0])];
+        assert_eq!(of(&[], &session), Some(vec![0.25, 0.75]));
+        let zeros = [at(0.0, 0.0, 0.0, [1.0, 0.0])];
+        assert_eq!(of(&zeros, &session), Some(vec![0.25, 0.75]));
+        let light_and_heavy = [at(0.0, 0.0, 2.0, [1.0, 0.0]), at(0.0, 0.0, 4.0, [1.0, 0.0])];
+        let expected = [(0.5 + 1.0 + 1.0) / 4.75, 2.25 / 4.75].map(|number: f64| number as f32);
+        assert_eq!(of(&light_and_heavy, &session), Some(expected.to_vec()));
+    }
+
+    #[test]
     fn what_comes_to_nothing_has_no_direction() {
-        assert_eq!(of_history(DECAY, &[], &[]), None);
+        assert_eq!(of_history(DECAY, &[], &[], None), None);
         let opposite = [
             at(0.0, 0.0, 1.0, [1.0, 0.0]),
             at(0.0, 0.0, -1.0, [1.0, 0.0]),
         ];
-        assert_eq!(of_history(DECAY, &opposite, &[]), None);
+        assert_eq!(of_history(DECAY, &opposite, &[], None), None);
         assert_eq!(
-            of_history(DECAY, &[at(0.0, 0.0, 0.0, [1.0, 0.0])], &[]),
+            of_history(DECAY, &[at(0.0, 0.0, 0.0, [1.0, 0.0])], &[], None),
             None
         );
     }

@@ -175,6 +175,7 @@ impl Leader {
         .map_err(|failed| Error::Internal(failed.message))?;
         database.prepared_declarations.store(prepared, SeqCst);
         database.catalog_changed.store(true, SeqCst);
+        database.rests.store(!settings::enabled(), SeqCst);
         let now = Instant::now();
         Ok(Leader {
             shared,

@@ -231,6 +231,10 @@ impl Leader {
 
     /// After a reload: lanes that were started under other rules end, with what they have in flight.
     pub(super) fn take_over_settings(&mut self) {
+        let rests = !settings::enabled();
+        if self.database.rests.swap(rests, SeqCst) != rests {
+            self.database.signal_progress();
+        }
         let policy = settings::secret_policy();
         if policy != self.policy {
             self.policy = policy;

@@ -42,6 +42,8 @@ pub struct Progress {
     /// Since when there have been enough, and since when no more have come.
     enough_since: Option<Instant>,
     kept_at: Instant,
+    /// The number of the last `recsync.run` that waits for its models; 0: none does.
+    run: i64,
 }
 
 impl Progress {
@@ -51,6 +53,7 @@ impl Progress {
             missing: 0,
             enough_since: None,
             kept_at: Instant::now(),
+            run: 0,
         };
         progress.start(recommender);
         progress
@@ -104,6 +107,8 @@ struct Asked {
     of: i32,
     task: Task,
     since: Instant,
+    /// Up to which run it is for.
+    run: i64,
     /// When it was last trained before.
     before: Option<i64>,
     place: Reservation,
@@ -175,6 +180,7 @@ impl Leader {
     /// Has models trained that are due.
     pub(super) fn train(&mut self) -> std::result::Result<(), Failed> {
         self.hear_trainer();
+        self.hear_runs();
         let ids: Vec<i32> = self.recommenders.keys().copied().collect();
         for id in ids {
             if let Some(keeping) = self.recommenders.get_mut(&id) {
@@ -199,6 +205,25 @@ impl Leader {
         Ok(())
     }
 
+    /// `recsync.run`: models are trained now, whenever it would be time, and without the rest after what went before.
+    fn hear_runs(&mut self) {
+        let database = self.database_oid();
+        for (id, keeping) in &mut self.recommenders {
+            let Some(counters) = self.shared.counters(database, *id) else {
+                continue;
+            };
+            let wanted = counters.runs_wanted.load(SeqCst);
+            let run = match counters.runs_ended.load(SeqCst) < wanted {
+                true => wanted,
+                false => 0,
+            };
+            if run > keeping.training.run {
+                self.trainer.pauses.remove(id);
+            }
+            keeping.training.run = run;
+        }
+    }
+
     /// `None` while rows that were there before are read.
     fn trains_at(&mut self, id: i32) -> Option<Instant> {
         let reads = self.queue.waits(id, Lane::Backfill) > 0;
@@ -216,7 +241,10 @@ impl Leader {
             return None;
         }
         let keeping = self.recommenders.get_mut(&id)?;
-        let at = keeping.trains_at()?;
+        let at = match keeping.training.run {
+            0 => keeping.trains_at()?,
+            _ => Instant::now(),
+        };
         let pause = self.trainer.pauses.get(&id);
         Some(pause.map_or(at, |pause| pause.until.max(at)))
     }
@@ -226,6 +254,9 @@ impl Leader {
         let Some(keeping) = self.recommenders.get(&id) else {
             return Ok(1);
         };
+        if keeping.training.run > 0 {
+            return Ok(0);
+        }
         let recommender = &keeping.recommender;
         let wanted = match recommender.learning.is_chosen() {
             true => 1,
@@ -294,17 +325,22 @@ impl Leader {
             return;
         };
         let (of, before) = (keeping.recommender.of, keeping.recommender.trained_us);
+        let run = match task {
+            Task::Models => keeping.training.run,
+            Task::Items | Task::Lists => 0,
+        };
         let place = slots::reserve(&self.shared.trainer, oid, 1);
         let Some(place) = place else {
             return self.trainer.put_off(id, LATER);
         };
-        match Dynamic::start(&mut process::description(oid, place, id, task)) {
+        match Dynamic::start(&mut process::description(oid, place, id, (task, run))) {
             Some(worker) => {
                 self.trainer.asked = Some(Asked {
                     recommender: id,
                     of,
                     task,
                     since: Instant::now(),
+                    run,
                     before,
                     place,
                     worker,
@@ -325,7 +361,10 @@ impl Leader {
         slots::take_back(&self.shared.trainer, asked.place); // in case it never began
         self.trainer.was_broken_off(asked.recommender);
         self.database.catalog_changed.store(true, SeqCst);
+        self.database.signal_progress();
         let id = asked.recommender;
+        let counters = self.shared.counters(self.database_oid(), id);
+        let ended = counters.map_or(0, |counters| counters.runs_ended.load(SeqCst));
         let now = transaction(|| crate::catalog::recommender::by_id(id));
         let (Ok(Some(now)), Some(keeping)) = (now, self.recommenders.get_mut(&id)) else {
             return;
@@ -335,6 +374,12 @@ impl Leader {
         let read = asked.task != Task::Items || now.backfilled;
         if asked.task != Task::Models && read && matches!((left, many), (Ok(false), Ok(false))) {
             self.trainer.rest_after(id, asked.since.elapsed());
+        }
+        // What was done for somebody who waits needs no rest, nor do they wait for that of what was done for nobody.
+        if asked.run > 0 && ended >= asked.run
+            || keeping.training.run > 0 && asked.task != Task::Models
+        {
+            self.trainer.pauses.remove(&id);
         }
         if now.trained_us != asked.before {
             self.trainer.pauses.remove(&id);

@@ -320,7 +320,7 @@ fn drop_extension_takes_interests_and_a_new_one_makes_them() {
     settle(&mut db);
     db.run(
         "DROP EXTENSION recsync CASCADE;
-         DROP FUNCTION shop_recommend, shop_similar, shop_popular; DROP VIEW shop_embedding; DROP TABLE shop_embedding_g1",
+         DROP FUNCTION shop_recommend, shop_similar, shop_popular, shop_rank; DROP VIEW shop_embedding; DROP TABLE shop_embedding_g1",
     );
     let left: Vec<String> = db.column(
         "SELECT relname::text FROM pg_class WHERE relname ~ '^(interest|revised)_[0-9]' UNION ALL SELECT tgname::text FROM pg_trigger WHERE tgname LIKE '00_recsync%'",

@@ -11,7 +11,7 @@ const LAMBDA: f64 = 100.0;
 const APART: f64 = 20.0;
 
 /// Recommender `shop` over 150 users with four items each, whose numbers are alike.
-fn trained(db: &mut Database, options: &str) {
+pub fn trained(db: &mut Database, options: &str) {
     db.run(&format!(
         "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, {ITEMS}) i;
          INSERT INTO event (user_id, product_id, created_at)
@@ -22,12 +22,12 @@ fn trained(db: &mut Database, options: &str) {
     db.settle("shop");
 }
 
-fn trained_at(db: &mut Database) -> Option<String> {
+pub fn trained_at(db: &mut Database) -> Option<String> {
     db.column("SELECT trained_at::text FROM recsync.model WHERE recommender = 'public.shop' AND model = 'ease' AND trained_at IS NOT NULL")
         .pop()
 }
 
-fn wait_until_trained(db: &mut Database, before: Option<String>) {
+pub fn wait_until_trained(db: &mut Database, before: Option<String>) {
     wait_until(PATIENCE, "the model is not trained", || {
         let now = trained_at(db);
         now.is_some() && now != before
@@ -225,7 +225,7 @@ fn a_model_that_takes_too_much_memory_is_not_trained_and_says_so() {
     assert!(cluster.log().contains("MB at the most"));
 }
 
-fn trainer(db: &mut Database) -> Option<i32> {
+pub fn trainer(db: &mut Database) -> Option<i32> {
     db.column("SELECT pid FROM pg_stat_activity WHERE backend_type = 'recsync trainer' AND datname = current_database()").pop()
 }
 

@@ -225,6 +225,10 @@ fn untyped_and_typed_parameters_find_their_function() {
         "shop_recommend('42')",
         "shop_recommend(session_items => ARRAY[1, 2], exclude_seen => false)",
         "shop_popular()",
+        "recsync.rank('shop', 42, '{5,4,3,2,1}')",
+        "shop_rank(42, '{5,4,3,2,1}')",
+        "shop_rank(NULL, ARRAY[1, 2, 3, 4, 5])",
+        "shop_rank('42', candidates => ARRAY(SELECT id FROM product))",
     ] {
         assert_eq!(
             db.one::<i64>(&format!("SELECT count(*) FROM {call}")),
@@ -254,6 +258,26 @@ fn untyped_and_typed_parameters_find_their_function() {
         };
         assert_eq!(rows.unwrap()[0].get::<_, i64>(0), 5);
     }
+    // Of the typed one, parameters and columns have the types of the tables.
+    let statement = db.prepare("SELECT * FROM shop_rank($1, $2)").unwrap();
+    let parameters: Vec<&str> = statement.params().iter().map(|kind| kind.name()).collect();
+    assert_eq!(parameters, ["int8", "_int8"]);
+    let columns: Vec<(&str, &str)> = (statement.columns().iter())
+        .map(|column| (column.name(), column.type_().name()))
+        .collect();
+    assert_eq!(
+        columns,
+        [("id", "int8"), ("score", "float8"), ("rank", "int4")]
+    );
+    let rows = db
+        .query(&statement, &[&42_i64, &vec![3_i64, 1, 9]])
+        .unwrap();
+    assert_eq!(
+        rows.iter().map(|row| row.get(0)).collect::<Vec<i64>>(),
+        db.column::<i64>(
+            "SELECT item::bigint FROM recsync.rank('shop', 42, '{3,1,9}') ORDER BY rank"
+        )
+    );
 }
 
 #[test]
@@ -312,6 +336,7 @@ fn parallel_workers_make_the_same_lists() {
         "SELECT id::text FROM shop_similar(1) ORDER BY rank",
         "SELECT id::text FROM shop_popular() ORDER BY rank",
         "SELECT item FROM recsync.rank('shop', 'ann', '{9,3,1}') ORDER BY rank",
+        "SELECT id::text FROM shop_rank('ann', '{9,3,1}') ORDER BY rank",
         &format!("SELECT user_id || ' ' || item FROM {batch} ORDER BY user_id, rank"),
     ];
     let alone = lists.map(|list| db.column::<String>(list));

@@ -41,8 +41,14 @@ mod lists;
 /// Pages, kinds, explanations and what else a list can be asked.
 mod asking;
 
+/// What users are like, by a pipeline of theirs.
+mod priors;
+
 /// Models.
 mod learning;
+
+/// run: models now.
+mod running;
 
 /// How good lists are.
 mod evaluating;

@@ -89,6 +89,8 @@ fn execute_on_the_typed_function_is_the_right_to_call_either() {
         "recsync.recommend('shop', 1)",
         "shop_similar(1)",
         "recsync.popular('shop')",
+        "recsync.rank('shop', 'ann', '{1}')",
+        "shop_rank('ann', '{1}')",
     ] {
         let error = client.refused(&format!("SELECT * FROM {call}"));
         assert_eq!(error.code().code(), "42501", "{call}");
@@ -120,6 +122,21 @@ fn execute_on_the_typed_function_is_the_right_to_call_either() {
             .code(),
         "42501"
     );
+    // Each has its own.
+    for call in [
+        "recsync.rank('shop', 'ann', '{3,1}')",
+        "shop_rank('ann', '{3,1}')",
+    ] {
+        let error = client.refused(&format!("SELECT * FROM {call}"));
+        assert_eq!(error.code().code(), "42501");
+        assert!(error.message().contains("rank"), "{error:?}");
+        db.run(&format!("GRANT EXECUTE ON FUNCTION shop_rank TO {web}"));
+        assert_eq!(
+            client.one::<i64>(&format!("SELECT count(*) FROM {call}")),
+            2
+        );
+        db.run(&format!("REVOKE EXECUTE ON FUNCTION shop_rank FROM {web}"));
+    }
     // It gives nothing else: neither the events nor what is kept of them.
     let id: i32 = db.one("SELECT id FROM recsync.recommender");
     for table in [

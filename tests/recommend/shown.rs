@@ -3,8 +3,26 @@
 use crate::shop::{items, shop, views};
 use crate::support::{Database, Sql, shared};
 
+/// Tables of the user's own that say what was shown.
+mod own;
+
 /// Who may log and read it, how long it is kept, and where it goes.
 mod kept;
+
+/// Reasons, and the source that each names; of one without, none.
+const REASONS: [(&str, &str); 8] = [
+    (r#"{"popular": 1, "neighbours": 3}"#, "neighbours"),
+    (r#"{"ease": 400, "neighbours": 1}"#, "neighbours"),
+    (r#"{"ease": 2, "als": 1, "popular": 1}"#, "ease"),
+    (r#"{"explored": 1, "latest": 1}"#, "explored"),
+    (r#"{"rest": 12}"#, "rest"),
+    (
+        r#"{"latest": 7, "boost": 2, "scores": {"latest": 0.1}, "because": []}"#,
+        "latest",
+    ),
+    (r#"{"something": 1}"#, ""),
+    ("null", ""),
+];
 
 /// These items of the user's list have been shown at that place, `ago`.
 fn show_ago(db: &mut Database, user: &str, place: &str, items: &[i32], ago: &str) {
@@ -138,27 +156,14 @@ fn an_interaction_counts_once_for_the_last_showing_before_it_and_not_for_ever() 
 fn the_source_is_the_one_that_has_added_most_by_the_reason() {
     let mut db = shop(shared(), 9);
     db.settle("shop");
-    let reasons = [
-        (r#"{"popular": 1, "neighbours": 3}"#, "neighbours"),
-        (r#"{"ease": 400, "neighbours": 1}"#, "neighbours"),
-        (r#"{"ease": 2, "als": 1, "popular": 1}"#, "ease"),
-        (r#"{"explored": 1, "latest": 1}"#, "explored"),
-        (r#"{"rest": 12}"#, "rest"),
-        (
-            r#"{"latest": 7, "boost": 2, "scores": {"latest": 0.1}, "because": []}"#,
-            "latest",
-        ),
-        (r#"{"something": 1}"#, ""),
-        ("null", ""),
-    ];
-    let given: Vec<&str> = reasons.iter().map(|(reason, _)| *reason).collect();
+    let given: Vec<&str> = REASONS.iter().map(|(reason, _)| *reason).collect();
     db.run(&format!(
         "SELECT recsync.log_shown(list_id, NULL, '{{1,2,3,4,5,6,7,8}}', '[{}]') FROM shop_recommend('ann', k => 1)",
         given.join(",")
     ));
     let sources: Vec<String> =
         db.column("SELECT COALESCE(source, '') FROM recsync.shown ORDER BY place");
-    let expected: Vec<&str> = reasons.iter().map(|(_, source)| *source).collect();
+    let expected: Vec<&str> = REASONS.iter().map(|(_, source)| *source).collect();
     assert_eq!(sources, expected);
     event_ago(&mut db, "ann", 2, "view", "0");
     db.settle("shop");

@@ -31,6 +31,10 @@ fn keys_of_any_type_and_names_of_any_kind() {
         r#"SELECT item FROM recsync.recommend('"My Shop"', filter => '{"the title": "z"}')"#,
     );
     assert_eq!(listed, ["blue"]);
+    let listed: Vec<String> = db.column(
+        r#"SELECT item::text FROM "My Shop_rank"('10.0.0.1', '{blue,green}') ORDER BY rank"#,
+    );
+    assert_eq!(listed, ["green", "blue"]);
     db.run(r#"SELECT recsync.drop_recommender('"My Shop"')"#);
 }
 
@@ -114,6 +118,10 @@ fn renames_of_tables_columns_and_schemas_are_followed() {
         db.column::<String>("SELECT item FROM recsync.recommend('shop', 'ann', k => 1)"),
         ["2"]
     );
+    assert_eq!(
+        db.column::<i32>("SELECT id FROM shop_rank('ann', '{5,2,4}') ORDER BY rank LIMIT 1"),
+        [2]
+    );
     let state: String =
         db.one("SELECT concat_ws(' ', name, state, paused_reason) FROM recsync.status");
     assert_eq!(state, "shop.shop running");
@@ -174,7 +182,7 @@ fn drop_extension_takes_what_is_kept_and_a_new_one_begins_anew() {
         ),
         0
     );
-    db.run("DROP FUNCTION shop_recommend, shop_similar, shop_popular; CREATE EXTENSION recsync");
+    db.run("DROP FUNCTION shop_recommend, shop_similar, shop_popular, shop_rank; CREATE EXTENSION recsync");
     db.run("SELECT recsync.create_recommender('shop', 'product', 'event')");
     db.settle("shop");
     assert_eq!(items(&mut db, "shop_similar(1)"), [2]);

@@ -35,6 +35,9 @@ pub fn follow(before: &Before) -> Result<()> {
     let mut schemas = serde_json::Map::new();
     for recommender in before.state.recommenders.iter().flatten() {
         relations.insert(recommender.stored.clone(), json!(recommender.oid));
+        if let Some(shown) = &recommender.impressions {
+            relations.insert(shown.stored.relation.clone(), json!(shown.oid));
+        }
         schemas.insert(recommender.of.to_string(), json!(recommender.schema_oid));
     }
     let known = json!({ "relations": relations, "servers": servers, "schemas": schemas });
@@ -94,6 +97,7 @@ fn follow_source(
             recommender::pause_for(recommender.id, &reason)?;
         }
         recommender.carry(&renamed, before)?;
+        recommender.carry_impressions(before)?;
     }
     let used = renamed(&is.used_columns);
     let shows_others = is.current.as_ref() != Some(&is.stored) || key != is.key_columns;

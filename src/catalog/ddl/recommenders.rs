@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use super::{Before, Source, State, quietly, seeing_its_effects};
 use crate::catalog::expression::{Analysed, Wanted};
 use crate::catalog::names::quote;
+use crate::catalog::recommender::impressions::{self, Impressions};
 use crate::catalog::recommender::{self, drop, embedding, feeds};
 use crate::catalog::rights::{As, in_subtransaction};
 use crate::catalog::watch::release;
@@ -32,6 +33,40 @@ pub struct Recommender {
     /// Expressions by the columns of the declaration.
     of_interactions: BTreeMap<String, String>,
     of_items: BTreeMap<String, String>,
+    pub impressions: Option<Shown>,
+}
+
+/// Its impressions: as they are stored; what is meant now, where it is there, with its columns by their numbers.
+#[derive(Deserialize)]
+pub struct Shown {
+    pub stored: Impressions,
+    pub oid: Option<i64>,
+    current: Option<String>,
+    columns: Option<BTreeMap<String, String>>,
+}
+
+impl Shown {
+    /// The names of now, in place of those of before; what is gone keeps its name.
+    fn now(&self, was: &Shown) -> Impressions {
+        let mut now = self.stored.clone();
+        if let Some(current) = &self.current {
+            now.relation.clone_from(current);
+        }
+        let (old, new) = (was.columns.as_ref(), self.columns.as_ref());
+        let number = |name: &String| {
+            let mut columns = old?.iter();
+            columns.find_map(|(number, old)| (old == name).then_some(number))
+        };
+        let names = [&mut now.list_id, &mut now.item, &mut now.at].into_iter();
+        let others = [&mut now.placement, &mut now.reason];
+        for name in names.chain(others.into_iter().flatten()) {
+            let renamed = number(name).and_then(|number| new?.get(number));
+            if let Some(renamed) = renamed {
+                name.clone_from(renamed);
+            }
+        }
+        now
+    }
 }
 
 /// The recommenders' expressions, those that can be analysed.
@@ -139,6 +174,21 @@ UPDATE recsync.feed f
             ],
         )?;
         Ok(())
+    }
+
+    /// The impressions' names as they are now.
+    pub fn carry_impressions(&self, before: &Before) -> Result<()> {
+        let mut those = before.state.recommenders.iter().flatten();
+        let was = those.find(|was| was.id == self.id);
+        let was = was.and_then(|was| was.impressions.as_ref());
+        let (Some(is), Some(was)) = (&self.impressions, was) else {
+            return Ok(());
+        };
+        let now = is.now(was);
+        match now == is.stored {
+            true => Ok(()),
+            false => impressions::write(self.id, Some(&now)),
+        }
     }
 
     /// It goes with its items, and the triggers on its interactions with it where nothing else needs them.

@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::create::{require_time, seconds};
-use super::{Recommender, by_id, find, require_owner, tables};
+use super::{Recommender, by_id, find, impressions, require_owner, tables, users};
 use crate::capture::wake;
 use crate::catalog::expression::{self, Expression, Wanted};
 use crate::catalog::names::{quote, select_one};
@@ -44,15 +44,17 @@ struct Changes<'a> {
     half_life_rank: Option<f64>,
     collaborative: Option<Vec<Option<String>>>,
     schedule: Option<&'a str>,
+    users: Option<pg_sys::Oid>,
+    impressions: Option<pg_sys::Oid>,
 }
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION alter_recommender(name text, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL, weight text DEFAULT NULL, seen text DEFAULT NULL,
     seen_for interval DEFAULT NULL, eligible text DEFAULT NULL, boost text DEFAULT NULL, half_life interval DEFAULT NULL, history integer DEFAULT NULL,
-    half_life_rank double precision DEFAULT NULL, collaborative text[] DEFAULT NULL, schedule text DEFAULT NULL)
+    half_life_rank double precision DEFAULT NULL, collaborative text[] DEFAULT NULL, schedule text DEFAULT NULL, users regclass DEFAULT NULL, impressions regclass DEFAULT NULL)
 RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION alter_recommender IS
-'Changes a recommender in place: the arguments are those of create_recommender, NULL leaves a setting as it is; seen_for => ''0'': for ever again. eligible, boost, seen_for, half_life_rank and schedule hold at once, and collaborative, once what it adds is trained; after a change of weight or seen all interactions are read again; after one of a column, half_life or history what is kept is made anew, and until it is there lists are made of less. Errors: 42704 where it does not exist, 42501 for others than the owner of its items and recsync_admin, 22023 impossible argument, 42703 no such column, 42846 a user or item that cannot be cast to what users and items are, 55P03.';
+'Changes a recommender in place: the arguments are those of create_recommender, NULL leaves a setting as it is; seen_for => ''0'': for ever again; users, impressions => ''-'': none. eligible, boost, seen_for, half_life_rank, schedule, users and impressions hold at once, and collaborative, once what it adds is trained; after a change of weight or seen all interactions are read again; after one of a column, half_life or history what is kept is made anew, and until it is there lists are made of less. Errors: 42704 where it does not exist, 42501 for others than the owner of its items and recsync_admin, 22023 impossible argument, 42703 no such column, 42846 a user or item that cannot be cast to what users and items are, 55P03.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn alter_recommender(
@@ -70,6 +72,8 @@ fn alter_recommender(
     half_life_rank: Option<f64>,
     collaborative: Option<Vec<Option<String>>>,
     schedule: Option<&str>,
+    users: Option<pg_sys::Oid>,
+    impressions: Option<pg_sys::Oid>,
 ) {
     let changes = Changes {
         user_column,
@@ -85,6 +89,8 @@ fn alter_recommender(
         half_life_rank,
         collaborative,
         schedule,
+        users,
+        impressions,
     };
     alter(name.unwrap_or_default(), &changes).or_report();
 }
@@ -116,10 +122,21 @@ fn alter(name: &str, changes: &Changes) -> Result<()> {
         changes.schedule,
         changes.half_life_rank,
     )?;
+    let items = (is.items_oid(), is.items.as_str());
+    let impressions = changes
+        .impressions
+        .map(|relation| impressions::find(relation, items, is.owner()))
+        .transpose()?;
     let source = is.source_oid();
     lock_in_tries(source, &is.interactions, pg_sys::ShareRowExclusiveLock)?;
     write(&is, changes)?;
     learning.write(is.id)?;
+    if let Some(users) = changes.users {
+        users::set(&is, users)?;
+    }
+    if let Some(impressions) = impressions {
+        impressions::write(is.id, impressions.as_ref())?;
+    }
     let owner = table_owner(source)?;
     refresh(source, &is.interactions, is.source_id, owner)?;
     let now = by_id(is.id)?.ok_or_else(|| Error::NoSuchRecommender(name.to_owned()))?;

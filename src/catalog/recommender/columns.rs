@@ -21,6 +21,7 @@ const USERS: [&str; 14] = [
 ];
 
 /// A column of the interactions.
+#[derive(Clone)]
 pub struct Column {
     pub name: String,
     /// A timestamp, with time zone or without.
@@ -60,10 +61,7 @@ pub fn find(
     item: Option<&str>,
     at: Option<&str>,
 ) -> Result<Columns, NotFound> {
-    let names = |wanted: &dyn Fn(&Column) -> bool| -> Vec<String> {
-        let found = columns.iter().filter(|column| wanted(column));
-        found.map(|column| column.name.clone()).collect()
-    };
+    let names = |wanted: &dyn Fn(&Column) -> bool| names_of(columns, wanted);
     let given = |name: &str| -> Result<String, NotFound> {
         let known = columns.iter().any(|column| column.name == name);
         known
@@ -74,15 +72,7 @@ pub fn find(
     };
     let item = match item {
         Some(item) => given(item)?,
-        None => {
-            let referring = names(&|column| column.refers_to == Some(items.0));
-            let named = || names(&|column| is_named_after(&column.name, items.1));
-            one_of(
-                "item_column",
-                "no foreign key refers to the items",
-                [referring, named()],
-            )?
-        }
+        None => find_item(columns, items)?,
     };
     let user = match user {
         Some(user) => given(user)?,
@@ -115,6 +105,23 @@ pub fn find(
         )?,
     };
     Ok(Columns { user, item, at })
+}
+
+/// The column that is the item: by a foreign key to the items, or by its name.
+pub fn find_item(columns: &[Column], items: (u32, &str)) -> Result<String, NotFound> {
+    one_of(
+        "item_column",
+        "no foreign key refers to the items",
+        [
+            names_of(columns, &|column| column.refers_to == Some(items.0)),
+            names_of(columns, &|column| is_named_after(&column.name, items.1)),
+        ],
+    )
+}
+
+fn names_of(columns: &[Column], wanted: &dyn Fn(&Column) -> bool) -> Vec<String> {
+    let found = columns.iter().filter(|column| wanted(column));
+    found.map(|column| column.name.clone()).collect()
 }
 
 /// The only one of the first kind of candidates that there are.

@@ -9,8 +9,9 @@ use pgrx::prelude::*;
 use super::columns::{self, Column, Columns, NotFound};
 use super::embedding::{self, Wish};
 use super::functions::{self, Kind};
+use super::impressions::{self, Impressions};
 use super::tables::{self, owner_name};
-use super::{Learning, Recommender, by_id, find};
+use super::{Learning, Recommender, by_id, find, users};
 use crate::capture::wake;
 use crate::catalog::declare::checks::relation_name;
 use crate::catalog::expression::{self, Expression, Wanted};
@@ -39,6 +40,8 @@ struct Declaration<'a> {
     half_life_s: f64,
     history: i32,
     learning: Learning,
+    users: pg_sys::Oid,
+    impressions: pg_sys::Oid,
 }
 
 /// What it comes to.
@@ -53,15 +56,16 @@ struct Declared {
     seen: Expression,
     eligible: Expression,
     boost: Expression,
+    impressions: Option<Impressions>,
 }
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_recommender(name text, items regclass, interactions regclass, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL,
     text text[] DEFAULT NULL, server text DEFAULT NULL, weight text DEFAULT '1', seen text DEFAULT 'true', seen_for interval DEFAULT NULL, eligible text DEFAULT 'true', boost text DEFAULT '1', half_life interval DEFAULT '14 days', history integer DEFAULT 100,
-    half_life_rank double precision DEFAULT 2, collaborative text[] DEFAULT NULL, schedule text DEFAULT 'daily', if_not_exists boolean DEFAULT false)
+    half_life_rank double precision DEFAULT 2, collaborative text[] DEFAULT NULL, schedule text DEFAULT 'daily', users regclass DEFAULT NULL, impressions regclass DEFAULT NULL, if_not_exists boolean DEFAULT false)
 RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION create_recommender IS
-'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar and <name>_popular; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; seen_for: for how long, by default for ever; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. half_life_rank: after how many newer items an item of the user counts half in their list (infinity: it does not matter); collaborative: of what users have in common, item_knn (counted as it comes), ease and als (models that are trained), none (''{}''); by default item_knn, and ease where there are 500 pairs of a user and an item, and recsync.training_memory is enough; schedule: when models are trained anew: hourly, daily, an interval or a cron expression in the database''s time zone. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
+'Recommends rows of one table by the rows of another. name: beside the items are made <name>_recommend, <name>_similar, <name>_popular and <name>_rank; items: a table with a primary key of one column, or a pipeline over one, whose vectors the items then have; interactions: a table of who did what with which item when, with a primary key; user_column, item_column, at_column: its columns, by default found from foreign keys, types and names (a NOTICE says which); text, server: columns of the items and the server that embeds them: makes pipeline <name>_embedding, as create_pipeline does, which goes with the recommender; weight: an SQL expression over an interaction, its importance (0 or less: none); seen: whether the user is to be shown the item no more; seen_for: for how long, by default for ever; eligible, boost: over an item, whether it may be recommended now, and a factor of its score; half_life: after which an interaction counts half; history: of how many of a user''s last interactions neighbours are made. half_life_rank: after how many newer items an item of the user counts half in their list (infinity: it does not matter); collaborative: of what users have in common, item_knn (counted as it comes), ease and als (models that are trained), none (''{}''); by default item_knn, and ease where there are 500 pairs of a user and an item, and recsync.training_memory is enough; schedule: when models are trained anew: hourly, daily, an interval or a cron expression in the database''s time zone; users: a pipeline over the table of the users, by the server of the items'' pipeline, whose vector of a user counts as three interactions of theirs; impressions: a table or view of what was shown, which recsync.attribution counts beside what log_shown notes: a row an item, with columns list_id (uuid), the item (by a foreign key or its name), a timestamptz, and placement and reason where it has them. Returns the full name. By the owner of both tables. Errors: those of create_pipeline where text is given, 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 42702 where several columns can be meant, 22023 where none can and for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_recommender(
@@ -83,6 +87,8 @@ fn create_recommender(
     half_life_rank: Option<f64>,
     collaborative: Option<Vec<Option<String>>>,
     schedule: Option<&str>,
+    users: Option<pg_sys::Oid>,
+    impressions: Option<pg_sys::Oid>,
     if_not_exists: Option<bool>,
 ) -> String {
     const FORTNIGHT_S: f64 = 14.0 * 86_400.0;
@@ -106,6 +112,8 @@ fn create_recommender(
             half_life_s: half_life.map_or(FORTNIGHT_S, seconds),
             history: history.unwrap_or(100),
             learning: Learning::new(collaborative, schedule, half_life_rank)?,
+            users: users.unwrap_or(pg_sys::InvalidOid),
+            impressions: impressions.unwrap_or(pg_sys::InvalidOid),
         };
         create(&wanted, if_not_exists.unwrap_or(false))
     })()
@@ -184,11 +192,13 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<String> {
     )?;
     let source_id = watch(source, &declared.interactions, table)?;
     let id = insert(wanted, &declared, source_id, pipeline)?;
+    impressions::write(id, declared.impressions.as_ref())?;
     refresh(source, &declared.interactions, source_id, table.owner)?;
     let load = || by_id(id)?.ok_or_else(|| Error::NoSuchRecommender(declared.name.clone()));
     tables::make(&load()?)?;
     functions::make(&load()?)?;
     embedding::note_changes(&load()?)?;
+    users::set(&load()?, wanted.users)?;
     notice_of_source(source, &declared.interactions)?;
     if [wanted.user_column, wanted.item_column, wanted.at_column].contains(&None) {
         notice!(
@@ -263,6 +273,11 @@ fn check(
         seen: of_interaction("seen", wanted.seen, Wanted::Boolean)?,
         eligible: of_item("eligible", wanted.eligible, Wanted::Boolean)?,
         boost: of_item("boost", wanted.boost, Wanted::Number)?,
+        impressions: impressions::find(
+            wanted.impressions,
+            (wanted.items, items_name),
+            items.owner,
+        )?,
     };
     require_cast(&declared, wanted, key)?;
     Ok((declared, columns))
@@ -405,7 +420,14 @@ fn difference(is: &Recommender, declared: &Declared, wanted: &Declaration) -> Op
     let seen_for = [is.seen_for_s, wanted.seen_for_s]
         .map(|seconds| seconds.map_or_else(|| "NULL".into(), |seconds| format!("{seconds} s")));
     let learnt = [&is.learning, &wanted.learning].map(Learning::text);
-    let pairs: [(&str, &str, &str); 16] = [
+    let users = qualified(wanted.users);
+    let users = [
+        users::text(is.users.as_ref()),
+        users.as_deref().unwrap_or("none"),
+    ];
+    let impressions = [&is.impressions, &declared.impressions]
+        .map(|impressions| impressions::text(impressions.as_ref()));
+    let pairs: [(&str, &str, &str); 18] = [
         ("items", &is.items, &declared.items),
         ("interactions", &is.interactions, &declared.interactions),
         ("user_column", &is.user_expression, &declared.user.sql),
@@ -422,6 +444,8 @@ fn difference(is: &Recommender, declared: &Declared, wanted: &Declaration) -> Op
         ("collaborative", &learnt[0][1], &learnt[1][1]),
         ("schedule", &learnt[0][2], &learnt[1][2]),
         ("the items' pipeline", pipelines[0], pipelines[1]),
+        ("users", users[0], users[1]),
+        ("impressions", impressions[0], impressions[1]),
     ];
     let differing: Vec<String> = pairs
         .into_iter()

@@ -1,4 +1,5 @@
-//! The typed functions of a recommender, beside its items: `<name>_recommend`, `<name>_similar`, `<name>_popular`.
+//! The typed functions of a recommender, beside its items: `<name>_recommend`, `<name>_similar`, `<name>_popular`,
+//! `<name>_rank`.
 //!
 //! They hold the recommender's number, not its name, so that a renamed schema changes nothing. It never lets PUBLIC
 //! call them: EXECUTE on them is the right to call.
@@ -17,16 +18,18 @@ pub enum Kind {
     Recommend,
     Similar,
     Popular,
+    Rank,
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Recommend, Kind::Similar, Kind::Popular];
+    const ALL: [Kind; 4] = [Kind::Recommend, Kind::Similar, Kind::Popular, Kind::Rank];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Recommend => "recommend",
             Kind::Similar => "similar",
             Kind::Popular => "popular",
+            Kind::Rank => "rank",
         }
     }
 
@@ -35,6 +38,7 @@ impl Kind {
             Kind::Recommend => OF_RECOMMEND,
             Kind::Similar => OF_SIMILAR,
             Kind::Popular => OF_POPULAR,
+            Kind::Rank => OF_RANK,
         }
     }
 
@@ -47,8 +51,9 @@ struct Argument {
     name: &'static str,
     /// `{item}`: the items' key's.
     kind: &'static str,
+    /// Empty: it has to be given.
     default: &'static str,
-    /// As a value of the JSON that is handed on, of the parameter `{}`.
+    /// As what is handed on, of the parameter `{}`.
     value: &'static str,
 }
 
@@ -90,6 +95,13 @@ const OF_POPULAR: &[Argument] = &[
     ),
     FILTER,
 ];
+
+const OF_RANK: &[Argument] = &[argument(
+    "candidates",
+    "{item}[]",
+    "",
+    "{}::pg_catalog.text[]",
+)];
 
 /// Names that the functions' columns have, and the argument before all others.
 const TAKEN: [&str; 6] = ["user_id", "item_id", "score", "rank", "reason", "list_id"];
@@ -135,17 +147,21 @@ pub fn make(recommender: &Recommender) -> Result<()> {
             Kind::Recommend => Some(format!("user_id {user} DEFAULT NULL")),
             Kind::Similar => Some(format!("item_id {kind_of_item}")),
             Kind::Popular => None,
+            Kind::Rank => Some(format!("user_id {user}")),
         };
         let (more, columns) = match kind {
             Kind::Recommend => (", reason jsonb, list_id uuid", ", r.reason, r.list_id"),
-            Kind::Similar | Kind::Popular => ("", ""),
+            Kind::Similar | Kind::Popular | Kind::Rank => ("", ""),
         };
         let first = 1 + usize::from(whose.is_some());
         let values: Vec<String> = (first..)
             .zip(kind.arguments())
             .map(|(n, argument)| {
                 let value = argument.value.replace("{}", &format!("${n}"));
-                format!("'{}', {value}", argument.name)
+                match kind {
+                    Kind::Rank => value,
+                    _ => format!("'{}', {value}", argument.name),
+                }
             })
             .collect();
         let passed = whose.as_ref().map_or("", |_| " $1::pg_catalog.text,");
@@ -158,15 +174,20 @@ pub fn make(recommender: &Recommender) -> Result<()> {
                     default,
                     ..
                 } = argument;
-                format!(
-                    "{name} {} DEFAULT {default}",
-                    kind.replace("{item}", kind_of_item)
-                )
+                let kind = kind.replace("{item}", kind_of_item);
+                match *default {
+                    "" => format!("{name} {kind}"),
+                    default => format!("{name} {kind} DEFAULT {default}"),
+                }
             }))
             .collect();
         let (arguments, values) = (arguments.join(", "), values.join(", "));
+        let asked = match kind {
+            Kind::Rank => values,
+            _ => format!("pg_catalog.jsonb_build_object({values})"),
+        };
         let body = format!(
-            " SELECT r.item::{kind_of_item}, r.score, r.rank{columns} FROM {}{passed} pg_catalog.jsonb_build_object({values})) r ORDER BY r.rank ",
+            " SELECT r.item::{kind_of_item}, r.score, r.rank{columns} FROM {}{passed} {asked}) r ORDER BY r.rank ",
             mark(id, kind.as_str())
         );
         let function = of(kind);

@@ -125,7 +125,7 @@ impl Interests {
             for (number, user) in users.iter().enumerate() {
                 match histories.remove(&number) {
                     None => gone.push(user.clone()),
-                    Some(history) => match of_history(self.decay, &history, &[]) {
+                    Some(history) => match of_history(self.decay, &history, &[], None) {
                         Some(interest) => with.push((user, interest)),
                         None => without.push(user),
                     },

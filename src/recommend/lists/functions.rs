@@ -113,7 +113,7 @@ fn popular_of(
 #[pg_extern(sql = r#"
 CREATE FUNCTION rank_of(recommender integer, user_id text, candidates text[])
 RETURNS TABLE (item text, score double precision, rank integer) LANGUAGE c STABLE PARALLEL SAFE COST 10000 ROWS 10 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION rank_of(integer, text, text[]) IS 'rank() by the recommender''s number.';
+COMMENT ON FUNCTION rank_of(integer, text, text[]) IS 'rank() by the recommender''s number: for <name>_rank.';
 "#)]
 fn rank_of(
     recommender: Option<i32>,

@@ -104,6 +104,14 @@ pub fn whose_of(list_id: &str) -> String {
     )
 }
 
+/// SQL: whether a uuid is the list_id of one of a recommender's lists, so that an index finds them.
+pub fn is_of(list_id: &str, recommender: i32) -> String {
+    format!(
+        "{list_id} BETWEEN '{recommender:08x}-0000-8000-8000-000000000000' AND '{recommender:08x}-ffff-8fff-bfff-ffffffffffff'
+     AND pg_catalog.get_byte(pg_catalog.uuid_send({list_id}), 6) >> 4 = 8 AND pg_catalog.get_byte(pg_catalog.uuid_send({list_id}), 8) >> 6 = 2"
+    )
+}
+
 /// What users are hashed by. It is made of the database's secret, which a dump carries along.
 pub fn key() -> Result<Vec<u8>> {
     const KEY: &str = "SELECT pg_catalog.sha256(key || 'list_id'::bytea) FROM recsync.secret ORDER BY created_at LIMIT 1";

@@ -21,7 +21,7 @@ pub fn ranked_for(
     user: Option<&str>,
     candidates: Vec<String>,
 ) -> Result<Listed> {
-    require_rights(recommender, Kind::Recommend)?;
+    require_rights(recommender, Kind::Rank)?;
     if candidates.len() > MOST {
         return Err(Error::argument(
             "candidates",

@@ -54,6 +54,22 @@ pub fn main_source(reason: &Value) -> Option<&'static str> {
     apart.or(most.map(|(source, _)| source))
 }
 
+/// The same as SQL, of a jsonb.
+pub fn main_source_of(reason: &str) -> String {
+    let weights = WEIGHTS.iter().enumerate();
+    let weights: Vec<String> = weights
+        .map(|(n, (source, weight))| format!("({n}, '{source}', {weight})"))
+        .collect();
+    format!(
+        "CASE WHEN pg_catalog.jsonb_typeof({reason}) <> 'object' THEN NULL
+              WHEN {reason} ? 'explored' THEN 'explored' WHEN {reason} ? 'rest' THEN 'rest'
+              ELSE (SELECT w.source FROM (VALUES {}) AS w (n, source, weight)
+                     WHERE pg_catalog.jsonb_typeof({reason} -> w.source) = 'number'
+                     ORDER BY w.weight / ({FUSION} + GREATEST(({reason} ->> w.source)::numeric, 0)) DESC, w.n LIMIT 1) END",
+        weights.join(", ")
+    )
+}
+
 /// Which place each source gave an item, from the places of [`recommend`].
 pub fn reason(places: Vec<Option<i32>>) -> Value {
     let given = places_by_source(&places);

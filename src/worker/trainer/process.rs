@@ -20,7 +20,7 @@ use crate::settings;
 use crate::shared::slots::{Reservation, Slot};
 use crate::shared::{Database, Shared};
 use crate::worker::keeping;
-use crate::worker::process::{self, Failed, transaction};
+use crate::worker::process::{self, Failed, is_passing, transaction};
 
 const NAME: &str = "recsync trainer";
 /// Below what people do: the operating system gives it what they leave.
@@ -33,6 +33,8 @@ struct Start {
     place: Reservation,
     recommender: i32,
     task: Task,
+    /// Up to which `recsync.run` it is for; 0: none waits for it.
+    run: i64,
 }
 
 /// What a trainer is to do.
@@ -51,13 +53,14 @@ pub fn description(
     database: pg_sys::Oid,
     place: Reservation,
     recommender: i32,
-    task: Task,
+    (task, run): (Task, i64),
 ) -> pg_sys::BackgroundWorker {
     let mut worker = process::description(NAME, "recsync_trainer_main", database);
     let start = Start {
         place,
         recommender,
         task,
+        run,
     };
     process::tell(&mut worker, start);
     worker
@@ -77,13 +80,29 @@ pub extern "C-unwind" fn recsync_trainer_main(database: pg_sys::Datum) {
     own.shared.launcher.set_latch(); // which looks whether somebody is kept waiting
     process::show(Some(c"recsync: training"));
     process::RoundMemory::create().renew();
-    if let Err(failed) = train_all(own.entry, start) {
+    let counters = own
+        .shared
+        .counters(database_of(own.entry), start.recommender);
+    let counters = counters.filter(|_| start.run > 0);
+    let ended = train_all(own.entry, start).unwrap_or_else(|failed| {
         let code = sqlstate_text(failed.code);
         log!(
             "recsync trainer: recommender {}: SQLSTATE {code}",
             start.recommender
         );
+        if let Some(counters) = counters.filter(|_| !is_passing(failed.code)) {
+            counters.run_failure.store(failed.code as i64, SeqCst);
+            return true;
+        }
+        false
+    });
+    if let Some(counters) = counters.filter(|_| ended) {
+        counters.runs_ended.fetch_max(start.run, SeqCst);
     }
+}
+
+fn database_of(entry: &Database) -> pg_sys::Oid {
+    pg_sys::Oid::from(entry.oid.load(SeqCst))
 }
 
 fn slots(shared: &'static Shared, _: &'static Database) -> &'static [Slot] {
@@ -98,12 +117,13 @@ unsafe extern "C-unwind" fn sign_off(_code: c_int, entry: pg_sys::Datum) {
     }
 }
 
-fn train_all(database: &Database, start: Start) -> std::result::Result<(), Failed> {
+/// False where it cannot be done as things are.
+fn train_all(database: &Database, start: Start) -> std::result::Result<bool, Failed> {
     let Some(recommender) = transaction(|| recommender::by_id(start.recommender))? else {
-        return Ok(());
+        return Ok(false);
     };
     if recommender.paused || !recommender.is_kept() || recommender.trouble().is_some() {
-        return Ok(());
+        return Ok(false);
     }
     if start.task == Task::Items {
         let began = Instant::now();
@@ -119,13 +139,17 @@ fn train_all(database: &Database, start: Start) -> std::result::Result<(), Faile
     let extent = transaction(|| train::extent(&recommender))?;
     let is_small = |model: &Model| train::bytes(*model, &extent) <= settings::training_memory();
     if start.task != Task::Models {
-        return match is_small(&Model::ItemKnn) {
-            true => count_lists(&recommender, &extent).map(drop),
-            false => Ok(()), // whoever asked for it counts them one after the other
-        };
+        if is_small(&Model::ItemKnn) {
+            count_lists(&recommender, &extent)?;
+        } // else whoever asked for it counts them one after the other
+        return Ok(true);
     }
-    let (models, too_large): (Vec<Model>, Vec<Model>) =
-        recommender.learning.models().partition(is_small);
+    // It is not looked before a run whether it is worth it.
+    let is_worth_it = recommender.learning.is_chosen() || extent.pairs >= train::LEAST as i64;
+    let models = recommender.learning.models();
+    let (models, too_large): (Vec<Model>, Vec<Model>) = models
+        .filter(|model| start.run == 0 || is_worth_it || *model == Model::ItemKnn)
+        .partition(is_small);
     for model in too_large {
         refuse(&recommender, model, &extent, started)?;
     }
@@ -140,7 +164,7 @@ fn train_all(database: &Database, start: Start) -> std::result::Result<(), Faile
             _ => train_one(&recommender, model, &mut inputs, &extent, started)?,
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The end of a backfill: what has been read of it is counted, unless all is to be read again since.
