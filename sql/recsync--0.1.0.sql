@@ -291,6 +291,67 @@ COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: append
 -- requires:
 --   tables
 
+-- The register of applied events, a ring of four tables. A row is an event that was applied, or a key of a table with the
+-- sequence of the last event that was applied to it; both by a digest of whose it is, so that no value of anybody's
+-- stands here. Written by apply_events as recsync's owner; nobody else has rights on it. Not dumped: what it names is
+-- named by numbers of this database.
+CREATE TABLE event_0 (
+    digest   uuid PRIMARY KEY,
+    sequence bigint,                  -- of a key
+    previous bigint                   -- that before the last change
+) WITH (fillfactor = 80);
+CREATE TABLE event_1 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
+CREATE TABLE event_2 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
+CREATE TABLE event_3 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
+
+-- Which of them is written: the one that is open. Those that are closed are read; one that has been emptied is neither.
+CREATE TABLE event_register (
+    number    integer PRIMARY KEY,
+    opened_at timestamptz,
+    closed_at timestamptz,
+    CHECK (opened_at IS NOT NULL OR closed_at IS NULL)
+);
+INSERT INTO event_register (number, opened_at)
+SELECT n, CASE n WHEN 0 THEN pg_catalog.now() END FROM pg_catalog.generate_series(0, 3) AS n;
+
+-- Events that could not be applied and were put aside. They hold what was sent.
+CREATE TABLE event_dead_letter (
+    digest     uuid PRIMARY KEY,      -- of who sent what: one that comes again is counted
+    event_id   text,
+    event      jsonb NOT NULL,
+    sent_by    text NOT NULL,
+    sqlstate   text NOT NULL,
+    message    text NOT NULL,
+    attempts   integer NOT NULL DEFAULT 1,
+    failed_at  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE event_dead_letter IS 'Events that apply_events(…, on_error => ''dead_letter'') could not apply, with the reason. They hold what was sent: readable by recsync_admin only, who may delete them, too.';
+GRANT SELECT, DELETE ON event_dead_letter TO recsync_admin;
+SELECT pg_catalog.pg_extension_config_dump('event_dead_letter', '');
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::events::apply_events
+
+CREATE FUNCTION apply_events(events jsonb, on_error text DEFAULT 'abort') RETURNS bigint LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'apply_events_wrapper';
+REVOKE ALL ON FUNCTION apply_events(jsonb, text) FROM PUBLIC;
+COMMENT ON FUNCTION apply_events(jsonb, text) IS
+'Applies events of other systems to tables, each once, in the caller''s transaction and with the caller''s rights; returns how many were applied. events: a JSON array, or one event: {event_id, operation: insert | update | upsert | delete, table, record_id | key, data, timestamp, sequence}, or a Debezium envelope with or without schema. on_error: abort (the call is an error), skip (the other events are applied) or dead_letter (the same, and the event is kept in recsync.event_dead_letter). Errors: the SQLSTATE of what is wrong with an event, 22023 a malformed one or bad arguments, 42703 no such column, 42P01 no such table, 55000 a table without a primary key, P0002 an update of a row that is not there, 25006 on a standby. See apply_events_report.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::events::apply_events_report
+
+CREATE FUNCTION apply_events_report(events jsonb, on_error text DEFAULT 'abort') RETURNS TABLE ("position" integer, event_id text, outcome text, sqlstate text, message text) LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'apply_events_report_wrapper';
+REVOKE ALL ON FUNCTION apply_events_report(jsonb, text) FROM PUBLIC;
+COMMENT ON FUNCTION apply_events_report(jsonb, text) IS
+'Does what apply_events does and returns what became of each event. position: in the array, from 1; event_id: as given, or made of Debezium''s source position and the row''s key; outcome: applied, repeated (it was applied before), outdated (a higher sequence was applied to its row before), ignored (a tombstone, a message of the source''s), refused, or dead_letter; sqlstate and message: why it was refused, or ignored. Arguments and errors are those of apply_events.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
 
 CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
 COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';

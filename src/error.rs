@@ -115,6 +115,17 @@ pub enum Error {
     BrokenPipeline { name: String, reason: String },
     #[error("a trigger of {table} has kept {rows} rows from getting their vector")]
     Suppressed { table: String, rows: usize },
+    /// The reason may be PostgreSQL's own, which quotes what was sent as it does for an INSERT of the caller's.
+    #[error("event {position} cannot be applied: {reason}")]
+    Event {
+        position: usize,
+        id: Option<String>,
+        field: Option<String>,
+        code: PgSqlErrorCode,
+        reason: String,
+    },
+    #[error("{0} has no row of this key, or none that you may write")]
+    NoSuchRow(String),
     #[error("server option: {message}")]
     Option {
         code: PgSqlErrorCode,
@@ -322,6 +333,14 @@ impl Error {
                 C::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
                 Some("A BEFORE trigger returns NULL for the update of the column that holds the vectors.".into()),
             ),
+            Error::Event { code, .. } => (
+                *code,
+                Some("Nothing of this call is applied. on_error => 'skip' applies the other events, 'dead_letter' keeps this one in recsync.event_dead_letter, too.".into()),
+            ),
+            Error::NoSuchRow(_) => (
+                C::ERRCODE_NO_DATA_FOUND,
+                Some("Send an upsert where the row may not be there.".into()),
+            ),
             Error::Option { code, hint, .. } => (*code, hint.clone()),
             Error::Spi(_) | Error::Internal(_) => (C::ERRCODE_INTERNAL_ERROR, None),
         }
@@ -342,6 +361,17 @@ impl From<Error> for ErrorReport {
                 detail: Some(detail),
                 ..
             } => report.set_detail(detail.clone()),
+            Error::Event { id, field, .. } => {
+                let named = |what: &str, name: &Option<String>| {
+                    name.as_ref().map(|name| format!("{what}: {name}."))
+                };
+                let detail = [named("Event id", id), named("Field", field)];
+                let detail: Vec<String> = detail.into_iter().flatten().collect();
+                match detail.is_empty() {
+                    true => report,
+                    false => report.set_detail(detail.join(" ")),
+                }
+            }
             _ => report,
         };
         match hint {

@@ -45,6 +45,9 @@ pub mod store;
 // What is asked of the vectors, embed and search; recommenders' lists, and what is kept for them.
 pub mod recommend;
 
+// Events of other systems, applied to tables.
+pub mod events;
+
 // The processes that run it.
 pub mod worker;
 

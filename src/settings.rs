@@ -27,6 +27,7 @@ static LOG_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static KNOWN_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
 static SHOWN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(35 * 24 * 60);
+static EVENT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 static ADOPT_ROLE: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines every setting and reserves the prefix, so that a misspelt one is refused.
@@ -163,6 +164,16 @@ pub fn register() {
         GucContext::Sighup,
         GucFlags::UNIT_MIN,
     );
+    GucRegistry::define_int_guc(
+        c"recsync.event_retention",
+        c"How long apply_events knows an event that it has applied, and the sequence of the last one of a row, at the least.",
+        c"7 days by default: as long as Kafka keeps a topic by default, so that what can be sent once more is known.",
+        &EVENT_RETENTION,
+        0,
+        i32::MAX / 60,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
+    );
     GucRegistry::define_bool_guc(
         c"recsync.adopt_role",
         c"Whether CREATE EXTENSION may use a role recsync_admin that was there before it and has members.",
@@ -229,6 +240,10 @@ pub fn known_text_size() -> i64 {
 
 pub fn shown_retention() -> Duration {
     Duration::from_secs(60 * u64::from(SHOWN_RETENTION.get().unsigned_abs()))
+}
+
+pub fn event_retention() -> Duration {
+    Duration::from_secs(60 * u64::from(EVENT_RETENTION.get().unsigned_abs()))
 }
 
 /// Where keys may come from and requests may go: a copy that threads can own.

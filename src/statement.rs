@@ -44,6 +44,8 @@ pub enum Finds {
     InOrder,
     /// As is best for the values that it is given and the tables as they are: it is planned each time.
     AsGiven,
+    /// As PostgreSQL plans it. Nothing is set: a statement that users' triggers run in must leave theirs alone.
+    AsPlanned,
 }
 
 /// Texts that a session keeps plans of.
@@ -88,6 +90,7 @@ impl Statement {
                 Finds::ByKey => KEPT_BY_KEY,
                 Finds::InOrder => KEPT_IN_ORDER,
                 Finds::AsGiven => EACH_TIME,
+                Finds::AsPlanned => &[],
             };
             let statement = Rc::new(Statement::with(text, settings));
             kept.insert(text.to_owned(), Rc::clone(&statement));

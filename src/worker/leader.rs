@@ -277,6 +277,7 @@ impl Leader {
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
         self.move_checkpoint()?;
         self.checkpoint.sweep_shown();
+        self.checkpoint.rotate_events();
         if known::is_full(self.database) {
             let _ = transaction(|| known::rotate(self.database)); // a lock that somebody holds: another time
         }
@@ -391,6 +392,7 @@ impl Leader {
         }
         wait = wait.min(self.checkpoint.next_rotation());
         wait = wait.min(self.checkpoint.next_sweep_of_shown());
+        wait = wait.min(self.checkpoint.next_rotation_of_events());
         wait = wait.min(self.writers.next_end().unwrap_or(wait));
         wait = wait.min(self.keeps_on().unwrap_or(wait));
         if !self.queue.is_empty() {

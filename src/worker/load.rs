@@ -248,7 +248,7 @@ impl Leader {
         for running in self.pipelines.values_mut().filter_map(State::running) {
             running.calendar.forget();
         }
-        self.checkpoint.hasten_sweep_of_shown();
+        self.checkpoint.hasten_sweeps();
         self.database.catalog_changed.store(true, SeqCst);
     }
 

@@ -14,6 +14,7 @@ use crate::dispatch::queue::Ticket;
 use crate::dispatch::read::{BY_INDEX, current_snapshot};
 use crate::dispatch::snapshot::Snapshot;
 use crate::error::{Error, Result};
+use crate::events::rotation as events;
 use crate::recommend::shown;
 use crate::settings;
 use crate::shared::{Database, LOG_TABLES};
@@ -36,6 +37,8 @@ pub struct Checkpoint {
     looked_at_log: Instant,
     /// When what was shown is looked at for what is too old.
     sweeps_shown_at: Instant,
+    /// When the register of events is looked at.
+    rotates_events_at: Instant,
 }
 
 /// Bytes of a log table from the first row on that the checkpoint `$1` has not seen.
@@ -86,6 +89,7 @@ pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
         log_has_grown: false,
         looked_at_log: Instant::now(),
         sweeps_shown_at: Instant::now(),
+        rotates_events_at: Instant::now(),
     };
     let from = checkpoint.snapshot.clone();
     Ok((checkpoint, from))
@@ -212,9 +216,36 @@ impl Checkpoint {
             .saturating_duration_since(Instant::now())
     }
 
-    /// It is looked at now: the settings may be others.
-    pub fn hasten_sweep_of_shown(&mut self) {
+    /// Both are looked at now: the settings may be others.
+    pub fn hasten_sweeps(&mut self) {
         self.sweeps_shown_at = Instant::now();
+        self.rotates_events_at = Instant::now();
+    }
+
+    /// A table of the register of events that is old enough is emptied, one that is full of them closed.
+    pub fn rotate_events(&mut self) {
+        if !self.next_rotation_of_events().is_zero() {
+            return;
+        }
+        let retention = settings::event_retention();
+        let step = |step: fn(Duration) -> Result<bool>| {
+            transaction(|| {
+                Spi::run("SET LOCAL lock_timeout = '50ms'")?;
+                Spi::run("SET LOCAL synchronous_commit = off")?;
+                step(retention)
+            })
+        };
+        // A failure is a lock that somebody holds: another time, and not soon, since it was waited for.
+        let steps = [step(events::empty), step(events::close)];
+        let goes_on = steps.iter().any(|step| matches!(step, Ok(true)));
+        let pause = if goes_on { BUSY_ROTATION } else { ROTATION };
+        self.rotates_events_at = Instant::now() + pause;
+    }
+
+    /// In how long that is looked at.
+    pub fn next_rotation_of_events(&self) -> Duration {
+        self.rotates_events_at
+            .saturating_duration_since(Instant::now())
     }
 
     /// In how long the log is looked at.

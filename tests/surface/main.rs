@@ -25,5 +25,8 @@ mod into_column;
 /// Capture modes and audits.
 mod auditing;
 
+/// apply_events.
+mod events;
+
 /// README.md's quick start, as it stands there.
 mod quickstart;
