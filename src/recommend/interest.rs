@@ -19,7 +19,7 @@ use crate::statement::{Finds, Statement};
 use crate::store::vector::Numbers;
 
 /// What a user is like counts as so many interactions of now, each of the weight that theirs have on average: all
-/// there is of somebody new, a third beside ten of theirs.
+/// there is of somebody new, some two fifths beside ten of theirs.
 const PRIOR: f64 = 3.0;
 
 /// How the weight of an interaction fades.
