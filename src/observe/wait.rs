@@ -161,6 +161,15 @@ impl Goal {
         })
     }
 
+    /// The same, but that lists may be stale yet. It reads no table of the recommender's, which somebody may want to make
+    /// anew meanwhile.
+    pub fn read(id: i32) -> Result<Goal> {
+        Ok(Goal {
+            stale: None,
+            ..Goal::new(id)?
+        })
+    }
+
     /// Waits until it is reached; false when the deadline passes first. `ask` asks the worker for it, after each look
     /// until all is covered, and once more then; `check` may give it up.
     pub fn wait(

@@ -137,6 +137,12 @@ fn a_training_that_has_begun_before_is_not_the_one_that_is_waited_for() {
     let mut client = db.connect();
     let second = std::thread::spawn(move || client.one::<String>(RUN));
     wait_until(PATIENCE, "not both wait", || db.one::<i64>(WAITING) == 2);
+    // Nobody who wants to make the tables anew waits for those who wait.
+    assert_eq!(
+        db.column::<String>("SELECT c.relname::text FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_stat_activity a USING (pid)
+                              WHERE a.query LIKE '%recsync.run(%' AND a.pid <> pg_backend_pid() AND c.relname ~ '_[0-9]+$'"),
+        Vec::<String>::new()
+    );
     lock.commit().unwrap();
     assert_eq!(first.join().unwrap(), format!("{before} 0 2 0 0 0"));
     let after = before + 1;

@@ -60,7 +60,27 @@ pub fn find(
     require_permanent(relation, &name)?;
     require_readable(relation, &name, owner)?;
     let found = columns_of(relation)?;
-    choose(&name, &found, (items, items_name)).map(Some)
+    let impressions = choose(&name, &found, (items, items_name))?;
+    let is_text = |found: &Found| found.column.name == impressions.item && found.is_text;
+    if !found.iter().any(is_text) {
+        require_cast(&impressions, items, owner)?;
+    }
+    Ok(Some(impressions))
+}
+
+/// What is shown becomes a key of the items: PostgreSQL says where it cannot.
+fn require_cast(impressions: &Impressions, items: pg_sys::Oid, owner: pg_sys::Oid) -> Result<()> {
+    const KIND: &str = "\
+SELECT pg_catalog.format_type(a.atttypid, -1) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+ WHERE i.indrelid = $1 AND i.indisprimary";
+    let _as = As::owner(owner);
+    let kind = select_one::<String>(KIND, &[items.into()])?.unwrap_or_default();
+    let sql = format!(
+        "SELECT true FROM (SELECT (s.{})::{kind} FROM {} s) i LIMIT 0",
+        quote(&impressions.item),
+        impressions.relation
+    );
+    select_one::<bool>(&sql, &[]).map(|_| ())
 }
 
 fn require_permanent(relation: pg_sys::Oid, name: &str) -> Result<()> {

@@ -26,10 +26,11 @@ struct Known {
     error: Option<String>,
 }
 
+/// It holds no lock that a trainer, or somebody who alters the recommender, would wait for.
 pub fn run(database: &Database, recommender: &Recommender) -> Result<Outcome> {
     let (since, worker) = (Instant::now(), Worker::default());
     let ask = || database.checkpoint_wanted.store(true, SeqCst);
-    Goal::new(recommender.id)?.wait(database, None, ask, || worker.is_there(database))?;
+    Goal::read(recommender.id)?.wait(database, None, ask, || worker.is_there(database))?;
     let names: Vec<&str> = recommender
         .learning
         .models()

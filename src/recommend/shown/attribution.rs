@@ -213,12 +213,13 @@ fn statement(r: &Recommender, kept: bool) -> Result<String> {
 /// What the user's own table says was shown of the recommender's lists, as recsync.shown has it. Rows without list_id or
 /// time, or of another's lists, are none of them.
 fn showings(r: &Recommender, impressions: &Impressions) -> Result<String> {
+    let kind = &r.item_key()?.type_name;
     let column = |name: &str| format!("s.{}", quote(name));
     let [list_id, item, at] =
         [&impressions.list_id, &impressions.item, &impressions.at].map(|name| column(name));
     let item = match impressions.item_is_text(r)? {
         true => format!("{item}::text"),
-        false => format!("({item})::{}::text", r.item_key()?.type_name),
+        false => format!("({item})::{kind}::text"),
     };
     let placement = impressions.placement.as_ref();
     let placement = placement.map_or("NULL".into(), |name| column(name));

@@ -160,6 +160,11 @@ fn what_cannot_be_found_is_refused_with_all_that_was_looked_for() {
             assert!(error.message().contains(reason), "{table}: {error:?}");
         }
     }
+    db.run("CREATE TABLE otherwise (list_id uuid, item date, at timestamptz)");
+    let error = db.refused(
+        "SELECT recsync.create_recommender('shop', 'product', 'event', impressions => 'otherwise')",
+    );
+    assert_eq!(error.code().code(), "42846", "{error:?}");
     let error = db.refused(
         "SELECT recsync.create_recommender('shop', 'product', 'event', impressions => 'nothing')",
     );
