@@ -13,6 +13,7 @@ use std::rc::Rc;
 use super::given::{self, Checked, Name, Read, Refusal};
 use super::prepare::{Prepared, prepare};
 use super::register::Register;
+use super::semantic::Schemas;
 use super::target::{self, Target, Verb};
 use crate::catalog::rights::{As, in_subtransaction};
 use crate::error::{Error, Failed, Result, sqlstate_text};
@@ -48,6 +49,7 @@ pub enum What {
 
 struct Call<'a> {
     events: Vec<&'a str>,
+    schemas: Schemas<'a>,
     on_error: OnError,
     register: Register,
     targets: HashMap<Name, Checked<Rc<Target>>>,
@@ -75,6 +77,7 @@ pub fn apply(events: &str, on_error: OnError) -> Result<Vec<Outcome>> {
     let mut call = Call {
         outcomes: vec![None; events.len()],
         events,
+        schemas: Schemas::default(),
         on_error,
         register: Register::open()?,
         targets: HashMap::new(),
@@ -86,7 +89,7 @@ pub fn apply(events: &str, on_error: OnError) -> Result<Vec<Outcome>> {
     Ok(call.outcomes.into_iter().flatten().collect())
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
     /// Stretches in which no event is there twice.
     fn apply_all(&mut self) -> Result<()> {
         let mut stretch: Vec<Prepared> = Vec::new();
@@ -112,8 +115,8 @@ impl Call<'_> {
     }
 
     /// `None` where there is nothing to do.
-    fn prepare(&mut self, position: usize, event: &str) -> Checked<Option<Prepared>> {
-        let given = match given::read(event)? {
+    fn prepare(&mut self, position: usize, event: &'a str) -> Checked<Option<Prepared>> {
+        let given = match given::read(event, &mut self.schemas)? {
             Read::Event(given) => given,
             Read::Nothing(reason) => {
                 self.set(position, None, What::Ignored(reason));
@@ -200,41 +203,48 @@ impl Call<'_> {
         Ok(refused)
     }
 
-    /// In one statement; where that fails, one by one, to find out which.
     fn apply_run(&mut self, run: Run, last: &mut HashMap<Uuid, i64>) -> Result<Vec<Uuid>> {
         let mut refused = Vec::new();
-        let is_one = run.events.len() == 1;
-        let mut failed = match run.events.as_slice() {
-            [] => return Ok(refused),
-            events => write(events).err(),
-        };
-        let all_failed = failed.is_some();
-        for event in run.events {
-            if all_failed && !is_one {
-                failed = write(std::slice::from_ref(&event)).err();
+        self.apply_part(&run.events, last, &mut refused)?;
+        Ok(refused)
+    }
+
+    /// In one statement; where that fails, by halves, until the one is found that it fails for.
+    fn apply_part(
+        &mut self,
+        events: &[Prepared],
+        last: &mut HashMap<Uuid, i64>,
+        refused: &mut Vec<Uuid>,
+    ) -> Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        match (write(events), events) {
+            (Ok(()), events) => {
+                last.extend(events.iter().filter_map(Prepared::place));
+                for event in events {
+                    self.set(event.position, Some(event.id.clone()), What::Applied);
+                }
+                Ok(())
             }
-            match failed.take() {
-                None => {
-                    if let Some((key, sequence)) = event.place() {
-                        last.insert(key, sequence);
-                    }
-                    self.set(event.position, Some(event.id), What::Applied);
+            (Err(failed), [event]) => {
+                let refusal = Refusal {
+                    code: failed.code,
+                    field: None,
+                    reason: failed.message,
+                };
+                if is_no_events_fault(refusal.code) {
+                    return Err(error(event.position, Some(event.id.clone()), refusal));
                 }
-                Some(failed) => {
-                    let refusal = Refusal {
-                        code: failed.code,
-                        field: None,
-                        reason: failed.message,
-                    };
-                    if is_no_events_fault(refusal.code) {
-                        return Err(error(event.position, Some(event.id), refusal));
-                    }
-                    refused.push(event.event);
-                    self.refuse(event.position, Some(event.id), refusal)?;
-                }
+                refused.push(event.event);
+                self.refuse(event.position, Some(event.id.clone()), refusal)
+            }
+            (Err(_), events) => {
+                let (first, second) = events.split_at(events.len() / 2);
+                self.apply_part(first, last, refused)?;
+                self.apply_part(second, last, refused)
             }
         }
-        Ok(refused)
     }
 
     /// Gives those that have a sequence their key in the register.

@@ -11,20 +11,24 @@ use super::given::{
     Checked, Fields, Given, Id, Key, Name, Object, Operation, Read, Refusal, event_id, given,
     object, sequence, text,
 };
-use super::semantic::{Types, types_of};
+use super::semantic::{Schemas, Types};
 
 /// What stands for a large value that an update has not touched, and the same as bytes.
 const UNAVAILABLE: &str = "\"__debezium_unavailable_value\"";
 const UNAVAILABLE_BYTES: &str = "\"X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==\"";
 
 /// `{schema, payload}`.
-pub fn wrapped<'a>(outer: &Object<'a>, payload: &'a str) -> Checked<Read<'a>> {
+pub fn wrapped<'a>(
+    outer: &Object<'a>,
+    payload: &'a str,
+    schemas: &mut Schemas<'a>,
+) -> Checked<Read<'a>> {
     if payload == "null" {
         return Ok(Read::Nothing("a tombstone"));
     }
     let fields =
         object(payload).ok_or_else(|| Refusal::malformed("payload", "it is not a JSON object"))?;
-    envelope(outer, &fields, outer.get("schema").copied())
+    envelope(outer, &fields, outer.get("schema").copied(), schemas)
 }
 
 /// `{before, after, op, source}`. `outer` is what may have an event_id, a sequence and a table of the sender's.
@@ -32,6 +36,7 @@ pub fn envelope<'a>(
     outer: &Object<'a>,
     fields: &Object<'a>,
     schema: Option<&'a RawValue>,
+    schemas: &mut Schemas<'a>,
 ) -> Checked<Read<'a>> {
     let op = text(fields, "op")?;
     let op =
@@ -60,7 +65,7 @@ pub fn envelope<'a>(
     let row = given(fields, row_field)
         .and_then(object)
         .ok_or_else(|| Refusal::malformed(row_field, "it is not there, or not a JSON object"))?;
-    let types = schema.map_or_else(Types::default, |schema| types_of(schema.get(), row_field));
+    let types = schemas.types_of(schema.map(RawValue::get), row_field);
     let (data, is_whole) = columns(row, &types);
     let operation = match op.as_str() {
         "d" => Operation::Delete,

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::debezium;
+use super::semantic::Schemas;
 
 /// A JSON object whose values are looked at when they are needed.
 pub type Object<'a> = BTreeMap<String, &'a RawValue>;
@@ -115,7 +116,7 @@ pub fn elements(events: &str) -> Option<Vec<&str>> {
     }
 }
 
-pub fn read(event: &str) -> Checked<Read<'_>> {
+pub fn read<'a>(event: &'a str, schemas: &mut Schemas<'a>) -> Checked<Read<'a>> {
     if event == "null" {
         return Ok(Read::Nothing("a tombstone"));
     }
@@ -125,8 +126,8 @@ pub fn read(event: &str) -> Checked<Read<'_>> {
         reason: "it is not a JSON object".into(),
     })?;
     match fields.get("payload") {
-        Some(payload) => debezium::wrapped(&fields, payload.get()),
-        None if fields.contains_key("op") => debezium::envelope(&fields, &fields, None),
+        Some(payload) => debezium::wrapped(&fields, payload.get(), schemas),
+        None if fields.contains_key("op") => debezium::envelope(&fields, &fields, None, schemas),
         None => own(&fields).map(Read::Event),
     }
 }

@@ -10,6 +10,7 @@ use chrono::{DateTime, Days, NaiveDate, NaiveTime};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 pub type Types = HashMap<String, Type>;
 
@@ -29,8 +30,20 @@ pub struct Type {
     fields: Vec<Type>,
 }
 
-/// The columns' types in `before` or `after`.
-pub fn types_of(schema: &str, row_field: &str) -> Types {
+/// Those of a call: each is read once, although it comes with every event.
+#[derive(Default)]
+pub struct Schemas<'a>(HashMap<(&'a str, &'static str), Rc<Types>>);
+
+impl<'a> Schemas<'a> {
+    /// The columns' types in `before` or `after`; without a schema, none.
+    pub fn types_of(&mut self, schema: Option<&'a str>, row_field: &'static str) -> Rc<Types> {
+        let schema = schema.unwrap_or("null");
+        let types = self.0.entry((schema, row_field));
+        Rc::clone(types.or_insert_with(|| Rc::new(read(schema, row_field))))
+    }
+}
+
+fn read(schema: &str, row_field: &str) -> Types {
     let schema = serde_json::from_str::<Type>(schema).ok();
     let rows = schema.into_iter().flat_map(|schema| schema.fields);
     rows.filter(|row| row.field == row_field)
@@ -169,7 +182,7 @@ mod tests {
         let schema = format!(
             r#"{{"type": "struct", "fields": [{{"type": "struct", "field": "after", "fields": [{field}]}}, {{"type": "string", "field": "op"}}]}}"#
         );
-        types_of(&schema, "after")["c"].convert(value)
+        read(&schema, "after")["c"].convert(value)
     }
 
     #[test]
