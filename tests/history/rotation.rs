@@ -108,6 +108,7 @@ fn log_that_reaches_its_size_goes_round_the_ring_and_keeps_the_youngest_changes(
         kept >= MAX / 2,
         "a log that may have {MAX} bytes has no more than {kept}"
     );
+    db.settle("item_embedding");
     db.assert_items_in_step(&api);
 }
 
