@@ -291,6 +291,26 @@ COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: append
 -- requires:
 --   tables
 
+
+CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
+COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
+
+CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
+LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
+COMMENT ON FUNCTION embed(text, text, text) IS
+'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
 -- The register of applied events, a ring of four tables. A row is an event that was applied, or a key of a table with the
 -- sequence of the last event that was applied to it; both by a digest of whose it is, so that no value of anybody's
 -- stands here. Written by apply_events as recsync's owner; nobody else has rights on it. Not dumped: what it names is
@@ -331,44 +351,6 @@ SELECT pg_catalog.pg_extension_config_dump('event_dead_letter', '');
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- recsync::events::apply_events
-
-CREATE FUNCTION apply_events(events jsonb, on_error text DEFAULT 'abort') RETURNS bigint LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'apply_events_wrapper';
-REVOKE ALL ON FUNCTION apply_events(jsonb, text) FROM PUBLIC;
-COMMENT ON FUNCTION apply_events(jsonb, text) IS
-'Applies events of other systems to tables, each once, in the caller''s transaction and with the caller''s rights; returns how many were applied. events: a JSON array, or one event: {event_id, operation: insert | update | upsert | delete, table, record_id | key, data, timestamp, sequence}, or a Debezium envelope with or without schema. on_error: abort (the call is an error), skip (the other events are applied) or dead_letter (the same, and the event is kept in recsync.event_dead_letter). Errors: the SQLSTATE of what is wrong with an event, 22023 a malformed one or bad arguments, 42703 no such column, 42P01 no such table, 55000 a table without a primary key, P0002 an update of a row that is not there, 25006 on a standby. See apply_events_report.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::events::apply_events_report
-
-CREATE FUNCTION apply_events_report(events jsonb, on_error text DEFAULT 'abort') RETURNS TABLE ("position" integer, event_id text, outcome text, sqlstate text, message text) LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'apply_events_report_wrapper';
-REVOKE ALL ON FUNCTION apply_events_report(jsonb, text) FROM PUBLIC;
-COMMENT ON FUNCTION apply_events_report(jsonb, text) IS
-'Does what apply_events does and returns what became of each event. position: in the array, from 1; event_id: as given, or made of Debezium''s source position and the row''s key; outcome: applied, repeated (it was applied before), outdated (a higher sequence was applied to its row before), ignored (a tombstone, a message of the source''s), refused, or dead_letter; sqlstate and message: why it was refused, or ignored. Arguments and errors are those of apply_events.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   tables
-
-
-CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
-COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   tables
-
-
-CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
-LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
-COMMENT ON FUNCTION embed(text, text, text) IS
-'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
 -- recsync::catalog::recommender::feeds::add_interactions
 
 CREATE FUNCTION add_interactions(name text, source regclass, user_column text DEFAULT NULL, user_expression text DEFAULT NULL, item_column text DEFAULT NULL, item_expression text DEFAULT NULL,
@@ -395,6 +377,24 @@ COMMENT ON FUNCTION alter_recommender IS
 CREATE FUNCTION announce() RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'announce_wrapper';
 REVOKE ALL ON FUNCTION announce() FROM PUBLIC;
 COMMENT ON FUNCTION announce() IS 'Called by the install script: tells the launcher that the extension is here.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::events::apply_events
+
+CREATE FUNCTION apply_events(events jsonb, on_error text DEFAULT 'abort') RETURNS bigint LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'apply_events_wrapper';
+REVOKE ALL ON FUNCTION apply_events(jsonb, text) FROM PUBLIC;
+COMMENT ON FUNCTION apply_events(jsonb, text) IS
+'Applies events of other systems to tables, each once, in the caller''s transaction and with the caller''s rights; returns how many were applied. events: a JSON array, or one event: {event_id, operation: insert | update | upsert | delete, table, record_id | key, data, timestamp, sequence}, or a Debezium envelope with or without schema. on_error: abort (the call is an error), skip (the other events are applied) or dead_letter (the same, and the event is kept in recsync.event_dead_letter). Errors: the SQLSTATE of what is wrong with an event, 22023 a malformed one or bad arguments, 42703 no such column, 42P01 no such table, 55000 a table without a primary key, P0002 an update of a row that is not there, 25006 on a standby. See apply_events_report.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::events::apply_events_report
+
+CREATE FUNCTION apply_events_report(events jsonb, on_error text DEFAULT 'abort') RETURNS TABLE ("position" integer, event_id text, outcome text, sqlstate text, message text) LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'apply_events_report_wrapper';
+REVOKE ALL ON FUNCTION apply_events_report(jsonb, text) FROM PUBLIC;
+COMMENT ON FUNCTION apply_events_report(jsonb, text) IS
+'Does what apply_events does and returns what became of each event. position: in the array, from 1; event_id: as given, or made of Debezium''s source position and the row''s key; outcome: applied, repeated (it was applied before), outdated (a higher sequence was applied to its row before), ignored (a tombstone, a message of the source''s), refused, or dead_letter; sqlstate and message: why it was refused, or ignored. Arguments and errors are those of apply_events.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -476,6 +476,25 @@ COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
 CREATE FUNCTION drop_recommender(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_recommender_wrapper';
 COMMENT ON FUNCTION drop_recommender(text, boolean) IS
 'Ends a recommender: its functions, what is kept for it, what log_shown has noted of its lists, the pipeline that create_recommender made of text (unless another recommender uses it), and the triggers of its interactions when nothing else needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than the owner of its items and recsync_admin.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::estimate::estimate_pipeline
+
+CREATE FUNCTION estimate(name text) RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
+LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'estimate_pipeline_wrapper';
+COMMENT ON FUNCTION estimate(text) IS
+'What embedding the rows of a pipeline would come to that have no vector of their text by the server''s model now; nothing is sent. rows and characters are exact; tokens are counted (cl100k_base, with the server''s document_prefix) for up to 1,000 texts, and for more estimated from a random sample of 1,000, with an error (tokens_error) that is exceeded once in 20 times; cost by the server''s price_per_million_tokens or that of its model''s preset, in its currency, NULL where neither is known; duration: the longest of what requests_per_minute, tokens_per_minute, 0.5 s a full request at max_concurrency, and the store allow, without the building of the index; disk_bytes and wal_bytes: the table of vectors and its indexes. Texts that are equal or known are counted although they cost nothing. It renders all rows, as the owner. Errors: 42704, 42501 for others than the owner and recsync_admin, 55000 where it is broken, and what the expressions raise.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::estimate::estimate_source
+
+CREATE FUNCTION estimate(source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL)
+RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
+LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'estimate_source_wrapper';
+COMMENT ON FUNCTION estimate(regclass, text[], text, text, text, text, text) IS
+'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline, and what the expressions raise.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -593,6 +612,16 @@ COMMENT ON FUNCTION recommender_number(text) IS 'The number of the recommender t
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::observe::verify::repair
+CREATE  FUNCTION "repair"(
+	"name" TEXT /* & str */
+) RETURNS bigint /* i64 */
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'repair_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::change::resume
 
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'resume_wrapper';
@@ -632,78 +661,6 @@ AS 'MODULE_PATHNAME', 'run_wrapper';
 
 COMMENT ON FUNCTION run(text) IS
 'Does now what a pipeline or a recommender would do at its time. Of a pipeline: every change committed before the call, and what waits to be tried again. Returns what that came to: rows that were looked at (processed), vectors that were new (inserts), replaced (updates) and removed (deletes), rows whose text was sent (embedded) or was that of their vector (unchanged), and how long it took. Rows that fail are left for later, see recsync.dead_letter. Of a recommender: counts every change committed before the call, then all lists of neighbours anew, and trains its models, and waits for that. Returns the pairs of a user and an item that they were trained on (processed), models that are new (inserts), that took the place of older ones (updates), and that are as they were (unchanged: not worth it, or larger than recsync.training_memory, which a NOTICE says), and how long it took; the lists, item_knn, count as a model. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED, 25006 on a standby, 55000 where it is paused, or the worker rests (recsync.enabled) or is not there for 30 s, 38000 where its provider rests after failures, or a training has failed.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::observe::estimate::estimate_source
-
-CREATE FUNCTION estimate(source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL)
-RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
-LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'estimate_source_wrapper';
-COMMENT ON FUNCTION estimate(regclass, text[], text, text, text, text, text) IS
-'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline, and what the expressions raise.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::observe::estimate::estimate_pipeline
-
-CREATE FUNCTION estimate(name text) RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
-LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'estimate_pipeline_wrapper';
-COMMENT ON FUNCTION estimate(text) IS
-'What embedding the rows of a pipeline would come to that have no vector of their text by the server''s model now; nothing is sent. rows and characters are exact; tokens are counted (cl100k_base, with the server''s document_prefix) for up to 1,000 texts, and for more estimated from a random sample of 1,000, with an error (tokens_error) that is exceeded once in 20 times; cost by the server''s price_per_million_tokens or that of its model''s preset, in its currency, NULL where neither is known; duration: the longest of what requests_per_minute, tokens_per_minute, 0.5 s a full request at max_concurrency, and the store allow, without the building of the index; disk_bytes and wal_bytes: the table of vectors and its indexes. Texts that are equal or known are counted although they cost nothing. It renders all rows, as the owner. Errors: 42704, 42501 for others than the owner and recsync_admin, 55000 where it is broken, and what the expressions raise.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::observe::verify::repair
-CREATE  FUNCTION "repair"(
-	"name" TEXT /* & str */
-) RETURNS bigint /* i64 */
-STRICT VOLATILE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'repair_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::observe::verify::verify
-CREATE  FUNCTION "verify"(
-	"name" TEXT /* & str */
-) RETURNS TABLE (
-	"missing" bigint,  /* i64 */
-	"stale" bigint,  /* i64 */
-	"orphaned" bigint,  /* i64 */
-	"wrong_model" bigint  /* i64 */
-)
-STRICT VOLATILE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'verify_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::observe::verify::verify_rows
-CREATE  FUNCTION "verify_rows"(
-	"name" TEXT /* & str */
-) RETURNS TABLE (
-	"key" jsonb,  /* JsonB */
-	"fault" TEXT  /* String */
-)
-STRICT VOLATILE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'verify_rows_wrapper';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   verify
---   verify_rows
---   repair
-
-
-COMMENT ON FUNCTION verify(text) IS
-'Compares all rows of a pipeline with their vectors, as they stand, and counts those that nothing is about to put right: missing (a row that passes row_filter and has a text has no vector), stale (its vector is not that of its text, or the text cannot be rendered), orphaned (a vector, or what is noted of one, without a row, or whose row passes no filter or has no text), wrong_model (by another model than the server''s). A row counts once. Not counted are rows with a change that the worker has not worked off, a job or a dead letter, and those that a backfill has not come to. It reads in slices of 1,000 in the order of the key, writes nothing, can be cancelled, and works on a standby; the statement''s snapshot is held meanwhile. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 55000 where it is paused or broken, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED.';
-COMMENT ON FUNCTION verify_rows(text) IS
-'Lists what verify counts: key (an object of the key''s columns, as in recsync.change_log) and fault (missing, stale, orphaned, wrong_model) of each such row. Errors as verify.';
-COMMENT ON FUNCTION repair(text) IS
-'Queues what verify counts: missing, stale and wrong_model rows are embedded again, orphaned vectors removed, by the worker, once the transaction has committed; wait_for waits for it. Texts that are known cost no call. Returns how many rows. Errors as verify, and 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -832,6 +789,49 @@ COMMENT ON FUNCTION recommend_batch IS
 CREATE FUNCTION unaudit(source regclass, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'unaudit_wrapper';
 COMMENT ON FUNCTION unaudit(regclass, boolean) IS
 'Ends the audit of a table; what is logged stays for recsync.log_retention. Errors: 42501 for others than its owner, 42704 where it is not audited (unless if_exists).';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::verify::verify
+CREATE  FUNCTION "verify"(
+	"name" TEXT /* & str */
+) RETURNS TABLE (
+	"missing" bigint,  /* i64 */
+	"stale" bigint,  /* i64 */
+	"orphaned" bigint,  /* i64 */
+	"wrong_model" bigint  /* i64 */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'verify_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::verify::verify_rows
+CREATE  FUNCTION "verify_rows"(
+	"name" TEXT /* & str */
+) RETURNS TABLE (
+	"key" jsonb,  /* JsonB */
+	"fault" TEXT  /* String */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'verify_rows_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   verify
+--   verify_rows
+--   repair
+
+
+COMMENT ON FUNCTION verify(text) IS
+'Compares all rows of a pipeline with their vectors, as they stand, and counts those that nothing is about to put right: missing (a row that passes row_filter and has a text has no vector), stale (its vector is not that of its text, or the text cannot be rendered), orphaned (a vector, or what is noted of one, without a row, or whose row passes no filter or has no text), wrong_model (by another model than the server''s). A row counts once. Not counted are rows with a change that the worker has not worked off, a job or a dead letter, and those that a backfill has not come to. It reads in slices of 1,000 in the order of the key, writes nothing, can be cancelled, and works on a standby; the statement''s snapshot is held meanwhile. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 55000 where it is paused or broken, 25001 in a transaction that has changed a watched table itself or that is not READ COMMITTED.';
+COMMENT ON FUNCTION verify_rows(text) IS
+'Lists what verify counts: key (an object of the key''s columns, as in recsync.change_log) and fault (missing, stale, orphaned, wrong_model) of each such row. Errors as verify.';
+COMMENT ON FUNCTION repair(text) IS
+'Queues what verify counts: missing, stale and wrong_model rows are embedded again, orphaned vectors removed, by the worker, once the transaction has committed; wait_for waits for it. Texts that are known cost no call. Returns how many rows. Errors as verify, and 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
