@@ -103,6 +103,13 @@ pub fn in_catalog<T>(body: impl FnOnce() -> T) -> T {
     with_settings(&[(c"search_path", CATALOG)], body)
 }
 
+/// Whether a role has SELECT on a relation.
+pub fn may_read(role: pg_sys::Oid, relation: pg_sys::Oid) -> Result<bool> {
+    const MAY: &str = "SELECT pg_catalog.has_table_privilege($1, $2, 'SELECT')";
+    let may = in_catalog(|| names::select_one::<bool>(MAY, &[role.into(), relation.into()]))?;
+    Ok(may == Some(true))
+}
+
 /// Runs `body` with a settings level of its own.
 pub fn with_settings<T>(
     settings: &[(&std::ffi::CStr, &std::ffi::CStr)],

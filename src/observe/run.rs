@@ -72,11 +72,7 @@ fn run_now(name: &str) -> Result<Outcome> {
 
 fn run_pipeline(database: &Database, pipeline: &Pipeline) -> Result<Outcome> {
     pipeline::require_owner(pipeline)?;
-    // SAFETY: this process's database.
-    let oid = unsafe { pg_sys::MyDatabaseId };
-    let counters = shared::shared()
-        .and_then(|shared| shared.counters(oid, pipeline.id))
-        .ok_or_else(|| Error::NoCounters(pipeline.relation.clone()))?;
+    let counters = counters(pipeline.id, &pipeline.relation)?;
     let started = Instant::now();
     let before = totals(counters);
     let mut goal = Goal::tried(pipeline.id)?;
@@ -104,6 +100,15 @@ fn run_pipeline(database: &Database, pipeline: &Pipeline) -> Result<Outcome> {
         unchanged,
         latency,
     ))
+}
+
+/// Those of a pipeline or a recommender of this database.
+fn counters(id: i32, name: &str) -> Result<&'static Counters> {
+    // SAFETY: this process's database.
+    let database = unsafe { pg_sys::MyDatabaseId };
+    shared::shared()
+        .and_then(|shared| shared.counters(database, id))
+        .ok_or_else(|| Error::NoCounters(name.to_owned()))
 }
 
 /// Whoever does what is waited for; since when nobody does.

@@ -15,8 +15,7 @@ mod measures;
 // What is held out, and what is made of the rest.
 mod holdout;
 
-use super::interest;
-use super::lists::content::{For, Near};
+use super::lists::content::For;
 use super::lists::learnt;
 use super::lists::question::Question;
 use super::lists::statements;
@@ -272,25 +271,15 @@ fn lists(
 ) -> Result<HashMap<String, Vec<usize>>> {
     let mut lists: HashMap<String, Vec<usize>> = HashMap::new();
     let mut placed: HashMap<String, BTreeMap<i32, usize>> = HashMap::new();
-    let mut nearest = Vec::new();
-    if let Some(interest) = interest::of_user(shadow, Some(&case.user), &[])?
-        && let Some(near) = Near::of(shadow, &Question::default())?
-    {
-        let of = For {
-            user: Some(&case.user),
-            session: &[],
-            exclude_seen: true,
-        };
-        nearest = near.items(shadow, &of, interest)?;
-    }
+    let of = For {
+        user: Some(&case.user),
+        session: &[],
+        exclude_seen: true,
+    };
+    let nearest = of.nearest(shadow, shadow, &Question::default(), |_| Ok(()))?;
+    let factors = learnt::factors(shadow, of.user, of.session)?;
     let statement = statements::recommend(shadow)?;
-    let arguments = [
-        case.user.as_str().into(),
-        Vec::<String>::new().into(),
-        true.into(),
-        nearest.into(),
-        learnt::factors(shadow, Some(&case.user), &[])?.into(),
-    ];
+    let arguments = of.arguments(&nearest, &factors);
     with_settings(&[(c"jit", c"off")], || {
         Spi::connect(|client| {
             for row in client.select(statement.as_str(), None, &arguments)? {

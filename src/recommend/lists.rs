@@ -54,8 +54,7 @@ use crate::catalog::recommender::functions::{Kind, require_execute};
 use crate::catalog::recommender::{Recommender, tables};
 use crate::error::{Error, Result};
 use crate::statement::Finds;
-use crate::store::vector::Numbers;
-use content::{For, Near};
+use content::For;
 use diversity::Spread;
 use list_id::ListId;
 use question::Question;
@@ -81,30 +80,19 @@ fn recommended(
         ));
     }
     let sieve = Sieve::new(recommender, question)?;
-    let mut nearest = Vec::new();
-    if let Some(interest) = interest::of_user(recommender, user, &session)?
-        && let Some(near) = Near::of(recommender, question)?
-    {
-        if !near.conditions.is_empty() {
-            sieve.require_rights()?;
-        }
-        let of = For {
-            user,
-            session: &session,
-            exclude_seen: question.exclude_seen,
-        };
-        nearest = near.items(recommender, &of, interest)?;
-    }
-    let factors = learnt::factors(recommender, user, &session)?;
-    let arguments = || {
-        vec![
-            user.into(),
-            session.clone().into(),
-            question.exclude_seen.into(),
-            nearest.clone().into(),
-            factors.clone().into(),
-        ]
+    let of = For {
+        user,
+        session: &session,
+        exclude_seen: question.exclude_seen,
     };
+    let nearest = of.nearest(recommender, recommender, question, |near| {
+        match near.conditions.is_empty() {
+            true => Ok(()),
+            false => sieve.require_rights(),
+        }
+    })?;
+    let factors = learnt::factors(recommender, user, &session)?;
+    let arguments = || of.arguments(&nearest, &factors);
     let explore = (question.explore > 0.0).then(|| list.seed());
     let mut found = list_with(
         recommender,
@@ -132,15 +120,12 @@ fn recommended(
 
 fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed> {
     require_rights(recommender, Kind::Popular)?;
-    let nobody = || {
-        vec![
-            None::<&str>.into(),
-            Vec::<String>::new().into(),
-            false.into(),
-            Vec::<String>::new().into(),
-            None::<Numbers>.into(),
-        ]
+    let nobody = For {
+        user: None,
+        session: &[],
+        exclude_seen: false,
     };
+    let nobody = || nobody.arguments(&[], &None);
     let first = match question.since {
         None => statements::popular(recommender)?,
         Some(seconds) => statements::popular_since(recommender, seconds)?,

@@ -38,7 +38,7 @@ use sets::Sets;
 /// λ of EASE: of the order that the paper found for its data sets, chosen on the validation cuts of benches/README.md.
 pub const LAMBDA: f64 = 100.0;
 /// Weights of EASE that are kept of an item, the heaviest by which it tells others, for or against them: on the validation
-/// cut and on what was held out lists were as good as with all of them, within 1% (benches/README.md).
+/// cuts and on what was held out lists were as good as with all of them, within 4% (benches/README.md).
 pub const WEIGHTS: usize = 200;
 /// Those of implicit 0.7 where it has defaults, and the width and certainty that were the best for it on the validation
 /// cut.

@@ -10,7 +10,7 @@ use super::columns::{self, Column, Columns, NotFound};
 use super::embedding::{self, Wish};
 use super::functions::{self, Kind};
 use super::impressions::{self, Impressions};
-use super::tables::{self, owner_name};
+use super::tables::{self, require_owner_reads};
 use super::{Learning, Recommender, by_id, find, users};
 use crate::capture::wake;
 use crate::catalog::declare::checks::relation_name;
@@ -236,17 +236,12 @@ fn check(
             "Items are recommended by a key of one column: give them one, for example an identity column.",
         ));
     };
-    let may_read = select_one::<bool>(
-        "SELECT pg_catalog.has_table_privilege($1, $2, 'SELECT')",
-        &[items.owner.into(), wanted.interactions.into()],
+    require_owner_reads(
+        items.owner,
+        items_name,
+        wanted.interactions,
+        interactions_name,
     )?;
-    if may_read != Some(true) {
-        let owner = owner_name(items.owner);
-        return Err(Error::Denied {
-            what: format!("the owner of {items_name}, {owner}, may not read {interactions_name}"),
-            grant: format!("GRANT SELECT ON {interactions_name} TO {owner};"),
-        });
-    }
     require_time("half_life", Some(wanted.half_life_s))?;
     require_time("seen_for", wanted.seen_for_s)?;
     require_history(wanted.history)?;

@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::create::{described, find_columns};
-use super::tables::{self, owner_name};
+use super::tables::{self, require_owner_reads};
 use super::{Recommender, by_id, find, require_owner};
 use crate::capture::wake;
 use crate::catalog::expression::{self, Expression, Wanted};
@@ -213,20 +213,7 @@ fn require_readable(
     [user, item, at, weight, seen]: &[&Expression; 5],
 ) -> Result<()> {
     let owner = recommender.owner();
-    let may = select_one::<bool>(
-        "SELECT pg_catalog.has_table_privilege($1, $2, 'SELECT')",
-        &[owner.into(), source.into()],
-    )?;
-    if may != Some(true) {
-        let owner = owner_name(owner);
-        return Err(Error::Denied {
-            what: format!(
-                "the owner of {}, {owner}, may not read {table}",
-                recommender.items
-            ),
-            grant: format!("GRANT SELECT ON {table} TO {owner};"),
-        });
-    }
+    require_owner_reads(owner, &recommender.items, source, table)?;
     // What is not asked for would be left out, with what it reads.
     let sql = format!(
         "SELECT pg_catalog.num_nulls(u, i, a, w, seen) > 0 FROM (SELECT ({})::{}, ({})::{}, {}, {}, {} FROM {table} s) g (u, i, a, w, seen) LIMIT 0",

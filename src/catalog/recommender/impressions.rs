@@ -10,7 +10,7 @@ use super::Recommender;
 use super::columns::{self, Column, NotFound};
 use super::tables::owner_name;
 use crate::catalog::names::{parts, qualified, quote, resolve, select_one};
-use crate::catalog::rights::{As, in_catalog};
+use crate::catalog::rights::{As, in_catalog, may_read};
 use crate::error::{Error, Result};
 
 /// Where it is, as it is stored: names.
@@ -108,12 +108,6 @@ fn require_readable(relation: pg_sys::Oid, name: &str, owner: pg_sys::Oid) -> Re
         }
     }
     Ok(())
-}
-
-fn may_read(role: pg_sys::Oid, relation: pg_sys::Oid) -> Result<bool> {
-    const MAY: &str = "SELECT pg_catalog.has_table_privilege($1, $2, 'SELECT')";
-    let may = in_catalog(|| select_one::<bool>(MAY, &[role.into(), relation.into()]))?;
-    Ok(may == Some(true))
 }
 
 fn columns_of(relation: pg_sys::Oid) -> Result<Vec<Found>> {

@@ -11,9 +11,9 @@ use pgrx::prelude::*;
 use super::embedding::Vectors;
 use super::{Recommender, by_id, models};
 use crate::catalog::names::{own_relation, quote};
-use crate::catalog::rights::As;
+use crate::catalog::rights::{As, may_read};
 use crate::dispatch::backfill;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub fn interactions(id: i32) -> String {
     format!("recsync.interaction_{id}")
@@ -275,6 +275,23 @@ pub fn drop(id: i32, members: &[i32]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whoever owns the items reads what else there is of the recommender.
+pub(super) fn require_owner_reads(
+    owner: pg_sys::Oid,
+    items: &str,
+    relation: pg_sys::Oid,
+    name: &str,
+) -> Result<()> {
+    if may_read(owner, relation)? {
+        return Ok(());
+    }
+    let owner = owner_name(owner);
+    Err(Error::Denied {
+        what: format!("the owner of {items}, {owner}, may not read {name}"),
+        grant: format!("GRANT SELECT ON {name} TO {owner};"),
+    })
 }
 
 pub(super) fn owner_name(owner: pg_sys::Oid) -> String {

@@ -6,11 +6,11 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
 
-use super::tables::owner_name;
+use super::tables::require_owner_reads;
 use super::{Recommender, by_id};
 use crate::catalog::names::{qualified, resolve, select_one};
 use crate::catalog::pipeline::{self, Pipeline};
-use crate::catalog::rights::{As, in_catalog, in_subtransaction};
+use crate::catalog::rights::{As, in_subtransaction};
 use crate::error::{Error, Result};
 
 /// Of recommender `r` with items `i`, as JSON that makes [`Users`].
@@ -103,22 +103,9 @@ fn require_comparable(recommender: &Recommender, users: &Pipeline) -> Result<()>
 }
 
 fn require_readable(recommender: &Recommender, users: &Pipeline) -> Result<()> {
-    const MAY: &str = "SELECT pg_catalog.has_table_privilege($1, $2, 'SELECT')";
-    let (owner, relation) = (recommender.owner(), &users.relation);
+    let relation = &users.relation;
     let oid = resolve(relation)?.unwrap_or(pg_sys::InvalidOid);
-    match in_catalog(|| select_one::<bool>(MAY, &[owner.into(), oid.into()]))? {
-        Some(true) => Ok(()),
-        _ => {
-            let owner = owner_name(owner);
-            Err(Error::Denied {
-                what: format!(
-                    "the owner of {}, {owner}, may not read {relation}",
-                    recommender.items
-                ),
-                grant: format!("GRANT SELECT ON {relation} TO {owner};"),
-            })
-        }
-    }
+    require_owner_reads(recommender.owner(), &recommender.items, oid, relation)
 }
 
 /// A user of the interactions is found by the key of the users' table.

@@ -4,19 +4,18 @@
 //! that has ended.
 
 use pgrx::datum::Interval;
-use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
 use super::super::wait::{Goal, until};
-use super::{Outcome, Worker};
+use super::{Outcome, Worker, counters};
 use crate::catalog::recommender::{Recommender, by_id};
 use crate::catalog::rights::As;
 use crate::dispatch::read::in_snapshot_of_now;
 use crate::error::{Error, Result, sqlstate_text};
-use crate::shared::{self, Counters, Database};
+use crate::shared::Database;
 
 /// What is known of a model.
 #[derive(Default)]
@@ -64,7 +63,7 @@ pub fn run(database: &Database, recommender: &Recommender) -> Result<Outcome> {
 
 /// Asks for it, and waits until it has been done.
 fn train(database: &Database, recommender: &Recommender, worker: &Worker) -> Result<()> {
-    let counters = counters(recommender)?;
+    let counters = counters(recommender.id, &recommender.name)?;
     counters.run_failure.store(0, SeqCst);
     let number = counters.runs_wanted.fetch_add(1, SeqCst) + 1;
     until(database, || {
@@ -83,14 +82,6 @@ fn train(database: &Database, recommender: &Recommender, worker: &Worker) -> Res
             code: sqlstate_text(PgSqlErrorCode::from(code as i32)),
         }),
     }
-}
-
-fn counters(recommender: &Recommender) -> Result<&'static Counters> {
-    // SAFETY: this process's database.
-    let database = unsafe { pg_sys::MyDatabaseId };
-    shared::shared()
-        .and_then(|shared| shared.counters(database, recommender.id))
-        .ok_or_else(|| Error::NoCounters(recommender.name.clone()))
 }
 
 fn known(recommender: i32) -> Result<HashMap<String, Known>> {

@@ -17,6 +17,7 @@ use crate::catalog::recommender::embedding::Vectors;
 use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
 use crate::recommend::filter::{Column, conditions};
+use crate::recommend::interest;
 use crate::recommend::search::{columns, load_library};
 use crate::statement::{Finds, Statement};
 use crate::store::vector::Numbers;
@@ -54,6 +55,42 @@ pub struct For<'a> {
     pub user: Option<&'a str>,
     pub session: &'a [String],
     pub exclude_seen: bool,
+}
+
+impl For<'_> {
+    /// Of `among`, what is near to the user's interests; none where the items have no vectors, or nothing is known of the
+    /// user. `ready` is shown what is looked for before it is.
+    pub fn nearest(
+        &self,
+        r: &Recommender,
+        among: &Recommender,
+        question: &Question,
+        ready: impl FnOnce(&mut Near) -> Result<()>,
+    ) -> Result<Vec<String>> {
+        let Some(interest) = interest::of_user(r, self.user, self.session)? else {
+            return Ok(Vec::new());
+        };
+        let Some(mut near) = Near::of(r, question)? else {
+            return Ok(Vec::new());
+        };
+        ready(&mut near)?;
+        near.items(among, self, interest)
+    }
+
+    /// The parameters `$1` to `$5` of [`super::statements`].
+    pub fn arguments(
+        &self,
+        nearest: &[String],
+        factors: &Option<Numbers>,
+    ) -> Vec<DatumWithOid<'_>> {
+        vec![
+            self.user.into(),
+            self.session.to_vec().into(),
+            self.exclude_seen.into(),
+            nearest.to_vec().into(),
+            factors.clone().into(),
+        ]
+    }
 }
 
 impl Near<'_> {

@@ -4,14 +4,13 @@
 
 use serde_json::json;
 
-use super::content::{For, Near};
+use super::content::For;
 use super::learnt;
 use super::question::Question;
 use super::statements::{self, Parts};
 use super::{Kind, Listed, list_of, listed, require_rights};
 use crate::catalog::recommender::Recommender;
 use crate::error::{Error, Result};
-use crate::recommend::interest;
 
 /// As many rows as recommend gives.
 const MOST: usize = 10_000;
@@ -30,30 +29,23 @@ pub fn ranked_for(
         ));
     }
     let question = Question::of(json!({"k": candidates.len().max(1), "exclude_seen": false}))?;
-    let mut nearest = Vec::new();
-    if let Some(interest) = interest::of_user(recommender, user, &[])?
-        && let Some(mut near) = Near::of(recommender, &question)?
-    {
+    let of = For {
+        user,
+        session: &[],
+        exclude_seen: false,
+    };
+    let among = among_candidates(recommender, 5)?;
+    let nearest = of.nearest(recommender, &among, &question, |near| {
         near.parameters.push(candidates.clone());
-        let of = For {
-            user,
-            session: &[],
-            exclude_seen: false,
-        };
-        nearest = near.items(&among_candidates(recommender, 5)?, &of, interest)?;
-    }
+        Ok(())
+    })?;
     let factors = learnt::factors(recommender, user, &[])?;
     let first = statements::recommend(&among_candidates(recommender, 6)?)?;
     let rest = as_given(recommender)?;
     let found = list_of(recommender, &question, &first, &[rest], || {
-        vec![
-            user.into(),
-            Vec::<String>::new().into(),
-            false.into(),
-            nearest.clone().into(),
-            factors.clone().into(),
-            candidates.clone().into(),
-        ]
+        let mut arguments = of.arguments(&nearest, &factors);
+        arguments.push(candidates.clone().into());
+        arguments
     })?;
     Ok(listed(&question, found))
 }

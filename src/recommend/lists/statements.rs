@@ -1,8 +1,8 @@
 //! What is asked as the owner of the items: candidates in order, each with score and reason.
 //!
 //! It never holds a value of a caller's but numbers: $1 is the user or item, $2 the items of the session, $3 whether what
-//! was seen is left out, $4 the items nearest to the user's interests, $5 the user's factors, $6 what has been looked at, or what chance begins
-//! with.
+//! was seen is left out, $4 the items nearest to the user's interests, $5 the user's factors, $6 what has been looked at,
+//! or what chance begins with.
 
 use super::learnt;
 use crate::catalog::recommender::{Recommender, tables};

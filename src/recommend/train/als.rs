@@ -66,8 +66,7 @@ pub fn train(sets: &Sets, settings: &Settings, stop: &Stop) -> Result<Factors, N
         solve(sets, &factors.items, &mut factors.users, settings, stop)?;
         solve(&turned, &factors.users, &mut factors.items, settings, stop)?;
     }
-    let items: Vec<f64> = factors.items.iter().copied().map(f64::from).collect();
-    factors.squares = squares(&items, settings);
+    factors.squares = squares(&widened(&factors.items)?, settings);
     Ok(factors)
 }
 
@@ -80,9 +79,7 @@ fn solve(
     stop: &Stop,
 ) -> Result<(), NoModel> {
     let width = settings.width;
-    let mut others: Vec<f64> = Vec::new();
-    others.try_reserve_exact(of_others.len())?;
-    others.extend(of_others.iter().copied().map(f64::from));
+    let others = widened(of_others)?;
     let squares = squares(&others, settings);
     let mut solver = Solver::new(&squares, settings)?;
     for (set, row) in sets.of_users().zip(rows.chunks_exact_mut(width)) {
@@ -97,6 +94,13 @@ fn solve(
         }
     }
     Ok(())
+}
+
+fn widened(numbers: &[f32]) -> Result<Vec<f64>, TryReserveError> {
+    let mut wide = Vec::new();
+    wide.try_reserve_exact(numbers.len())?;
+    wide.extend(numbers.iter().copied().map(f64::from));
+    Ok(wide)
 }
 
 /// What all rows of the other side come to, which each row of this one is solved from: the sum of their squares, and λ.
