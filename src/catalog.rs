@@ -43,6 +43,9 @@ mod ddl;
 // drop_pipeline, pause, resume.
 pub mod change;
 
+// Where a database is at home, and what a copy of it does.
+pub mod site;
+
 // Models that are known by name.
 mod presets;
 

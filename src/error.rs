@@ -96,6 +96,8 @@ pub enum Error {
     NoCounters(String),
     #[error("recsync does nothing here: {0}")]
     Rests(String),
+    #[error("{0}")]
+    Elsewhere(String),
     #[error("training the models of recommender \"{name}\" has failed (SQLSTATE {code})")]
     Training { name: String, code: String },
     #[error("embedding failed: {message}")]
@@ -308,6 +310,10 @@ impl Error {
             Error::Rests(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("What was asked for is done at its time once it goes on.".into()),
+            ),
+            Error::Elsewhere(_) => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("Where this is the database that goes on from now on, a superuser or a member of recsync_admin calls recsync.adopt_site().".into()),
             ),
             Error::Training { .. } => (
                 C::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,

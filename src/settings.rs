@@ -28,6 +28,7 @@ static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static KNOWN_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
 static SHOWN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(35 * 24 * 60);
 static EVENT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
+static SITE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static ADOPT_ROLE: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines every setting and reserves the prefix, so that a misspelt one is refused.
@@ -174,6 +175,14 @@ pub fn register() {
         GucContext::Sighup,
         GucFlags::UNIT_MIN,
     );
+    GucRegistry::define_string_guc(
+        c"recsync.site",
+        c"The name of the place where this server runs: a copy of its databases that is started under another sends nothing.",
+        c"Empty by default: one place. A database whose recsync.site was another sends nothing until recsync.adopt_site() is called there.",
+        &SITE,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     GucRegistry::define_bool_guc(
         c"recsync.adopt_role",
         c"Whether CREATE EXTENSION may use a role recsync_admin that was there before it and has members.",
@@ -244,6 +253,11 @@ pub fn shown_retention() -> Duration {
 
 pub fn event_retention() -> Duration {
     Duration::from_secs(60 * u64::from(EVENT_RETENTION.get().unsigned_abs()))
+}
+
+/// The name of this place; empty where it has none.
+pub fn site() -> String {
+    text(&SITE)
 }
 
 /// Where keys may come from and requests may go: a copy that threads can own.

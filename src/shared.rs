@@ -58,8 +58,10 @@ pub struct Database {
     pub lacks_slot: AtomicBool,
     /// The worker had nothing to do and left its slot to another database: it comes back when it is woken.
     pub gave_way: AtomicBool,
-    /// The worker does nothing, by `recsync.enabled`: a statement that waits for it sees no setting change.
+    /// The worker does nothing, by `recsync.enabled` or `recsync.site`: a statement that waits for it sees no setting change.
     pub rests: AtomicBool,
+    /// It is a copy of another site's (`recsync.site`), as the worker has found.
+    pub elsewhere: AtomicBool,
     /// Pipelines, servers or jobs were changed by a backend: the worker loads them again.
     pub catalog_changed: AtomicBool,
     /// A prepared transaction may hold some: when one commits, the worker loads them again.
@@ -257,6 +259,7 @@ impl Shared {
             free.lacks_slot.store(false, SeqCst);
             free.gave_way.store(false, SeqCst);
             free.rests.store(false, SeqCst);
+            free.elsewhere.store(false, SeqCst);
             free.log_table.store(0, SeqCst);
             free.log_sequence.store(0, SeqCst);
             free.known_table.store(0, SeqCst);

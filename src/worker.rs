@@ -12,6 +12,9 @@ mod launcher;
 // One database's worker: the steps of the flow, in order, for ever.
 mod leader;
 
+// Whether it does anything.
+mod rest;
+
 // What is declared, loaded.
 mod load;
 

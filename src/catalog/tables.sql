@@ -156,6 +156,16 @@ CREATE TABLE shown_log (
     PRIMARY KEY (shown_at, number)
 );
 
+-- Where this database is at home: recsync.site as it was at CREATE EXTENSION or at the last adopt_site(). A restored
+-- database has a second row where it comes from another site.
+CREATE TABLE site (
+    name       text NOT NULL,
+    adopted_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (name, adopted_at)
+);
+COMMENT ON TABLE site IS 'The recsync.site at which this database is at home; see adopt_site().';
+INSERT INTO site (name) SELECT COALESCE(pg_catalog.current_setting('recsync.site', true), '');
+
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
 -- older one is that of the restored vectors, and is the one that counts.
 CREATE TABLE secret (
@@ -269,6 +279,7 @@ SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('recommender', '');
 SELECT pg_catalog.pg_extension_config_dump('feed', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
+SELECT pg_catalog.pg_extension_config_dump('site', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log_number_seq', '');
 

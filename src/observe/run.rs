@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::status::worker_missing;
 use super::wait::{Goal, waitable};
 use crate::catalog::pipeline::{self, Pipeline};
-use crate::catalog::recommender;
+use crate::catalog::{recommender, site};
 use crate::embed::failure::Class;
 use crate::error::{Error, OrReport, Result};
 use crate::settings;
@@ -118,6 +118,9 @@ struct Worker(Cell<Option<Instant>>);
 impl Worker {
     /// An error where it rests, or has been missed for too long.
     fn is_there(&self, database: &Database) -> Result<()> {
+        if database.elsewhere.load(SeqCst) {
+            site::require_home()?;
+        }
         if !settings::enabled() || database.rests.load(SeqCst) {
             return Err(Error::Rests("recsync.enabled is off".into()));
         }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use crate::catalog::names::select_one;
 use crate::catalog::rights::As;
+use crate::catalog::site;
 use crate::embed::failure::Class;
 use crate::error::{OrReport, Result, sqlstate_text};
 use crate::shared;
@@ -129,6 +130,11 @@ pub fn worker_missing() -> Option<String> {
     let Some(own) = shared.own_database() else {
         return Some("the launcher has not seen this database yet".into());
     };
+    if own.elsewhere.load(SeqCst)
+        && let Some(site) = site::elsewhere().or_report()
+    {
+        return Some(site::reason(&site));
+    }
     if own.worker_pid.load(SeqCst) != 0 {
         return None;
     }

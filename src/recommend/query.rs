@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use super::{planning, turn};
-use crate::catalog::{pipeline, server};
+use crate::catalog::{pipeline, server, site};
 use crate::embed::account::Account;
 use crate::embed::endpoint::{Endpoint, Purpose};
 use crate::embed::failure::Failure;
@@ -163,6 +163,9 @@ pub fn vector_of(server: &str, input: &str, purpose: Purpose) -> Result<Arc<Vec<
     let vector = match known {
         Some(vector) => vector,
         None => {
+            if endpoint.api.wire.is_some() {
+                site::require_home()?;
+            }
             let embeddings = ask(server, provider, input, purpose)?;
             let vector = embeddings.vectors.into_iter().next().unwrap_or_default();
             if let Some((recent, key)) = others {

@@ -12,6 +12,7 @@ use pgrx::datum::DatumWithOid;
 
 use super::leader::{Leader, report};
 use super::process::{Dynamic, Failed, guard_user_code, transaction};
+use super::rest::works;
 use super::running::{Running, State};
 use crate::catalog::names::select_one;
 use crate::catalog::pipeline::Holder;
@@ -231,7 +232,7 @@ impl Leader {
 
     /// Whether one is to be built before long: a worker with nothing else to do stays for that.
     pub(super) fn is_about_to_index(&mut self) -> bool {
-        settings::enabled()
+        works()
             && self
                 .next_index()
                 .is_some_and(|at| at <= Instant::now() + QUIET)

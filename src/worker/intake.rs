@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::calendar::Due;
 use super::leader::{Leader, PATIENCE, report};
 use super::process::{Failed, guard_user_code, transaction};
+use super::rest::works;
 use super::running::State;
 use super::upkeep;
 use crate::dispatch::backfill::{self, Rows};
@@ -18,7 +19,6 @@ use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::pace::Pace;
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey, Ticket};
 use crate::dispatch::read::Block;
-use crate::settings;
 
 /// Changes of one pipeline kept in memory; the rest is written down as jobs.
 pub(super) const MOST_IN_MEMORY: usize = 100_000;
@@ -281,7 +281,7 @@ impl Leader {
                 self.checkpoint.has_changes = true;
             }
         }
-        if settings::enabled() {
+        if works() {
             self.sweep()?; // before the backfill counts as finished
         }
         let rotates = self.checkpoint.rotation_is_due();

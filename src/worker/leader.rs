@@ -16,6 +16,7 @@ use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
 use super::process::{self, Bell, Failed, transaction};
+use super::rest::works;
 use super::running::{Lanes, State, Turns};
 use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
@@ -175,7 +176,7 @@ impl Leader {
         .map_err(|failed| Error::Internal(failed.message))?;
         database.prepared_declarations.store(prepared, SeqCst);
         database.catalog_changed.store(true, SeqCst);
-        database.rests.store(!settings::enabled(), SeqCst);
+        database.rests.store(!works(), SeqCst); // it looks where it is before it does anything
         let now = Instant::now();
         Ok(Leader {
             shared,
@@ -262,7 +263,7 @@ impl Leader {
         }
         self.queue.release_due(Instant::now());
         self.keep()?;
-        if settings::enabled() {
+        if works() {
             self.start_runs()?;
             self.claim()?;
             self.backfill()?;
@@ -339,7 +340,7 @@ impl Leader {
         {
             return Duration::ZERO;
         }
-        if settings::enabled() {
+        if works() {
             for at in self.queue.next_due().iter() {
                 wait = wait.min(at.saturating_duration_since(now) + TICK);
             }
@@ -381,7 +382,7 @@ impl Leader {
                 }
             }
         }
-        if settings::enabled()
+        if works()
             && let Some(at) = self
                 .next_index()
                 .into_iter()

@@ -7,6 +7,7 @@ use super::claims::Claims;
 use super::indexer::Progress;
 use super::leader::Leader;
 use super::process::{Failed, transaction};
+use super::rest;
 use super::running::{Running, State};
 use super::unstored::{Cost, Unstored};
 use crate::catalog::change::Cause;
@@ -70,6 +71,7 @@ impl Leader {
             return Ok(true);
         }
         transaction(environment::note)?;
+        rest::look(self.database)?;
         self.secret = secret;
         self.restoring = false;
         let mut known = std::mem::take(&mut self.pipelines);
@@ -231,10 +233,7 @@ impl Leader {
 
     /// After a reload: lanes that were started under other rules end, with what they have in flight.
     pub(super) fn take_over_settings(&mut self) {
-        let rests = !settings::enabled();
-        if self.database.rests.swap(rests, SeqCst) != rests {
-            self.database.signal_progress();
-        }
+        rest::tell(self.database);
         let policy = settings::secret_policy();
         if policy != self.policy {
             self.policy = policy;

@@ -13,12 +13,12 @@ use super::leader::{Leader, report};
 use super::process::{
     Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
 };
+use super::rest::works;
 use super::running::{Running, State};
 use super::unstored::Part;
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::embed::retry::backoff;
-use crate::settings;
 use crate::store::known::{self, Known};
 use crate::store::{Embedded, Writer, Written};
 
@@ -71,7 +71,7 @@ pub fn store(writer: &Writer, task: &Task) -> std::result::Result<Written, Faile
 impl Leader {
     /// Stores what has landed, for a slice of time: what somebody waits for first, then what no writer takes.
     pub(super) fn store_a_slice(&mut self) -> std::result::Result<(), Failed> {
-        if !settings::enabled() {
+        if !works() {
             return Ok(());
         }
         let until = Instant::now() + SLICE;
@@ -106,7 +106,7 @@ impl Leader {
     /// Whether [`Leader::store_a_slice`] has something to do.
     pub(super) fn has_own_stores(&mut self) -> bool {
         let writers = self.writers.are_there();
-        settings::enabled()
+        works()
             && self
                 .pipelines
                 .values_mut()

@@ -12,11 +12,11 @@ use super::calendar::{Calendar, Due};
 use super::keeping::Keeping;
 use super::leader::{Leader, report};
 use super::process::{Dynamic, Failed, guard_user_code, transaction};
+use super::rest::works;
 use crate::catalog::recommender::Recommender;
 use crate::dispatch::queue::Lane;
 use crate::recommend::keep::bulk;
 use crate::recommend::train::{self, knn};
-use crate::settings;
 use crate::shared::slots::{self, Reservation};
 
 // The process.
@@ -287,7 +287,7 @@ impl Leader {
     ) -> std::result::Result<bool, Failed> {
         let pause = self.trainer.pauses.get(&id);
         let pauses = pause.is_some_and(|pause| pause.until > Instant::now());
-        if !settings::enabled() || self.is_training() || pauses {
+        if !works() || self.is_training() || pauses {
             return Ok(false);
         }
         let Some(keeping) = self.recommenders.get(&id) else {
@@ -390,7 +390,7 @@ impl Leader {
 
     /// Whether some are to be trained before long: a worker with nothing else to do stays for that.
     pub(super) fn is_about_to_train(&mut self) -> bool {
-        settings::enabled()
+        works()
             && self
                 .next_training()
                 .is_some_and(|at| at <= Instant::now() + QUIET)

@@ -25,7 +25,7 @@ pub fn attend(shared: &Shared) -> Option<Duration> {
         let trainers = slots::pids(&shared.trainer, database).into_iter();
         for pid in indexers.chain(trainers) {
             next = Some(LOOK);
-            if !settings::enabled() || keeps_somebody_waiting(pid) {
+            if !settings::enabled() || entry.rests.load(SeqCst) || keeps_somebody_waiting(pid) {
                 // SAFETY: a signal to a process of ours; one that has ended meanwhile is no harm.
                 unsafe { libc::kill(pid, libc::SIGTERM) };
             }

@@ -26,5 +26,8 @@ mod verifying;
 /// The same while work is under way, and who may.
 mod verifying_meanwhile;
 
+/// Copied, dumped and restored, upgraded.
+mod moving;
+
 /// The index, built after the load.
 mod indexing;

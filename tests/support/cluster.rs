@@ -50,26 +50,37 @@ impl Cluster {
 
     /// A hot standby of it.
     pub fn standby(&self) -> Cluster {
+        let standby = self.copied(&["--write-recovery-conf"]);
+        standby.start_again();
+        standby
+    }
+
+    /// A copy of its disk that goes on by itself, not started yet.
+    pub fn copy(&self) -> Cluster {
+        self.copied(&[])
+    }
+
+    fn copied(&self, options: &[&str]) -> Cluster {
         let directory = new_directory();
         own(&directory);
         let mut copy = Command::new(bin().join("pg_basebackup"));
-        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+        copy.args(["--checkpoint=fast", "--no-sync"])
+            .args(options)
             .args(["--username=postgres", "--pgdata"])
             .arg(directory.join("data"))
             .arg("--host")
             .arg(&self.directory);
         as_server_user(&mut copy);
         run(&mut copy);
-        let standby = Cluster {
+        let copied = Cluster {
             postmaster: Mutex::new(None),
             environment: self.environment.clone(),
             kept: false,
             directory,
         };
-        let sockets = standby.directory.to_str().unwrap();
-        standby.set_for_next_start("unix_socket_directories", sockets);
-        standby.start_again();
-        standby
+        let sockets = copied.directory.to_str().unwrap();
+        copied.set_for_next_start("unix_socket_directories", sockets);
+        copied
     }
 
     /// The same, with more environment for the server. One that is `kept` outlives this process.
@@ -148,6 +159,34 @@ impl Cluster {
             None => true,
         };
         eventually(START, up) && self.try_connect("postgres", "postgres").is_ok()
+    }
+
+    /// Runs one of PostgreSQL's programs, such as pg_dump, against a database; returns what it has written.
+    #[track_caller]
+    pub fn tool(&self, program: &str, database: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
+        use std::io::Write;
+        let mut command = Command::new(bin().join(program));
+        as_server_user(&mut command);
+        let mut child = command
+            .args(["--username=postgres", "--dbname", database, "--host"])
+            .arg(&self.directory)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        let output = thread::scope(|scope| {
+            scope.spawn(move || pipe.write_all(input));
+            child.wait_with_output().unwrap()
+        });
+        assert!(
+            output.status.success(),
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output.stdout
     }
 
     pub fn restart(&self) {

@@ -58,11 +58,15 @@ impl Cluster {
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         self.connect("postgres")
             .run(&format!("CREATE DATABASE {name}"));
-        let client = self.connect(&name);
+        self.database_named(&name)
+    }
+
+    /// One that is there.
+    pub fn database_named(&self, name: &str) -> Database<'_> {
         Database {
             cluster: self,
-            name,
-            client,
+            name: name.to_owned(),
+            client: self.connect(name),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::super::rest::works;
 use super::{Given, Heard, Writers};
 use crate::dispatch::jobs;
 use crate::dispatch::queue::Lane;
@@ -78,7 +79,7 @@ impl Leader {
 
     /// Gives the writers what they can take, and asks for one more where that is not enough.
     pub(in crate::worker) fn give_to_writers(&mut self) -> Result<(), Failed> {
-        let most = match settings::enabled() {
+        let most = match works() {
             true => settings::max_writers(),
             false => 0,
         };
