@@ -289,6 +289,7 @@ SELECT pg_catalog.pg_extension_config_dump('pipeline', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('recommender', '');
 SELECT pg_catalog.pg_extension_config_dump('feed', '');
+SELECT pg_catalog.pg_extension_config_dump('dead_letter_log', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
 SELECT pg_catalog.pg_extension_config_dump('site', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
