@@ -63,6 +63,8 @@ pub struct Pipeline {
     keys: Option<Vec<Key>>,
     missing_column: Option<String>,
     pub dead_letters: bool,
+    /// Where it stands is not known: its declaration has come from a dump.
+    pub restored: bool,
     pub backfilled: bool,
     pub backfill_after: Option<Vec<String>>,
     pub backfill_round: i32,
@@ -185,6 +187,7 @@ impl Pipeline {
         other.dead_letters = self.dead_letters;
         other.hnsw = self.hnsw;
         other.indexed = self.indexed;
+        other.restored = self.restored;
         other.backfilled = self.backfilled;
         other.backfill_after.clone_from(&self.backfill_after);
         other.backfill_round = self.backfill_round;

@@ -32,7 +32,8 @@ SELECT pg_catalog.jsonb_build_object(
                                                 WHERE a.attrelid = pg_catalog.to_regclass(s.relation)
                                                   AND a.attname = u.name AND NOT a.attisdropped)),
          'dead_letters', EXISTS (SELECT FROM recsync.dead_letter_log l WHERE l.pipeline_id = p.id),
-         'backfilled', COALESCE((SELECT b.finished_at IS NOT NULL FROM recsync.backfill b WHERE b.pipeline_id = p.id), true),
+         'backfilled', COALESCE((SELECT b.finished_at IS NOT NULL FROM recsync.backfill b WHERE b.pipeline_id = p.id), false),
+         'restored', NOT EXISTS (SELECT FROM recsync.backfill b WHERE b.pipeline_id = p.id),
          'backfill_round', COALESCE((SELECT b.round FROM recsync.backfill b WHERE b.pipeline_id = p.id), 0),
          'backfill_after', (SELECT pg_catalog.to_jsonb(b.after_key) FROM recsync.backfill b WHERE b.pipeline_id = p.id),
          'server_options', v.options, 'mapping_options', v.mapping, 'server_usable', v.usable)::text

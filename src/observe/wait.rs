@@ -20,8 +20,8 @@ use crate::shared::{self, Database};
 
 /// The rows that were there before the pipeline or recommender have been dispatched.
 const BACKFILLED: &str = "\
-SELECT NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NULL)
-   AND NOT EXISTS (SELECT FROM recsync.feed f JOIN recsync.backfill b ON b.pipeline_id = f.id WHERE f.recommender_id = $1 AND b.finished_at IS NULL)";
+SELECT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NOT NULL)
+   AND NOT EXISTS (SELECT FROM recsync.feed f LEFT JOIN recsync.backfill b ON b.pipeline_id = f.id WHERE f.recommender_id = $1 AND b.finished_at IS NULL)";
 
 /// Nothing of the pipeline that was put aside before `$2` is left to do; what has failed since `$3` is left for later.
 const NOTHING_LEFT: &str = "\

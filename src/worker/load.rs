@@ -182,8 +182,9 @@ impl Leader {
             }
         };
         let mut pipeline = pipeline.clone();
-        if model.is_some_and(|model| model != endpoint.model) {
-            // Two models in one relation cannot be compared: every row is embedded anew.
+        // Two models in one relation cannot be compared: every row is embedded anew. What was not done yet when a dump was
+        // made is not in it: every row is looked at.
+        if pipeline.restored || model.is_some_and(|model| model != endpoint.model) {
             transaction(|| backfill::restart(&[pipeline.id]))?;
             pipeline.backfilled = false;
             pipeline.backfill_after = None;

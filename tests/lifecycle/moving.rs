@@ -199,3 +199,55 @@ fn dump_restored_into_an_empty_cluster_has_everything_and_pays_for_nothing_again
     assert_the_same(&before, &seen(&mut moved));
     assert_goes_on(&mut moved, &api);
 }
+
+#[test]
+fn pg_upgrade_to_a_newer_postgresql_keeps_everything_and_pays_for_nothing_again() {
+    let newer = std::env::var("NEWER_PG_CONFIG").expect(
+        "NEWER_PG_CONFIG must name the pg_config of a newer PostgreSQL with recsync installed; `make test` sets it",
+    );
+    let api = Api::start();
+    let cluster = Cluster::start(&[]);
+    let mut db = populated(&cluster, &api);
+    let name = db.name.clone();
+    let before = seen(&mut db);
+    api.forget();
+    let upgraded = cluster.upgraded(&newer);
+    upgraded.start_again();
+    let mut moved = upgraded.database_named(&name);
+    for pipeline in ["titles", "notes", "customers", "shop"] {
+        moved.settle(pipeline);
+    }
+    assert_the_same(&before, &seen(&mut moved));
+    assert_goes_on(&mut moved, &api);
+}
+
+#[test]
+fn change_that_was_not_embedded_when_the_dump_was_made_is_embedded_where_it_is_restored_whenever_the_worker_comes()
+ {
+    let api = Api::start();
+    let cluster = Cluster::start(&[]);
+    let mut db = cluster.database();
+    db.items(&api, "");
+    db.run("INSERT INTO item SELECT n, 'item ' || n FROM generate_series(1, 20) n");
+    db.settle("item_embedding");
+    api.hold();
+    db.run("UPDATE item SET title = 'in between' WHERE id = 5; DELETE FROM item WHERE id = 7");
+    api.wait_until_held(1);
+    let dump = cluster.tool("pg_dump", &db.name, &["--format=custom"], b"");
+    api.release();
+
+    // Nothing of recsync's runs while it is restored.
+    let other = Cluster::start(&[("shared_preload_libraries", "")]);
+    other
+        .connect("postgres")
+        .run(&format!("CREATE DATABASE {}", db.name));
+    other.tool("pg_restore", &db.name, &["--exit-on-error"], &dump);
+    other.set_for_next_start("shared_preload_libraries", "recsync");
+    db.settle("item_embedding");
+    api.forget();
+    other.restart();
+    let mut moved = other.database_named(&db.name);
+    moved.settle("item_embedding");
+    moved.assert_items_in_step(&api);
+    assert_eq!(api.texts(), ["in between"]);
+}

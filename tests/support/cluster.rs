@@ -40,6 +40,8 @@ pub struct Cluster {
     postmaster: Mutex<Option<Child>>,
     environment: Vec<(String, String)>,
     kept: bool,
+    /// The programs of its PostgreSQL.
+    bin: PathBuf,
 }
 
 impl Cluster {
@@ -60,6 +62,49 @@ impl Cluster {
         self.copied(&[])
     }
 
+    /// Stops it, and makes one of a newer PostgreSQL of it by pg_upgrade, not started yet.
+    pub fn upgraded(&self, pg_config: &str) -> Cluster {
+        self.stop_fast();
+        let directory = new_directory();
+        own(&directory);
+        let newer = Cluster {
+            postmaster: Mutex::new(None),
+            environment: self.environment.clone(),
+            kept: false,
+            bin: bindir(pg_config),
+            directory,
+        };
+        let major: u32 = version_of(&newer.bin);
+        let mut initdb = initdb(&newer.bin, &newer.data_directory());
+        if major >= 18 {
+            initdb.arg("--no-data-checksums"); // the default was another before
+        }
+        run(&mut initdb);
+        let settings = self.data_directory().join("postgresql.auto.conf");
+        fs::copy(
+            &settings,
+            newer.data_directory().join("postgresql.auto.conf"),
+        )
+        .unwrap();
+        newer.set_for_next_start("unix_socket_directories", newer.directory.to_str().unwrap());
+        own(&newer.data_directory().join("postgresql.auto.conf"));
+        let mut upgrade = Command::new(newer.bin.join("pg_upgrade"));
+        as_server_user(&mut upgrade);
+        upgrade
+            .current_dir(&newer.directory)
+            .args(["--username=postgres", "--no-sync", "--old-bindir"])
+            .arg(&self.bin)
+            .arg("--new-bindir")
+            .arg(&newer.bin)
+            .arg("--old-datadir")
+            .arg(self.data_directory())
+            .arg("--new-datadir")
+            .arg(newer.data_directory())
+            .env("TEST_API_KEY", TEST_API_KEY);
+        run(&mut upgrade);
+        newer
+    }
+
     fn copied(&self, options: &[&str]) -> Cluster {
         let directory = new_directory();
         own(&directory);
@@ -76,6 +121,7 @@ impl Cluster {
             postmaster: Mutex::new(None),
             environment: self.environment.clone(),
             kept: false,
+            bin: self.bin.clone(),
             directory,
         };
         let sockets = copied.directory.to_str().unwrap();
@@ -120,6 +166,7 @@ impl Cluster {
                 .map(|&(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
             kept,
+            bin: bin().to_owned(),
         };
         KEPT.fetch_or(kept, Ordering::Relaxed);
         cluster.start_again();
@@ -143,7 +190,7 @@ impl Cluster {
             .append(true)
             .open(self.log_path())
             .unwrap();
-        let mut command = Command::new(bin().join("postgres"));
+        let mut command = Command::new(self.bin.join("postgres"));
         command
             .arg("-D")
             .arg(self.directory.join("data"))
@@ -165,7 +212,7 @@ impl Cluster {
     #[track_caller]
     pub fn tool(&self, program: &str, database: &str, arguments: &[&str], input: &[u8]) -> Vec<u8> {
         use std::io::Write;
-        let mut command = Command::new(bin().join(program));
+        let mut command = Command::new(self.bin.join(program));
         as_server_user(&mut command);
         let mut child = command
             .args(["--username=postgres", "--dbname", database, "--host"])
@@ -359,6 +406,28 @@ pub fn bin() -> &'static Path {
     })
 }
 
+fn bindir(pg_config: &str) -> PathBuf {
+    let output = Command::new(pg_config).arg("--bindir").output();
+    let output = output.unwrap_or_else(|error| panic!("{pg_config} cannot be run: {error}"));
+    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+}
+
+/// The major version.
+fn version_of(bin: &Path) -> u32 {
+    let output = Command::new(bin.join("pg_config"))
+        .arg("--version")
+        .output()
+        .unwrap();
+    let version = String::from_utf8_lossy(&output.stdout).into_owned();
+    let digits = version.trim_start_matches(|c: char| !c.is_ascii_digit());
+    digits
+        .split(|c: char| !c.is_ascii_digit())
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
 /// Whether a cluster of this process outlives it.
 static KEPT: AtomicBool = AtomicBool::new(false);
 
@@ -401,19 +470,23 @@ fn template() -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
         let template = base().join("template");
-        let mut initdb = Command::new(bin().join("initdb"));
-        initdb.args([
-            "--no-sync",
-            "--username=postgres",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-        ]);
-        initdb.arg("-D").arg(&template);
-        as_server_user(&mut initdb);
-        run(&mut initdb);
+        run(&mut initdb(bin(), &template));
         template
     })
+}
+
+fn initdb(bin: &Path, directory: &Path) -> Command {
+    let mut initdb = Command::new(bin.join("initdb"));
+    initdb.args([
+        "--no-sync",
+        "--username=postgres",
+        "--auth=trust",
+        "--encoding=UTF8",
+        "--locale=C",
+    ]);
+    initdb.arg("-D").arg(directory);
+    as_server_user(&mut initdb);
+    initdb
 }
 
 fn run(command: &mut Command) {
