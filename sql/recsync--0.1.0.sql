@@ -167,16 +167,6 @@ CREATE TABLE shown_log (
     PRIMARY KEY (shown_at, number)
 );
 
--- Where this database is at home: recsync.site as it was at CREATE EXTENSION or at the last adopt_site(). A restored
--- database has a second row where it comes from another site.
-CREATE TABLE site (
-    name       text NOT NULL,
-    adopted_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    PRIMARY KEY (name, adopted_at)
-);
-COMMENT ON TABLE site IS 'The recsync.site at which this database is at home; see adopt_site().';
-INSERT INTO site (name) SELECT COALESCE(pg_catalog.current_setting('recsync.site', true), '');
-
 -- Content hashes are keyed, so that they are no oracle for short texts. A restored database has two keys: the
 -- older one is that of the restored vectors, and is the one that counts.
 CREATE TABLE secret (
@@ -289,9 +279,7 @@ SELECT pg_catalog.pg_extension_config_dump('pipeline', '');
 SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('recommender', '');
 SELECT pg_catalog.pg_extension_config_dump('feed', '');
-SELECT pg_catalog.pg_extension_config_dump('dead_letter_log', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
-SELECT pg_catalog.pg_extension_config_dump('site', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log_number_seq', '');
 
@@ -472,14 +460,6 @@ COMMENT ON FUNCTION create_recommender IS
 CREATE FUNCTION drop_interactions(name text, source regclass) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_interactions_wrapper';
 COMMENT ON FUNCTION drop_interactions(text, regclass) IS
 'Ends what add_interactions began: the table''s rows count no more. What is kept of the recommender''s other interactions is made anew; until it is there, lists are made of less. Errors: 42704 unknown recommender, or the table is not one that was added to it, 42501 for others than the owner of its items and recsync_admin, 55P03.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::catalog::site::adopt_site
-
-CREATE FUNCTION adopt_site() RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'adopt_site_wrapper';
-COMMENT ON FUNCTION adopt_site() IS
-'Makes this database, a copy that was started or restored under another recsync.site, one of the site where it is now: from its commit on the worker sends and stores, and embed and search ask. Returns the site. No row is paid for that has the vector of its text. Errors: 42501 for others than superusers and members of recsync_admin, 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -62,12 +62,15 @@ impl Leader {
             self.database.set_presence(Presence::Absent);
             return Ok(false);
         };
-        self.suspended = version != env!("CARGO_PKG_VERSION");
+        let was_suspended =
+            std::mem::replace(&mut self.suspended, version != env!("CARGO_PKG_VERSION"));
         if self.suspended {
-            log!(
-                "recsync worker: the library is {}, the extension {version}: waiting for ALTER EXTENSION recsync UPDATE",
-                env!("CARGO_PKG_VERSION")
-            );
+            if !was_suspended {
+                log!(
+                    "recsync worker: the library is {}, the extension {version}: waiting for ALTER EXTENSION recsync UPDATE",
+                    env!("CARGO_PKG_VERSION")
+                );
+            }
             return Ok(true);
         }
         transaction(environment::note)?;

@@ -26,8 +26,11 @@ mod verifying;
 /// The same while work is under way, and who may.
 mod verifying_meanwhile;
 
-/// Copied, dumped and restored, upgraded.
+/// Copied, dumped and restored, upgraded with its server.
 mod moving;
+
+/// Updated from older versions of recsync.
+mod upgrading;
 
 /// The index, built after the load.
 mod indexing;

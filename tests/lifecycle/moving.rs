@@ -89,7 +89,7 @@ fn clone_at_another_site_sends_nothing_until_it_is_adopted_and_then_pays_for_wha
 }
 
 /// Tables of role `shop` with everything that can be declared over them, settled; and what is to be the same afterwards.
-fn populated<'a>(cluster: &'a Cluster, api: &Api) -> Database<'a> {
+pub fn populated<'a>(cluster: &'a Cluster, api: &Api) -> Database<'a> {
     let mut db = cluster.database();
     db.server("api", api, "max_attempts '1'");
     db.run(
@@ -129,7 +129,7 @@ fn populated<'a>(cluster: &'a Cluster, api: &Api) -> Database<'a> {
 }
 
 /// What users see of it: vectors, declarations, dead letters, what was shown, lists.
-const SEEN: [&str; 7] = [
+pub const SEEN: [&str; 7] = [
     "SELECT id || ' ' || embedding::text || ' ' || embedded_at FROM titles ORDER BY id",
     "SELECT id || ' ' || embedding::text || ' ' || embedded_at FROM notes ORDER BY id",
     "SELECT e::text FROM customers e ORDER BY tenant, \"No\"",
@@ -139,19 +139,19 @@ const SEEN: [&str; 7] = [
     "SELECT r.item || ' ' || round(r.score::numeric, 2) FROM recsync.recommend('shop', '3') r ORDER BY rank",
 ];
 
-fn seen(db: &mut Database) -> Vec<Vec<String>> {
+pub fn seen(db: &mut Database) -> Vec<Vec<String>> {
     SEEN.iter().map(|query| db.column(query)).collect()
 }
 
 #[track_caller]
-fn assert_the_same(before: &[Vec<String>], after: &[Vec<String>]) {
+pub fn assert_the_same(before: &[Vec<String>], after: &[Vec<String>]) {
     for ((query, before), after) in SEEN.iter().zip(before).zip(after) {
         assert_eq!(before, after, "{query}");
     }
 }
 
 /// All has been looked at, and changes are followed as before.
-fn assert_goes_on(db: &mut Database, api: &Api) {
+pub fn assert_goes_on(db: &mut Database, api: &Api) {
     for name in ["titles", "notes", "customers", "shop"] {
         db.settle(name);
     }

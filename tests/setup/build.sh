@@ -42,16 +42,16 @@ place() {
     mv -f "$3.new$$" "$3"
 }
 
-# install_release: copies library, control file and SQL; honours DESTDIR.
+# install_release [debug]: copies library, control file and SQL; honours DESTDIR.
 install_release() {
-    local library extension sql
+    local library extension sql profile=${1:-release}
     library=${DESTDIR:-}$("$PGRX_PG_CONFIG_PATH" --pkglibdir)/recsync.so
     extension=${DESTDIR:-}$("$PGRX_PG_CONFIG_PATH" --sharedir)/extension
     say "installing into $(dirname "$library") and $extension"
     for sql in sql/recsync--*.sql; do
         place 644 "$sql" "$extension/$(basename "$sql")"
     done
-    place 755 "$TARGET/release/librecsync.so" "$library"
+    place 755 "$TARGET/$profile/librecsync.so" "$library"
     # Last: from here on CREATE EXTENSION sees the new version.
     place 644 recsync.control "$extension/recsync.control"
 }
