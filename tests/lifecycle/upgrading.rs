@@ -11,6 +11,9 @@ use crate::support::{Api, Cluster, Database, Sql, shared};
 /// In a dump, where its servers are.
 const URL: &str = "http://embedding.test/v1";
 
+/// Of the vectors in a dump.
+const DIMENSIONS: usize = 4;
+
 /// What is in the extension, a line a property, whatever the order in which it was made.
 const CATALOG: &str = include_str!("catalog.sql");
 
@@ -62,7 +65,7 @@ fn update_makes_of_every_release_what_a_fresh_install_makes() {
 #[test]
 fn populated_database_of_every_release_is_updated_and_pays_for_nothing_again() {
     for version in released() {
-        let api = Api::start();
+        let api = Api::with_dimensions(DIMENSIONS);
         api.refuse_texts_with("poison", 400);
         let cluster = Cluster::start(&[]);
         cluster.connect("postgres").run("CREATE ROLE shop LOGIN");
@@ -92,10 +95,6 @@ fn populated_database_of_every_release_is_updated_and_pays_for_nothing_again() {
         assert!(api.texts().is_empty());
 
         db.run("ALTER EXTENSION recsync UPDATE");
-        println!(
-            "{:?}",
-            db.column::<String>("SELECT s::text FROM recsync.status s")
-        );
         for name in ["titles", "notes", "customers", "shop"] {
             db.settle(name);
         }
@@ -192,7 +191,7 @@ fn symbols(script: &str) -> Vec<(String, String)> {
 #[test]
 #[ignore = "writes tests/lifecycle/releases/VERSION.sql, once, when a version is released"]
 fn write_the_dump_of_this_release() {
-    let api = Api::with_dimensions(4);
+    let api = Api::with_dimensions(DIMENSIONS);
     let cluster = Cluster::start(&[]);
     let mut db = populated(&cluster, &api);
     let before = seen(&mut db);
