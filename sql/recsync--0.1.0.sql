@@ -82,6 +82,7 @@ CREATE TABLE pipeline (
     paused        boolean NOT NULL DEFAULT false,
     paused_reason text,
     paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
+    backfill_held text,                   -- why its backfill waits for resume, while changes do not
     created_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
     CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
 );
@@ -188,7 +189,23 @@ CREATE TABLE backfill (
     after_key   text[],
     done        bigint NOT NULL DEFAULT 0,
     finished_at timestamptz,
-    round       integer NOT NULL DEFAULT 0   -- counts every start from the beginning: a slice of an earlier one does not count
+    round       integer NOT NULL DEFAULT 0,  -- counts every start from the beginning: a slice of an earlier one does not count
+    total       bigint,                      -- about how many rows it will have looked at; NULL: not counted yet
+    row_filter  text,                        -- of a row s: of a partial one, which rows are queued
+    rate        integer CHECK (rate > 0),    -- rows a second, in the place of recsync.backfill_rate
+    reason      text,                        -- why recsync has begun it by itself
+    advised     text                         -- why all rows should be looked at after this; begun by itself, or by repair or backfill
+);
+
+-- Vectors that were there before the pipeline, by the hash of the text that their row had: what adopt_vectors has found.
+-- The backfill takes them instead of calls; when it has ended they go.
+CREATE TABLE adopted (
+    pipeline_id    integer NOT NULL REFERENCES pipeline ON DELETE CASCADE,
+    content_hash   bytea NOT NULL,
+    embedding      vector,                   -- NULL: it stands in the column of the source that is to hold it,
+    embedding_hash bytea,                    -- with this hash
+    PRIMARY KEY (pipeline_id, content_hash),
+    CHECK ((embedding IS NULL) <> (embedding_hash IS NULL))
 );
 
 -- Work that is not in the worker's memory: delayed, retried, put aside.
@@ -246,7 +263,7 @@ CREATE TABLE log_0 (
     changes          integer NOT NULL CHECK (changes BETWEEN 1 AND 1000),
     source_id        integer NOT NULL,
     relation         oid NOT NULL,
-    op               "char" NOT NULL CHECK (op IN ('I', 'U', 'D', 'T')),
+    op               "char" NOT NULL CHECK (op IN ('I', 'U', 'D', 'T', 'R')), -- 'R': rows were written as a replica, and not captured
     audit_only       boolean NOT NULL,       -- no pipeline's text has changed
     record_keys      json,
     old_keys         json,                   -- where updates changed the key
@@ -256,7 +273,7 @@ CREATE TABLE log_0 (
     changed_by       text NOT NULL,
     application_name text,
     PRIMARY KEY (transaction_id, sequence),
-    CHECK ((op = 'T') = (record_keys IS NULL)),
+    CHECK ((op IN ('T', 'R')) = (record_keys IS NULL)),
     CHECK (op = 'U' OR old_keys IS NULL),
     CHECK (op IN ('U', 'D') OR old_records IS NULL),
     CHECK (op IN ('I', 'U') OR records IS NULL)
@@ -280,11 +297,15 @@ SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('recommender', '');
 SELECT pg_catalog.pg_extension_config_dump('feed', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
+SELECT pg_catalog.pg_extension_config_dump('adopted', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log_number_seq', '');
 
 CREATE FUNCTION capture_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'capture_v1';
 COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: appends the change to the change log. Made by create_pipeline and audit; its argument is the id of recsync.source.';
+
+CREATE FUNCTION unseen_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'unseen_v1';
+COMMENT ON FUNCTION unseen_v1() IS 'Trigger function of a watched table: notes in the change log that a session with session_replication_role = replica has written to it. Made by create_pipeline and audit; its argument is the id of recsync.source.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -625,7 +646,7 @@ AS 'MODULE_PATHNAME', 'repair_wrapper';
 -- recsync::catalog::change::resume
 
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'resume_wrapper';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -863,13 +884,50 @@ COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right n
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::observe::filling::filling
+CREATE  FUNCTION "filling"() RETURNS TABLE (
+	"pipeline_id" INT,  /* i32 */
+	"rate" double precision,  /* Option < f64 > */
+	"waits_for" TEXT  /* Option < String > */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'filling_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::filling::backfill
+
+CREATE FUNCTION backfill(name text, row_filter text DEFAULT NULL, rate integer DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'backfill_wrapper';
+COMMENT ON FUNCTION backfill(text, text, integer) IS
+'Has the worker look at all rows of a pipeline, or at those for which row_filter is true (an SQL expression over the row, as of create_pipeline), in slices in the order of the key, behind all changes; unchanged texts cost no call. rate: rows a second, instead of recsync.backfill_rate. It begins when the transaction has committed and goes on after a crash; recsync.status shows how far it is. A backfill that waits for recsync.resume is replaced. Returns how many rows that are: about, of all of them; counted, with row_filter, for which all rows are read. Errors: 42704, 42501 for others than the owner and recsync_admin, 55000 where the pipeline is paused or broken, or a look at all rows is under way that has these among them, 22023 for an impossible argument, 25006 on a standby.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::catalog::adopt::adopt_vectors
+
+CREATE FUNCTION adopt_vectors(name text, model text, vectors regclass DEFAULT NULL, vector_column text DEFAULT NULL, key_columns text[] DEFAULT NULL, check_rows integer DEFAULT 10)
+RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'adopt_vectors_wrapper';
+COMMENT ON FUNCTION adopt_vectors(text, text, regclass, text, text[], integer) IS
+'Takes vectors that were there before a pipeline for those of its rows'' present texts, so that nobody pays for them again, and has the backfill embed the others. model: by which they were made, which has to be the server''s; vectors: the relation that they are in, by default the source; vector_column: the column there, by default the only one of pgvector''s types, or the pipeline''s into_column; key_columns: the columns there that hold the source''s key, by default those of the same names or of the foreign key to it; check_rows: the texts of so many rows are embedded and compared first, 0 for none. Create the pipeline with backfill => false before. Returns how many rows have one. Errors: 22023 for another model, other dimensions, several vectors of a row, or where some of the compared ones are not the server''s (cosine below 0.999); 42704, 42501, 42703, 55000 where it is paused or broken, 25006 on a standby, and those of embed.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   filling
+
+
+COMMENT ON FUNCTION filling() IS 'How fast the backfills go that are under way, in rows a second, and what they wait for, of the pipelines that the caller may see; see recsync.status.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- finalize
 -- What people look at. Views run with the rights of recsync's owner and show each reader what is theirs.
 
 CREATE VIEW change_log WITH (security_barrier) AS
     SELECT l.transaction_id, l.sequence + COALESCE(c.n, 1) - 1 AS sequence, l.changed_at, l.changed_by, l.application_name,
            CASE WHEN r.oid IS NOT NULL THEN l.relation::regclass END AS table_name,
-           CASE l.op WHEN 'I' THEN 'INSERT' WHEN 'U' THEN 'UPDATE' WHEN 'D' THEN 'DELETE' ELSE 'TRUNCATE' END AS op,
+           CASE l.op WHEN 'I' THEN 'INSERT' WHEN 'U' THEN 'UPDATE' WHEN 'D' THEN 'DELETE' WHEN 'T' THEN 'TRUNCATE' ELSE 'UNSEEN' END AS op,
            c.record_key::jsonb AS record_key, COALESCE(c.old_key::jsonb || c.old_record::jsonb, (COALESCE(c.old_record, c.old_key))::jsonb) AS old_record, c.record::jsonb AS record,
            CASE WHEN pg_catalog.current_setting('track_commit_timestamp')::boolean
                 THEN pg_catalog.pg_xact_commit_timestamp(l.transaction_id::xid) END AS committed_at
@@ -893,18 +951,22 @@ COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status
 
 CREATE VIEW status WITH (security_barrier) AS
     SELECT 'pipeline'::text AS kind, p.relation AS name,
-           CASE WHEN p.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
+           CASE WHEN p.paused OR p.backfill_held IS NOT NULL THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
                 WHEN b.finished_at IS NULL AND b.pipeline_id IS NOT NULL THEN 'backfill' ELSE 'running' END AS state,
            j.jobs + GREATEST(COALESCE(n.pending, 0), l.undispatched - COALESCE(n.in_flight, 0)) AS pending,
            COALESCE(n.in_flight, 0) AS in_flight,
            d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - LEAST(l.oldest, j.oldest)), 0) AS lag_seconds,
-           b.done AS backfilled,
+           b.done AS backfilled, GREATEST(b.total, b.done) AS backfill_total, f.rate AS backfill_rate,
+           CASE WHEN b.finished_at IS NULL AND f.rate > 0 THEN GREATEST(b.total - b.done, 0) / f.rate * interval '1 s' END AS backfill_eta,
+           b.reason AS backfill_reason, b.advised AS needs_verify,
            COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
            n.last_change, n.last_embedded,
-           COALESCE(n.failure, d.last_error) AS last_error, p.paused_reason, w.missing AS waiting_for
+           COALESCE(n.failure, d.last_error) AS last_error, COALESCE(p.paused_reason, p.backfill_held) AS paused_reason,
+           COALESCE(w.missing, f.waits_for) AS waiting_for
       FROM pipeline p
       LEFT JOIN backfill b ON b.pipeline_id = p.id
+      LEFT JOIN filling() f ON f.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id
       CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
       CROSS JOIN (SELECT worker_missing() AS missing) w
@@ -922,7 +984,7 @@ CREATE VIEW status WITH (security_barrier) AS
     SELECT 'recommender', r.name,
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
-           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
+           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, NULL, NULL, NULL, NULL, NULL, 0, 0, 0,
            n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing
       FROM recommender r
       CROSS JOIN LATERAL (SELECT pg_catalog.bool_and(f.finished_at IS NOT NULL) AS finished, pg_catalog.sum(f.done)::bigint AS done
@@ -941,7 +1003,7 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
-    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
+    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')

@@ -43,6 +43,9 @@ mod ddl;
 // drop_pipeline, pause, resume.
 pub mod change;
 
+// adopt_vectors: what was there before a pipeline.
+mod adopt;
+
 // Models that are known by name.
 mod presets;
 

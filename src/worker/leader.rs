@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use super::filling::Standbys;
 use super::flights::Flights;
 use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
@@ -70,6 +71,7 @@ pub(super) struct Leader {
     pub(super) writers: Writers,
     pub(super) indexer: Indexer,
     pub(super) trainer: Trainer,
+    pub(super) standbys: Standbys,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -192,6 +194,7 @@ impl Leader {
             writers: Writers::default(),
             indexer: Indexer::default(),
             trainer: Trainer::default(),
+            standbys: Standbys::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -215,7 +218,8 @@ impl Leader {
         let memory = process::RoundMemory::create();
         loop {
             memory.renew();
-            process::show(Some(c"recsync: working"));
+            let activity = self.activity();
+            process::show(Some(&activity));
             match self.round() {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -229,6 +233,10 @@ impl Leader {
                     }
                     return;
                 }
+            }
+            let done = self.activity();
+            if done != activity {
+                process::show(Some(&done));
             }
             process::show(None);
             let idle = self.idle_time();
@@ -315,6 +323,7 @@ impl Leader {
             counters
                 .pending
                 .store((waiting + running.ready_count()) as i64, SeqCst);
+            self.publish_filling(*id, counters);
             let unstored = running.unstored.len() + running.unstored.locked_count();
             let unstored = unstored + self.writers.rows(*id).len();
             counters
@@ -348,9 +357,14 @@ impl Leader {
                     continue;
                 };
                 let waits = self.queue.waits(*id, QueueLane::Removal) > 0
-                    || [QueueLane::Live, QueueLane::Backfill]
-                        .into_iter()
-                        .any(|lane| !running.is_full(lane) && self.queue.waits(*id, lane) > 0);
+                    || !running.is_full(QueueLane::Live)
+                        && self.queue.waits(*id, QueueLane::Live) > 0;
+                let fills = !running.is_full(QueueLane::Backfill)
+                    && self.queue.waits(*id, QueueLane::Backfill) > 0
+                    || (running.wants_slice()
+                        || running.is_advised()
+                        || running.has_done_with_adopted())
+                        && !self.queue.has_slice(*id);
                 let sweep = running.sweep.filter(|_| self.writers.rows(*id).is_empty());
                 for at in sweep.iter().chain(&running.claims.next()) {
                     wait = wait.min(at.saturating_duration_since(now));
@@ -361,8 +375,12 @@ impl Leader {
                 if relieved {
                     continue; // only what flies is waited for, and that rings the bell
                 }
-                if waits || (!running.pipeline.backfilled && !self.queue.has_slice(*id)) {
+                let rest = self.standbys.rest(&running.filling, now);
+                if waits || fills && rest.is_zero() {
                     return Duration::ZERO;
+                }
+                if fills {
+                    wait = wait.min(rest + TICK);
                 }
                 let Some(lane) = self.lanes.get(running.lane) else {
                     continue;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::calendar::Calendar;
 use super::claims::Claims;
+use super::filling::Filler;
 use super::indexer::Progress;
 use super::storing::LOCKED;
 use super::unstored::Unstored;
@@ -23,6 +24,7 @@ use crate::embed::retry::Breaker;
 use crate::embed::size::Size;
 use crate::embed::tokens::estimate_tokens;
 use crate::embed::window::Window;
+use crate::settings;
 use crate::shared;
 use crate::store::Writer;
 
@@ -61,6 +63,8 @@ pub struct Running {
     /// When its changes are due.
     pub calendar: Calendar,
     pub claims: Claims,
+    /// How fast the backfill goes, and how far it is.
+    pub filling: Filler,
     /// Of changes; those of the backfill, which wait for them.
     pub ready: VecDeque<Ready>,
     pub ready_backfill: VecDeque<Ready>,
@@ -87,6 +91,28 @@ pub struct Running {
 }
 
 impl Running {
+    /// What somebody has said of the backfill, where it goes on.
+    pub fn take_over_filling(&mut self, declared: &Pipeline) {
+        let (is, said) = (&mut self.pipeline.filling, &declared.filling);
+        (is.held, is.advised, is.adopted) = (said.held, said.advised, said.adopted);
+        self.renderer.adopts(said.adopted);
+    }
+
+    /// Whether there are rows that were there before and have not been queued.
+    pub fn wants_slice(&self) -> bool {
+        !self.pipeline.backfilled && !self.pipeline.filling.held
+    }
+
+    /// Whether the vectors that were there before are of no use any more.
+    pub fn has_done_with_adopted(&self) -> bool {
+        self.pipeline.backfilled && self.pipeline.filling.adopted
+    }
+
+    /// Whether all rows are to be looked at once more, by itself.
+    pub fn is_advised(&self) -> bool {
+        self.pipeline.backfilled && self.pipeline.filling.advised && settings::auto_verify()
+    }
+
     /// Texts that are rendered and not sent, and vectors that are not stored: bounded, so that neither a provider that is
     /// down nor a slow index fills the memory.
     pub fn is_full(&self, lane: QueueLane) -> bool {

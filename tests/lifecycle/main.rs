@@ -26,5 +26,8 @@ mod verifying;
 /// The same while work is under way, and who may.
 mod verifying_meanwhile;
 
+/// The rows that were there before.
+mod backfilling;
+
 /// The index, built after the load.
 mod indexing;
