@@ -207,6 +207,7 @@ CREATE TABLE adopted (
     PRIMARY KEY (pipeline_id, content_hash),
     CHECK ((embedding IS NULL) <> (embedding_hash IS NULL))
 );
+COMMENT ON TABLE adopted IS 'Vectors that adopt_vectors has found, by the hash of their text, until the backfill has taken them.';
 
 -- Work that is not in the worker's memory: delayed, retried, put aside.
 CREATE TABLE job (
@@ -1008,7 +1009,7 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, and why it is paused or what it waits for.';
 
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error

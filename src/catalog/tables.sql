@@ -196,6 +196,7 @@ CREATE TABLE adopted (
     PRIMARY KEY (pipeline_id, content_hash),
     CHECK ((embedding IS NULL) <> (embedding_hash IS NULL))
 );
+COMMENT ON TABLE adopted IS 'Vectors that adopt_vectors has found, by the hash of their text, until the backfill has taken them.';
 
 -- Work that is not in the worker's memory: delayed, retried, put aside.
 CREATE TABLE job (

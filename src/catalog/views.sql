@@ -84,7 +84,7 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, and why it is paused or what it waits for.';
 
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::leader::{Leader, report};
 use super::process::{Failed, guard_user_code, transaction};
-use super::running::State;
+use super::running::{Running, State};
 use crate::catalog::names::select_one;
 use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::backfill::throttle::Throttle;
 use crate::dispatch::backfill::{self, Rows, size};
-use crate::dispatch::queue::Lane as QueueLane;
+use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::error::sqlstate_text;
 use crate::settings;
 use crate::shared::Counters;
@@ -92,6 +92,39 @@ fn rate(pipeline: &Pipeline) -> u32 {
         .filling
         .rate
         .unwrap_or_else(settings::backfill_rate)
+}
+
+impl Running {
+    /// What somebody has said of the backfill, where it goes on.
+    pub fn take_over_filling(&mut self, declared: &Pipeline) {
+        let (is, said) = (&mut self.pipeline.filling, &declared.filling);
+        (is.held, is.advised, is.adopted) = (said.held, said.advised, said.adopted);
+        self.renderer.adopts(said.adopted);
+    }
+
+    /// Whether there are rows that were there before and have not been queued.
+    pub fn wants_slice(&self) -> bool {
+        !self.pipeline.backfilled && !self.pipeline.filling.held
+    }
+
+    /// Whether all rows are to be looked at once more, by itself.
+    fn is_advised(&self) -> bool {
+        self.pipeline.backfilled && self.pipeline.filling.advised && settings::auto_verify()
+    }
+
+    /// Whether the vectors that were there before are of no use any more.
+    fn has_done_with_adopted(&self) -> bool {
+        self.pipeline.backfilled && self.pipeline.filling.adopted
+    }
+
+    /// In how long its backfill has something to do; `None`: not by itself.
+    pub fn fills_in(&self, queue: &Queue, standbys: &Standbys, now: Instant) -> Option<Duration> {
+        let id = self.pipeline.id;
+        let renders =
+            !self.is_full(QueueLane::Backfill) && queue.waits(id, QueueLane::Backfill) > 0;
+        let begins = self.wants_slice() || self.is_advised() || self.has_done_with_adopted();
+        (renders || begins && !queue.has_slice(id)).then(|| standbys.rest(&self.filling, now))
+    }
 }
 
 /// What is known of the standbys.

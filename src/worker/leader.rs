@@ -359,12 +359,6 @@ impl Leader {
                 let waits = self.queue.waits(*id, QueueLane::Removal) > 0
                     || !running.is_full(QueueLane::Live)
                         && self.queue.waits(*id, QueueLane::Live) > 0;
-                let fills = !running.is_full(QueueLane::Backfill)
-                    && self.queue.waits(*id, QueueLane::Backfill) > 0
-                    || (running.wants_slice()
-                        || running.is_advised()
-                        || running.has_done_with_adopted())
-                        && !self.queue.has_slice(*id);
                 let sweep = running.sweep.filter(|_| self.writers.rows(*id).is_empty());
                 for at in sweep.iter().chain(&running.claims.next()) {
                     wait = wait.min(at.saturating_duration_since(now));
@@ -375,13 +369,11 @@ impl Leader {
                 if relieved {
                     continue; // only what flies is waited for, and that rings the bell
                 }
-                let rest = self.standbys.rest(&running.filling, now);
-                if waits || fills && rest.is_zero() {
+                let fills = running.fills_in(&self.queue, &self.standbys, now);
+                if waits || fills == Some(Duration::ZERO) {
                     return Duration::ZERO;
                 }
-                if fills {
-                    wait = wait.min(rest + TICK);
-                }
+                wait = wait.min(fills.map_or(wait, |rest| rest + TICK));
                 let Some(lane) = self.lanes.get(running.lane) else {
                     continue;
                 };

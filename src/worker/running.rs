@@ -24,7 +24,6 @@ use crate::embed::retry::Breaker;
 use crate::embed::size::Size;
 use crate::embed::tokens::estimate_tokens;
 use crate::embed::window::Window;
-use crate::settings;
 use crate::shared;
 use crate::store::Writer;
 
@@ -91,28 +90,6 @@ pub struct Running {
 }
 
 impl Running {
-    /// What somebody has said of the backfill, where it goes on.
-    pub fn take_over_filling(&mut self, declared: &Pipeline) {
-        let (is, said) = (&mut self.pipeline.filling, &declared.filling);
-        (is.held, is.advised, is.adopted) = (said.held, said.advised, said.adopted);
-        self.renderer.adopts(said.adopted);
-    }
-
-    /// Whether there are rows that were there before and have not been queued.
-    pub fn wants_slice(&self) -> bool {
-        !self.pipeline.backfilled && !self.pipeline.filling.held
-    }
-
-    /// Whether the vectors that were there before are of no use any more.
-    pub fn has_done_with_adopted(&self) -> bool {
-        self.pipeline.backfilled && self.pipeline.filling.adopted
-    }
-
-    /// Whether all rows are to be looked at once more, by itself.
-    pub fn is_advised(&self) -> bool {
-        self.pipeline.backfilled && self.pipeline.filling.advised && settings::auto_verify()
-    }
-
     /// Texts that are rendered and not sent, and vectors that are not stored: bounded, so that neither a provider that is
     /// down nor a slow index fills the memory.
     pub fn is_full(&self, lane: QueueLane) -> bool {

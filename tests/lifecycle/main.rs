@@ -26,6 +26,12 @@ mod verifying;
 /// The same while work is under way, and who may.
 mod verifying_meanwhile;
 
+/// Vectors from before the pipeline.
+mod adopting;
+
+/// What triggers have not seen.
+mod unseen;
+
 /// The rows that were there before.
 mod backfilling;
 
