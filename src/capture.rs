@@ -6,6 +6,9 @@
 // The trigger function itself.
 mod trigger;
 
+// The one that says that the first has not seen something.
+mod unseen;
+
 // What is watched of a table, kept per backend until its definition changes.
 mod sources;
 

@@ -45,6 +45,8 @@ pub mod change;
 
 // Where a database is at home, and what a copy of it does.
 pub mod site;
+// adopt_vectors: what was there before a pipeline.
+mod adopt;
 
 // Models that are known by name.
 mod presets;

@@ -92,6 +92,8 @@ pub enum Error {
     Recovery,
     #[error("\"{0}\" is paused")]
     Paused(String),
+    #[error("all rows of \"{0}\" are being looked at")]
+    BackfillRuns(String),
     #[error("\"{0}\" has no counters")]
     NoCounters(String),
     #[error("recsync does nothing here: {0}")]
@@ -302,6 +304,10 @@ impl Error {
             Error::Paused(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("recsync.status says why; recsync.resume lets it run again.".into()),
+            ),
+            Error::BackfillRuns(_) => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("These rows are among them: wait for it (recsync.status shows how far it is), then ask again if need be.".into()),
             ),
             Error::NoCounters(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -12,7 +12,10 @@ mod run;
 mod verify;
 
 // estimate: what embedding a table would come to.
-mod estimate;
+pub mod estimate;
+
+// backfill: the rows that are there, looked at.
+mod filling;
 
 // status and the numbers that the worker keeps.
 mod status;

@@ -29,6 +29,10 @@ static KNOWN_TEXT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(64);
 static SHOWN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(35 * 24 * 60);
 static EVENT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 static SITE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static BACKFILL_RATE: GucSetting<i32> = GucSetting::<i32>::new(0);
+static BACKFILL_CONFIRM_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+static MAX_REPLICA_LAG: GucSetting<i32> = GucSetting::<i32>::new(0);
+static AUTO_VERIFY: GucSetting<bool> = GucSetting::<bool>::new(true);
 static ADOPT_ROLE: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Defines every setting and reserves the prefix, so that a misspelt one is refused.
@@ -183,6 +187,44 @@ pub fn register() {
         GucContext::Sighup,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"recsync.backfill_rate",
+        c"How many rows a second a pipeline's backfill looks at, at the most.",
+        c"0 by default, no limit: changes come first anyway, and the provider's limits have options of their own. recsync.backfill(name, rate => …) is another one for one backfill.",
+        &BACKFILL_RATE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"recsync.backfill_confirm_rows",
+        c"The backfill of a new pipeline with more rows than this waits for recsync.resume, with its price as the reason.",
+        c"100,000 by default: at 200 tokens a row and 0.02 a million that is 0.40, which a typing error may cost; what is more should be read first. -1 never asks.",
+        &BACKFILL_CONFIRM_ROWS,
+        -1,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"recsync.max_replica_lag",
+        c"Backfills wait while a streaming standby is behind by more than this.",
+        c"0 by default, they do not wait: who has standbys that read must not fall behind knows by how much.",
+        &MAX_REPLICA_LAG,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_bool_guc(
+        c"recsync.auto_verify",
+        c"Whether all rows of a pipeline are looked at by itself after something that its triggers have not seen.",
+        c"On by default: a restore, or a load as a replica, is followed like any other change, and unchanged texts cost no call. Off, recsync.status says needs_verify.",
+        &AUTO_VERIFY,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     GucRegistry::define_bool_guc(
         c"recsync.adopt_role",
         c"Whether CREATE EXTENSION may use a role recsync_admin that was there before it and has members.",
@@ -258,6 +300,27 @@ pub fn event_retention() -> Duration {
 /// The name of this place; empty where it has none.
 pub fn site() -> String {
     text(&SITE)
+}
+
+/// Rows a second; 0: no limit.
+pub fn backfill_rate() -> u32 {
+    BACKFILL_RATE.get().unsigned_abs()
+}
+
+/// `None`: a backfill of any size begins by itself.
+pub fn backfill_confirm_rows() -> Option<i64> {
+    let rows = i64::from(BACKFILL_CONFIRM_ROWS.get());
+    (rows >= 0).then_some(rows)
+}
+
+/// `None`: standbys are not looked at.
+pub fn max_replica_lag() -> Option<Duration> {
+    let most = MAX_REPLICA_LAG.get().unsigned_abs();
+    (most > 0).then(|| Duration::from_millis(most.into()))
+}
+
+pub fn auto_verify() -> bool {
+    AUTO_VERIFY.get()
 }
 
 /// Where keys may come from and requests may go: a copy that threads can own.

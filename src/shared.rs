@@ -122,6 +122,10 @@ pub struct Counters {
     pub run_failure: AtomicI64,
     /// Since when its server is left alone because it fails; 0: it is not.
     pub rests_since_us: AtomicI64,
+    /// Rows that its backfill looks at in a thousand seconds; 0: there is none, or it is not known.
+    pub filled_per_1000_s: AtomicI64,
+    /// Its backfill waits for a standby that is behind.
+    pub waits_for_standby: AtomicBool,
 }
 
 // PostgreSQL's SetLatch, called without pgrx's guard: it neither raises nor allocates, and the commit
@@ -320,9 +324,11 @@ impl Shared {
                         &counters.runs_ended,
                         &counters.run_failure,
                         &counters.rests_since_us,
+                        &counters.filled_per_1000_s,
                     ] {
                         number.store(0, SeqCst);
                     }
+                    counters.waits_for_standby.store(false, SeqCst);
                 }
                 free
             })

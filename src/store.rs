@@ -12,6 +12,9 @@ pub mod vector;
 // Vectors that no row has any more.
 pub mod known;
 
+// Vectors that were there before the pipeline.
+pub mod adopted;
+
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiTupleTable;

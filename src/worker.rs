@@ -24,6 +24,9 @@ mod intake;
 // When changes are due.
 mod calendar;
 
+// How fast backfills go, and how far they are.
+mod filling;
+
 // Jobs that are due.
 mod claims;
 

@@ -28,6 +28,8 @@ pub enum Op {
     Update = b'U',
     Delete = b'D',
     Truncate = b'T',
+    /// Rows were written where no trigger has seen them.
+    Unseen = b'R',
 }
 
 /// What the changes of a block have in common.
@@ -167,7 +169,7 @@ impl Block {
         let parts = || self.arrays.parts().into_iter().zip(change.parts());
         self.sequence.is_none()
             && self.kind == kind
-            && kind.op != Op::Truncate
+            && !matches!(kind.op, Op::Truncate | Op::Unseen)
             && self.changes < CHANGES
             && parts().all(|(array, part)| array.is_empty() == part.is_empty())
             && parts().map(|(array, part)| array.len() + part.len() + 1).sum::<usize>() < BYTES

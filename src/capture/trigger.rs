@@ -67,7 +67,11 @@ pub unsafe extern "C-unwind" fn capture_v1(fcinfo: pg_sys::FunctionCallInfo) -> 
     }
 }
 
-unsafe fn source_id(trigger: *mut pg_sys::Trigger) -> Option<i32> {
+/// The trigger's argument.
+///
+/// # Safety
+/// A trigger that is being called.
+pub(super) unsafe fn source_id(trigger: *mut pg_sys::Trigger) -> Option<i32> {
     // SAFETY: tgargs holds tgnargs NUL-terminated strings.
     unsafe {
         if (*trigger).tgnargs < 1 {

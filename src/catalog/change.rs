@@ -83,7 +83,7 @@ fn pause(name: &str) {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on.';
 "#)]
 fn resume(name: &str) {
     set_paused(name, false).or_report();
@@ -102,7 +102,7 @@ fn set_paused(name: &str, paused: bool) -> Result<()> {
     pipeline::require_owner(&pipeline)?;
     let _as = As::extension();
     Spi::run_with_args(
-        "UPDATE recsync.pipeline SET paused = $2, paused_reason = NULL, paused_by_server = false WHERE id = $1",
+        "UPDATE recsync.pipeline SET paused = $2, paused_reason = NULL, paused_by_server = false, backfill_held = CASE WHEN $2 THEN backfill_held END WHERE id = $1",
         &[pipeline.id.into(), paused.into()],
     )?;
     if !paused && pipeline.paused {

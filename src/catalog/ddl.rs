@@ -48,6 +48,8 @@ struct Source {
     file: Option<String>,
     tables: Option<Vec<i64>>,
     disabled: Option<Vec<i64>>,
+    /// ENABLE TRIGGER ALL has been at one that is to fire as a replica.
+    unseen_off: bool,
 }
 
 #[derive(Deserialize)]

@@ -22,6 +22,8 @@ SELECT pg_catalog.jsonb_build_object(
                                FROM pg_catalog.pg_attribute a WHERE a.attrelid = r.oid AND a.attnum > 0),
               'file', (SELECT pg_catalog.string_agg(pg_catalog.pg_relation_filenode(t.relid)::text, ' ' ORDER BY t.relid) FROM tree t WHERE t.id = s.id),
               'tables', (SELECT pg_catalog.jsonb_agg(t.relid::bigint ORDER BY t.relid) FROM tree t WHERE t.id = s.id),
+              'unseen_off', EXISTS (SELECT FROM tree t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid
+                            WHERE t.id = s.id AND g.tgenabled = 'O' AND g.tgname = '00_recsync_unseen_' || s.id),
               'disabled', (SELECT pg_catalog.jsonb_agg(g.oid::bigint ORDER BY g.oid) FROM tree t JOIN pg_catalog.pg_trigger g ON g.tgrelid = t.relid
                             WHERE t.id = s.id AND g.tgenabled IN ('D', 'R')
                               AND g.tgname IN ('00_recsync_capture_' || s.id, '00_recsync_truncate_' || s.id)))

@@ -9,7 +9,11 @@ use pgrx::prelude::*;
 // Its arguments, one by one.
 pub mod checks;
 
+// A backfill that is to be confirmed.
+pub mod confirm;
+
 use super::column;
+use super::ddl::seeing_its_effects;
 use super::expression::{self, Wanted};
 use super::names::{qualified, quote, select_one};
 use super::pipeline::{self, Pipeline, When};
@@ -296,6 +300,10 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     }
     refresh(wanted.source, &source_name, source_id, table.owner)?;
     notice_of_source(wanted.source, &source_name)?;
+    if wanted.backfill {
+        let declared = seeing_its_effects(|| pipeline::find(&relation))?;
+        confirm::hold_if_large(&declared, &endpoint)?;
+    }
     wake::after_catalog_change();
     Ok(
         select_one::<pg_sys::Oid>("SELECT $1::regclass::oid", &[relation.into()])?

@@ -68,9 +68,29 @@ pub struct Pipeline {
     pub backfilled: bool,
     pub backfill_after: Option<Vec<String>>,
     pub backfill_round: i32,
+    pub filling: Filling,
+    /// The table of vectors is empty after a crash.
+    pub vectors_unlogged: bool,
     server_options: Option<Vec<(String, String)>>,
     mapping_options: Option<Vec<(String, String)>>,
     server_usable: Option<bool>,
+}
+
+/// What there is to say of its backfill.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Filling {
+    /// It waits for `resume`.
+    pub held: bool,
+    pub done: i64,
+    pub total: Option<i64>,
+    /// Only such rows are queued: SQL over the source's row `s`.
+    pub row_filter: Option<String>,
+    /// Rows a second, in the place of the setting.
+    pub rate: Option<u32>,
+    /// All rows should be looked at when it has ended.
+    pub advised: bool,
+    /// There are vectors that were there before.
+    pub adopted: bool,
 }
 
 /// When its changes are due, as it was declared.
@@ -191,6 +211,7 @@ impl Pipeline {
         other.backfilled = self.backfilled;
         other.backfill_after.clone_from(&self.backfill_after);
         other.backfill_round = self.backfill_round;
+        other.filling.clone_from(&self.filling);
         *self == other
     }
 

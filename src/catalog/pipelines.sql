@@ -35,6 +35,10 @@ SELECT pg_catalog.jsonb_build_object(
          'backfilled', COALESCE((SELECT b.finished_at IS NOT NULL FROM recsync.backfill b WHERE b.pipeline_id = p.id), false),
          'restored', NOT EXISTS (SELECT FROM recsync.backfill b WHERE b.pipeline_id = p.id),
          'backfill_round', COALESCE((SELECT b.round FROM recsync.backfill b WHERE b.pipeline_id = p.id), 0),
+         'vectors_unlogged', COALESCE((SELECT v.relpersistence = 'u' FROM pg_catalog.pg_class v WHERE v.oid = pg_catalog.to_regclass(p.vectors)), false),
+         'filling', pg_catalog.jsonb_build_object('held', p.backfill_held IS NOT NULL, 'adopted', EXISTS (SELECT FROM recsync.adopted a WHERE a.pipeline_id = p.id))
+                    || COALESCE((SELECT pg_catalog.jsonb_build_object('done', b.done, 'total', b.total, 'row_filter', b.row_filter, 'rate', b.rate, 'advised', b.advised IS NOT NULL)
+                                   FROM recsync.backfill b WHERE b.pipeline_id = p.id), '{"done": 0, "advised": false}'),
          'backfill_after', (SELECT pg_catalog.to_jsonb(b.after_key) FROM recsync.backfill b WHERE b.pipeline_id = p.id),
          'server_options', v.options, 'mapping_options', v.mapping, 'server_usable', v.usable)::text
   FROM recsync.pipeline p

@@ -71,6 +71,7 @@ CREATE TABLE pipeline (
     paused        boolean NOT NULL DEFAULT false,
     paused_reason text,
     paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
+    backfill_held text,                   -- why its backfill waits for resume, while changes do not
     created_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
     CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
 );
@@ -187,8 +188,25 @@ CREATE TABLE backfill (
     after_key   text[],
     done        bigint NOT NULL DEFAULT 0,
     finished_at timestamptz,
-    round       integer NOT NULL DEFAULT 0   -- counts every start from the beginning: a slice of an earlier one does not count
+    round       integer NOT NULL DEFAULT 0,  -- counts every start from the beginning: a slice of an earlier one does not count
+    total       bigint,                      -- about how many rows it will have looked at; NULL: not counted yet
+    row_filter  text,                        -- of a row s: of a partial one, which rows are queued
+    rate        integer CHECK (rate > 0),    -- rows a second, in the place of recsync.backfill_rate
+    reason      text,                        -- why recsync has begun it by itself
+    advised     text                         -- why all rows should be looked at after this; begun by itself, or by repair or backfill
 );
+
+-- Vectors that were there before the pipeline, by the hash of the text that their row had: what adopt_vectors has found.
+-- The backfill takes them instead of calls; when it has ended they go.
+CREATE TABLE adopted (
+    pipeline_id    integer NOT NULL REFERENCES pipeline ON DELETE CASCADE,
+    content_hash   bytea NOT NULL,
+    embedding      vector,                   -- NULL: it stands in the column of the source that is to hold it,
+    embedding_hash bytea,                    -- with this hash
+    PRIMARY KEY (pipeline_id, content_hash),
+    CHECK ((embedding IS NULL) <> (embedding_hash IS NULL))
+);
+COMMENT ON TABLE adopted IS 'Vectors that adopt_vectors has found, by the hash of their text, until the backfill has taken them.';
 
 -- Work that is not in the worker's memory: delayed, retried, put aside.
 CREATE TABLE job (
@@ -245,7 +263,7 @@ CREATE TABLE log_0 (
     changes          integer NOT NULL CHECK (changes BETWEEN 1 AND 1000),
     source_id        integer NOT NULL,
     relation         oid NOT NULL,
-    op               "char" NOT NULL CHECK (op IN ('I', 'U', 'D', 'T')),
+    op               "char" NOT NULL CHECK (op IN ('I', 'U', 'D', 'T', 'R')), -- 'R': rows were written as a replica, and not captured
     audit_only       boolean NOT NULL,       -- no pipeline's text has changed
     record_keys      json,
     old_keys         json,                   -- where updates changed the key
@@ -255,7 +273,7 @@ CREATE TABLE log_0 (
     changed_by       text NOT NULL,
     application_name text,
     PRIMARY KEY (transaction_id, sequence),
-    CHECK ((op = 'T') = (record_keys IS NULL)),
+    CHECK ((op IN ('T', 'R')) = (record_keys IS NULL)),
     CHECK (op = 'U' OR old_keys IS NULL),
     CHECK (op IN ('U', 'D') OR old_records IS NULL),
     CHECK (op IN ('I', 'U') OR records IS NULL)
@@ -281,8 +299,12 @@ SELECT pg_catalog.pg_extension_config_dump('feed', '');
 SELECT pg_catalog.pg_extension_config_dump('dead_letter_log', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
 SELECT pg_catalog.pg_extension_config_dump('site', '');
+SELECT pg_catalog.pg_extension_config_dump('adopted', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log_number_seq', '');
 
 CREATE FUNCTION capture_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'capture_v1';
 COMMENT ON FUNCTION capture_v1() IS 'Trigger function of a watched table: appends the change to the change log. Made by create_pipeline and audit; its argument is the id of recsync.source.';
+
+CREATE FUNCTION unseen_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'unseen_v1';
+COMMENT ON FUNCTION unseen_v1() IS 'Trigger function of a watched table: notes in the change log that a session with session_replication_role = replica has written to it. Made by create_pipeline and audit; its argument is the id of recsync.source.';

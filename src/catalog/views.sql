@@ -3,7 +3,7 @@
 CREATE VIEW change_log WITH (security_barrier) AS
     SELECT l.transaction_id, l.sequence + COALESCE(c.n, 1) - 1 AS sequence, l.changed_at, l.changed_by, l.application_name,
            CASE WHEN r.oid IS NOT NULL THEN l.relation::regclass END AS table_name,
-           CASE l.op WHEN 'I' THEN 'INSERT' WHEN 'U' THEN 'UPDATE' WHEN 'D' THEN 'DELETE' ELSE 'TRUNCATE' END AS op,
+           CASE l.op WHEN 'I' THEN 'INSERT' WHEN 'U' THEN 'UPDATE' WHEN 'D' THEN 'DELETE' WHEN 'T' THEN 'TRUNCATE' ELSE 'UNSEEN' END AS op,
            c.record_key::jsonb AS record_key, COALESCE(c.old_key::jsonb || c.old_record::jsonb, (COALESCE(c.old_record, c.old_key))::jsonb) AS old_record, c.record::jsonb AS record,
            CASE WHEN pg_catalog.current_setting('track_commit_timestamp')::boolean
                 THEN pg_catalog.pg_xact_commit_timestamp(l.transaction_id::xid) END AS committed_at
@@ -27,18 +27,22 @@ COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status
 
 CREATE VIEW status WITH (security_barrier) AS
     SELECT 'pipeline'::text AS kind, p.relation AS name,
-           CASE WHEN p.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
+           CASE WHEN p.paused OR p.backfill_held IS NOT NULL THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
                 WHEN b.finished_at IS NULL AND b.pipeline_id IS NOT NULL THEN 'backfill' ELSE 'running' END AS state,
            j.jobs + GREATEST(COALESCE(n.pending, 0), l.undispatched - COALESCE(n.in_flight, 0)) AS pending,
            COALESCE(n.in_flight, 0) AS in_flight,
            d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - LEAST(l.oldest, j.oldest)), 0) AS lag_seconds,
-           b.done AS backfilled,
+           b.done AS backfilled, GREATEST(b.total, b.done) AS backfill_total, f.rate AS backfill_rate,
+           CASE WHEN b.finished_at IS NULL AND f.rate > 0 THEN GREATEST(b.total - b.done, 0) / f.rate * interval '1 s' END AS backfill_eta,
+           b.reason AS backfill_reason, b.advised AS needs_verify,
            COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
            n.last_change, n.last_embedded,
-           COALESCE(n.failure, d.last_error) AS last_error, p.paused_reason, w.missing AS waiting_for
+           COALESCE(n.failure, d.last_error) AS last_error, COALESCE(p.paused_reason, p.backfill_held) AS paused_reason,
+           COALESCE(w.missing, f.waits_for) AS waiting_for
       FROM pipeline p
       LEFT JOIN backfill b ON b.pipeline_id = p.id
+      LEFT JOIN filling() f ON f.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id
       CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
       CROSS JOIN (SELECT worker_missing() AS missing) w
@@ -56,7 +60,7 @@ CREATE VIEW status WITH (security_barrier) AS
     SELECT 'recommender', r.name,
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
-           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
+           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, NULL, NULL, NULL, NULL, NULL, 0, 0, 0,
            n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing
       FROM recommender r
       CROSS JOIN LATERAL (SELECT pg_catalog.bool_and(f.finished_at IS NOT NULL) AS finished, pg_catalog.sum(f.done)::bigint AS done
@@ -75,12 +79,12 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
-    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
+    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, and why it is paused or what it waits for.';
 
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error

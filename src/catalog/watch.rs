@@ -240,6 +240,7 @@ pub fn watch(source: pg_sys::Oid, name: &str, table: &SourceTable) -> Result<i32
         ))?;
     }
     watch_truncate(source, id, table.owner)?;
+    watch_unseen(source, id, table.owner)?;
     Ok(id)
 }
 
@@ -257,6 +258,59 @@ pub fn watch_truncate(source: pg_sys::Oid, id: i32, owner: pg_sys::Oid) -> Resul
         Spi::run(&format!(
             "CREATE TRIGGER \"00_recsync_truncate_{id}\" AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION recsync.capture_v1('{id}')"
         ))?;
+    }
+    Ok(())
+}
+
+/// The table `$1` and its partitions, and how the trigger of source `$2` that says what others have not seen fires there.
+const UNSEEN: &str = "\
+SELECT pg_catalog.array_agg(pg_catalog.format('%I.%I', n.nspname, c.relname)),
+       pg_catalog.array_agg(COALESCE((SELECT g.tgenabled::text FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = '00_recsync_unseen_' || $2::text), ''))
+  FROM (SELECT $1::oid AS relid UNION SELECT t.relid::oid FROM pg_catalog.pg_partition_tree($1::oid::regclass) t) t
+  JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p')";
+
+/// A statement trigger on the table and each partition that fires as a replica, where the others do not: it is made where
+/// it is missing, and put right where ENABLE TRIGGER ALL has been. Where the others fire always it is off.
+pub fn watch_unseen(source: pg_sys::Oid, id: i32, owner: pg_sys::Oid) -> Result<()> {
+    let on_replica = {
+        let _as = As::extension();
+        let asked = "SELECT on_replica FROM recsync.source WHERE id = $1";
+        select_one::<bool>(asked, &[id.into()])? == Some(true)
+    };
+    let (tables, fire) = in_catalog(|| {
+        Spi::connect(|client| -> Result<_> {
+            let rows = client.select(UNSEEN, Some(1), &[source.into(), id.into()])?;
+            let row = rows.first();
+            let texts =
+                |column| -> Result<_> { Ok(row.get::<Vec<String>>(column)?.unwrap_or_default()) };
+            Ok((texts(1)?, texts(2)?))
+        })
+    })?;
+    let (wanted, how) = match on_replica {
+        true => ("D", "DISABLE"),
+        false => ("R", "ENABLE REPLICA"),
+    };
+    if fire.iter().all(|fires| fires == wanted) {
+        return Ok(());
+    }
+    lock_in_tries(
+        source,
+        tables.first().map_or("", String::as_str),
+        pg_sys::ShareRowExclusiveLock,
+    )?;
+    let _as = As::maker(owner);
+    for (table, fires) in tables.iter().zip(&fire) {
+        if fires.is_empty() {
+            Spi::run(&format!(
+                "CREATE TRIGGER \"00_recsync_unseen_{id}\" AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION recsync.unseen_v1('{id}')"
+            ))?;
+        }
+        if fires != wanted {
+            Spi::run(&format!(
+                "ALTER TABLE {table} {how} TRIGGER \"00_recsync_unseen_{id}\""
+            ))?;
+        }
     }
     Ok(())
 }
@@ -282,6 +336,7 @@ pub fn refresh(source: pg_sys::Oid, name: &str, id: i32, owner: pg_sys::Oid) -> 
             }
         }
     }
+    watch_unseen(source, id, owner)?;
     forget_cached(source)
 }
 
@@ -314,8 +369,9 @@ pub fn release(source: pg_sys::Oid, name: &str, id: i32, owner: pg_sys::Oid) -> 
 
 /// The triggers of source `id` on a table and its partitions go.
 pub fn drop_triggers(table: pg_sys::Oid, id: i32, owner: pg_sys::Oid) -> Result<()> {
+    let all = TRIGGERS.replace("IN ('", "IN ('00_recsync_unseen_' || $2::text, '");
     let triggers =
-        select_one::<Vec<String>>(TRIGGERS, &[table.into(), id.into(), None::<&str>.into()])?;
+        select_one::<Vec<String>>(&all, &[table.into(), id.into(), None::<&str>.into()])?;
     let _as = As::maker(owner);
     for trigger in triggers.unwrap_or_default() {
         Spi::run(&format!("DROP TRIGGER IF EXISTS {trigger}"))?;

@@ -2,10 +2,17 @@
 //!
 //! It never remembers a slice before its rows are done, so that a crash repeats it; unchanged rows cost no call.
 
+// How fast it goes.
+pub mod throttle;
+
+// About how many rows there are.
+pub mod size;
+
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::capture::json::KEY_SETTINGS;
+use crate::catalog::names::select_one;
 use crate::catalog::pipeline::Key;
 use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
@@ -25,6 +32,17 @@ pub struct Rows<'a> {
 
 /// The keys of the next slice after `after`.
 pub fn slice(rows: &Rows, after: Option<&[String]>) -> Result<Vec<Vec<String>>> {
+    let slice = slice_of(rows, after, SLICE, None)?;
+    Ok(slice.into_iter().map(|(key, _)| key).collect())
+}
+
+/// The same of `most` rows, and of each whether it passes `filter`, an expression over a row `s`.
+pub fn slice_of(
+    rows: &Rows,
+    after: Option<&[String]>,
+    most: usize,
+    filter: Option<&str>,
+) -> Result<Vec<(Vec<String>, bool)>> {
     let keys = rows.keys;
     let columns: Vec<String> = keys
         .iter()
@@ -44,8 +62,9 @@ pub fn slice(rows: &Rows, after: Option<&[String]>) -> Result<Vec<Vec<String>>> 
         String::new()
     };
     let sql = format!(
-        "SELECT ARRAY[{}] FROM {} s {condition} ORDER BY {} LIMIT {SLICE}",
+        "SELECT ARRAY[{}], ({}) IS TRUE FROM {} s {condition} ORDER BY {} LIMIT {most}",
         texts.join(", "),
+        filter.unwrap_or("true"),
         rows.of,
         order.join(", ")
     );
@@ -60,7 +79,8 @@ pub fn slice(rows: &Rows, after: Option<&[String]>) -> Result<Vec<Vec<String>>> 
         Spi::connect(|client| {
             let mut slice = Vec::new();
             for row in client.select(sql.as_str(), None, &arguments)? {
-                slice.push(row.get::<Vec<String>>(1)?.unwrap_or_default());
+                let key = row.get::<Vec<String>>(1)?.unwrap_or_default();
+                slice.push((key, row.get::<bool>(2)? == Some(true)));
             }
             Ok(slice)
         })
@@ -103,12 +123,61 @@ pub fn advance(pipeline: i32, round: i32, up_to: Option<&[String]>, rows: i64) -
     Ok(())
 }
 
+/// The start of a look at all rows: what `$1` names.
+const RESTART: &str = "\
+INSERT INTO recsync.backfill AS b (pipeline_id, round, reason) SELECT pg_catalog.unnest($1::int[]), 1, $2
+ON CONFLICT (pipeline_id) DO UPDATE
+   SET after_key = NULL, done = 0, finished_at = NULL, round = b.round + 1, total = NULL, row_filter = NULL, reason = excluded.reason, advised = NULL";
+
 /// All rows of these pipelines are to be looked at again. As recsync's owner.
 pub fn restart(pipelines: &[i32]) -> Result<()> {
+    begin(pipelines, None)
+}
+
+/// The same; `reason`: why recsync does so by itself.
+pub fn begin(pipelines: &[i32], reason: Option<&str>) -> Result<()> {
+    Spi::run_with_args(RESTART, &[pipelines.to_vec().into(), reason.into()])?;
+    Ok(())
+}
+
+/// All rows of these should be looked at: nobody has seen what became of them. The worker begins once it has done with what
+/// it looks at now, unless `recsync.auto_verify` is off. Recommenders, to which that costs no call, begin at once. As
+/// recsync's owner.
+pub fn advise(declared: &[i32], reason: &str) -> Result<()> {
+    const ADVISE: &str = "\
+INSERT INTO recsync.backfill AS b (pipeline_id, finished_at, advised)
+SELECT p.id, pg_catalog.clock_timestamp(), $2 FROM recsync.pipeline p WHERE p.id = ANY ($1::int[])
+ON CONFLICT (pipeline_id) DO UPDATE SET advised = COALESCE(b.advised, excluded.advised)";
+    const OTHERS: &str = "\
+SELECT pg_catalog.array_agg(d.id) FROM pg_catalog.unnest($1::int[]) AS d (id) WHERE NOT EXISTS (SELECT FROM recsync.pipeline p WHERE p.id = d.id)";
+    Spi::run_with_args(ADVISE, &[declared.to_vec().into(), reason.into()])?;
+    match select_one::<Vec<i32>>(OTHERS, &[declared.to_vec().into()])? {
+        Some(others) => restart(&others),
+        None => Ok(()),
+    }
+}
+
+/// What was advised is done: the worker begins, with the reason that was given. As recsync's owner.
+pub fn follow_advice(pipeline: i32) -> Result<()> {
+    const REASON: &str = "SELECT advised FROM recsync.backfill WHERE pipeline_id = $1";
+    let reason = select_one::<String>(REASON, &[pipeline.into()])?;
+    begin(&[pipeline], reason.as_deref())
+}
+
+/// Notes about how many rows it will have looked at. As recsync's owner.
+pub fn expect(pipeline: i32, round: i32, total: i64) -> Result<()> {
     Spi::run_with_args(
-        "INSERT INTO recsync.backfill AS b (pipeline_id, round) SELECT pg_catalog.unnest($1::int[]), 1
-         ON CONFLICT (pipeline_id) DO UPDATE SET after_key = NULL, done = 0, finished_at = NULL, round = b.round + 1",
-        &[pipelines.to_vec().into()],
+        "UPDATE recsync.backfill SET total = $3 WHERE pipeline_id = $1 AND round = $2",
+        &[pipeline.into(), round.into(), total.into()],
+    )?;
+    Ok(())
+}
+
+/// The backfill waits for `resume`; changes do not. As recsync's owner.
+pub fn hold(pipeline: i32, reason: &str) -> Result<()> {
+    Spi::run_with_args(
+        "UPDATE recsync.pipeline SET backfill_held = $2 WHERE id = $1",
+        &[pipeline.into(), reason.into()],
     )?;
     Ok(())
 }

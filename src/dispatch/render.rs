@@ -7,7 +7,8 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiHeapTupleData;
 use sha2::Sha256;
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
 
 use super::fault::{Fault, Looked};
 use super::queue::Job;
@@ -16,6 +17,7 @@ use crate::catalog::pipeline::{Key, Pipeline};
 use crate::catalog::rights::As;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
+use crate::store::adopted;
 use crate::store::column::{self, Column, Held};
 use crate::store::known::{self, Recipe};
 use crate::store::vectors_of;
@@ -53,6 +55,8 @@ pub struct Renderer {
     /// The vectors that other rows of the pipeline have.
     same_text: Statement,
     recipe: Option<Recipe>,
+    /// There are vectors that were there before the pipeline.
+    adopts: Cell<bool>,
     remove_orphans: Statement,
     without_row: Statement,
 }
@@ -116,6 +120,7 @@ impl Renderer {
                 held.vector, held.from
             )),
             recipe,
+            adopts: Cell::new(pipeline.filling.adopted),
             remove_orphans: Statement::planned_each_time(remove_orphans),
             without_row: Statement::by_key(without_row).under_active_snapshot(),
         }
@@ -209,7 +214,12 @@ impl Renderer {
         Ok(busy)
     }
 
-    /// Rows whose column holds the vector of their text already: they have changed their key.
+    /// Whether there are vectors that were there before the pipeline.
+    pub fn adopts(&self, there_are: bool) {
+        self.adopts.set(there_are);
+    }
+
+    /// Rows whose column holds the vector of their text already: they have changed their key, or it was there before.
     fn attest(&self, jobs: &[Job], rendered: &mut [Rendered], model: &str) -> Result<()> {
         let Remove::Column(column, _) = &self.remove else {
             return Ok(());
@@ -229,7 +239,14 @@ impl Renderer {
         if rows.is_empty() {
             return Ok(());
         }
-        let attested = column.attest(&rows, model)?;
+        let adopted = match self.adopts.get() {
+            true => {
+                let hashes: Vec<Vec<u8>> = rows.iter().map(|(_, hash, _)| hash.to_vec()).collect();
+                adopted::held(self.pipeline.id, &hashes)?
+            }
+            false => HashSet::new(),
+        };
+        let attested = column.attest(&rows, model, &adopted)?;
         for rendered in rendered {
             if let Rendered::Text {
                 hash,
@@ -247,16 +264,14 @@ impl Renderer {
     /// Texts that other rows of the pipeline have, or that rows have had, need no call.
     pub fn recognise(&self, jobs: &[Job], rendered: &mut [Rendered], model: &str) -> Result<()> {
         self.attest(jobs, rendered, model)?;
+        if self.adopts.get() {
+            let vectors = adopted::find(self.pipeline.id, &unknown(rendered))?;
+            know(rendered, &vectors);
+        }
         let Some(recipe) = &self.recipe else {
             return Ok(());
         };
-        let hashes: Vec<Vec<u8>> = rendered
-            .iter()
-            .filter_map(|rendered| match rendered {
-                Rendered::Text { hash, .. } => Some(hash.clone()),
-                _ => None,
-            })
-            .collect();
+        let hashes = unknown(rendered);
         if hashes.is_empty() {
             return Ok(());
         }
@@ -339,6 +354,15 @@ fn same_row(keys: &[Key]) -> String {
         .map(|key| format!("s.{} {} e.{}", key.column, key.equals, key.stored))
         .collect::<Vec<_>>()
         .join(" AND ")
+}
+
+/// The hashes of texts without a vector.
+fn unknown(rendered: &[Rendered]) -> Vec<Vec<u8>> {
+    let texts = rendered.iter().filter_map(|rendered| match rendered {
+        Rendered::Text { hash, .. } => Some(hash.clone()),
+        _ => None,
+    });
+    texts.collect()
 }
 
 /// Texts whose vector is among these need no call.

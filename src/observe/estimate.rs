@@ -12,6 +12,9 @@ mod sample;
 // Disk, WAL and time.
 mod size;
 
+// The same in a moment, by a sample.
+pub mod price;
+
 use crate::catalog::declare::checks::{content_of_columns, form};
 use crate::catalog::expression::{self, Wanted};
 use crate::catalog::names::{self, qualified, quote, select_one};
@@ -245,10 +248,9 @@ fn read(
     })
 }
 
-fn estimate(texts: &Sample, endpoint: &Endpoint, shape: Shape) -> Result<Estimate> {
-    let tokens = texts.tokens();
+fn limits(endpoint: &Endpoint) -> Limits {
     let room = endpoint.room();
-    let limits = Limits {
+    Limits {
         inputs: room.inputs as u64,
         batch_tokens: room.tokens,
         batch_bytes: room.bytes as u64,
@@ -256,8 +258,13 @@ fn estimate(texts: &Sample, endpoint: &Endpoint, shape: Shape) -> Result<Estimat
         requests_per_minute: endpoint.requests_per_minute,
         tokens_per_minute: endpoint.tokens_per_minute,
         sends: endpoint.api.wire.is_some(),
-    };
-    let duration = limits.duration(texts.texts(), tokens.count, texts.bytes(), shape.dimensions);
+    }
+}
+
+fn estimate(texts: &Sample, endpoint: &Endpoint, shape: Shape) -> Result<Estimate> {
+    let tokens = texts.tokens();
+    let duration =
+        limits(endpoint).duration(texts.texts(), tokens.count, texts.bytes(), shape.dimensions);
     let bytes = shape.bytes(texts.texts() as f64);
     let cost = endpoint
         .price_per_million_tokens

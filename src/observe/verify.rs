@@ -105,9 +105,15 @@ fn queue(name: &str) -> Result<i64> {
         let _as = As::extension();
         jobs::put_all(walk.pipeline.id, &jobs, Duration::ZERO, Again::Earlier)?;
     }
-    if queued > 0 {
-        wake::after_catalog_change();
+    // What was advised is done by this.
+    {
+        let _as = As::extension();
+        Spi::run_with_args(
+            "UPDATE recsync.backfill SET advised = NULL WHERE pipeline_id = $1 AND advised IS NOT NULL",
+            &[walk.pipeline.id.into()],
+        )?;
     }
+    wake::after_catalog_change();
     Ok(queued)
 }
 

@@ -20,7 +20,8 @@ use crate::shared::{self, Database};
 
 /// The rows that were there before the pipeline or recommender have been dispatched.
 const BACKFILLED: &str = "\
-SELECT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NOT NULL)
+SELECT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1 AND finished_at IS NOT NULL
+                  AND (advised IS NULL OR NOT pg_catalog.current_setting('recsync.auto_verify')::boolean))
    AND NOT EXISTS (SELECT FROM recsync.feed f LEFT JOIN recsync.backfill b ON b.pipeline_id = f.id WHERE f.recommender_id = $1 AND b.finished_at IS NULL)";
 
 /// Nothing of the pipeline that was put aside before `$2` is left to do; what has failed since `$3` is left for later.
@@ -34,7 +35,7 @@ SELECT 'recsync.' || c.relname FROM pg_catalog.pg_class c
  WHERE c.oid = pg_catalog.to_regclass('recsync.stale_' || $1)";
 
 const PAUSED: &str = "\
-SELECT relation FROM recsync.pipeline WHERE id = $1 AND paused UNION ALL SELECT name FROM recsync.recommender WHERE id = $1 AND paused";
+SELECT relation FROM recsync.pipeline WHERE id = $1 AND (paused OR backfill_held IS NOT NULL) UNION ALL SELECT name FROM recsync.recommender WHERE id = $1 AND paused";
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION wait_for(name text, timeout interval DEFAULT '30 s') RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';

@@ -282,19 +282,22 @@ impl Column {
         })
     }
 
-    /// Rows whose column holds the vector of their text already, by the hash of both: a row that has changed its key.
+    /// Rows whose column holds the vector of their text already, by the hash of both: a row that has changed its key, or
+    /// one of `adopted`.
     /// The pipeline's table says so from now on. Their hashes.
     pub fn attest(
         &self,
         rows: &[(&Job, &[u8], &[u8])],
         model: &str,
+        adopted: &HashSet<(Vec<u8>, Vec<u8>)>,
     ) -> Result<HashSet<(Vec<u8>, Vec<u8>)>> {
         let pairs: Vec<(Vec<u8>, Vec<u8>)> = rows
             .iter()
             .map(|(_, text, vector)| (text.to_vec(), vector.to_vec()))
             .collect();
         let gone = self.gone.borrow();
-        let known: Vec<bool> = pairs.iter().map(|pair| gone.contains(pair)).collect();
+        let known = |pair| gone.contains(pair) || adopted.contains(pair);
+        let known: Vec<bool> = pairs.iter().map(known).collect();
         let (texts, vectors): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
         let mut arguments = key_arguments(rows.iter().map(|(job, ..)| *job));
         arguments.extend([

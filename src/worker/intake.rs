@@ -9,12 +9,17 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::calendar::Due;
+<<<<<<< HEAD
 use super::leader::{Leader, PATIENCE, report};
 use super::process::{Failed, guard_user_code, transaction};
 use super::rest::works;
+=======
+use super::leader::{Leader, PATIENCE};
+use super::process::{Failed, transaction};
+>>>>>>> backfill
 use super::running::State;
 use super::upkeep;
-use crate::dispatch::backfill::{self, Rows};
+use crate::dispatch::backfill;
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::pace::Pace;
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey, Ticket};
@@ -22,6 +27,9 @@ use crate::dispatch::read::Block;
 
 /// Changes of one pipeline kept in memory; the rest is written down as jobs.
 pub(super) const MOST_IN_MEMORY: usize = 100_000;
+
+/// Why all rows of a table are to be looked at that somebody has written to as a replica.
+const UNSEEN: &str = "rows were written with session_replication_role = replica";
 
 /// The same, where the server is left alone for now: what cannot be sent must not hold up the checkpoint, for
 /// which others may wait.
@@ -53,6 +61,7 @@ impl Leader {
             running.calendar.look()?;
         }
         let mut put_down = PutDown::new();
+        self.advise_unseen(&page.blocks)?;
         for block in &page.blocks {
             self.busy_at = Instant::now();
             self.dispatch_block(block, ticket, &mut put_down);
@@ -68,6 +77,28 @@ impl Leader {
             self.has_read();
         }
         Ok(())
+    }
+
+    /// Of tables that somebody has written to as a replica all rows should be looked at: that is written before the
+    /// checkpoint may pass.
+    fn advise_unseen(&mut self, blocks: &[Block]) -> std::result::Result<(), Failed> {
+        let unseen = |source| {
+            let mut blocks = blocks.iter();
+            blocks.any(|block| block.op == 'R' && block.source_id == source)
+        };
+        let mut advised = Vec::new();
+        for (id, state) in &mut self.pipelines {
+            if let Some(running) = state.running()
+                && unseen(running.pipeline.source_id)
+            {
+                running.pipeline.filling.advised = true;
+                advised.push(*id);
+            }
+        }
+        if advised.is_empty() {
+            return Ok(());
+        }
+        transaction(|| backfill::advise(&advised, UNSEEN))
     }
 
     /// Once a page, not once a change: when each pipeline that had one last had one. What it has ready of rows of the
@@ -101,6 +132,9 @@ impl Leader {
                 continue; // what it misses is made up for by the backfill of `resume`
             };
             running.changed = true;
+            if block.op == 'R' {
+                continue; // that all rows are looked at is written down
+            }
             if block.op == 'T' {
                 running.sweep = Some(Instant::now());
                 self.queue.touch_taken(*id, Some(ticket));
@@ -143,62 +177,21 @@ impl Leader {
         }
     }
 
-    /// The next slices of backfills, where nothing live waits.
-    pub(super) fn backfill(&mut self) -> std::result::Result<(), Failed> {
-        let ids: Vec<i32> = self.pipelines.keys().copied().collect();
-        for id in ids {
-            let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
-                continue;
-            };
-            if running.pipeline.backfilled
-                || self.queue.waits(id, QueueLane::Backfill) > backfill::SLICE / 2
-            {
-                continue;
-            }
-            let after = running.pipeline.backfill_after.clone();
-            let pipeline = &running.pipeline;
-            let rows = Rows {
-                of: &pipeline.rows_of,
-                keys: pipeline.keys(),
-                column: |key| &key.column,
-                owner: pipeline.owner(),
-            };
-            let slice = transaction(|| {
-                guard_user_code()?;
-                backfill::slice(&rows, after.as_deref())
-            });
-            let slice = match slice {
-                Ok(slice) => slice,
-                Err(failed) => {
-                    let relation = running.pipeline.relation.clone();
-                    report(Some(&relation), &failed);
-                    self.pause_unless_changed(id, &relation, &failed.message)?;
-                    continue;
-                }
-            };
-            let last = slice.len() < backfill::SLICE;
-            let up_to = if last { None } else { slice.last().cloned() };
-            running.pipeline.backfill_after.clone_from(&up_to);
-            running.pipeline.backfilled = last;
-            let round = running.pipeline.backfill_round;
-            self.queue_slice(id, round, slice, up_to);
-        }
-        Ok(())
-    }
-
-    /// A slice of a pipeline's or recommender's rows, `up_to` its last one; `None`: there are no more.
+    /// A slice of a pipeline's or recommender's rows, `up_to` its last one (`None`: there are no more), for which `rows` were
+    /// looked at.
     pub(super) fn queue_slice(
         &mut self,
         id: i32,
         round: i32,
         slice: Vec<Vec<String>>,
         up_to: Option<Vec<String>>,
+        rows: i64,
     ) {
         let ticket = self.queue.open(Ticket::Backfill {
             pipeline: id,
             round,
             up_to,
-            rows: slice.len() as i64,
+            rows,
         });
         for key in slice {
             let row = RowKey {
@@ -281,7 +274,25 @@ impl Leader {
                 self.checkpoint.has_changes = true;
             }
         }
+<<<<<<< HEAD
         if works() {
+=======
+        let now = Instant::now();
+        for ticket in &finished {
+            if let Ticket::Backfill {
+                pipeline,
+                round,
+                rows,
+                ..
+            } = ticket
+                && let Some(running) = self.pipelines.get_mut(pipeline).and_then(State::running)
+                && running.pipeline.backfill_round == *round
+            {
+                running.filling.passed(*rows, now);
+            }
+        }
+        if works() {
+>>>>>>> backfill
             self.sweep()?; // before the backfill counts as finished
         }
         let rotates = self.checkpoint.rotation_is_due();

@@ -161,7 +161,7 @@ impl Leader {
                 counters.last_change_us.store(block.changed_at, SeqCst);
             }
             let full = self.queue.waits(*id, Lane::Live) >= MOST_IN_MEMORY;
-            keeping.starts_over |= full || block.op == 'T';
+            keeping.starts_over |= full || matches!(block.op, 'T' | 'R');
             if keeping.starts_over {
                 continue;
             }

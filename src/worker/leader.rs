@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+use super::filling::Standbys;
 use super::flights::Flights;
 use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
@@ -71,6 +72,7 @@ pub(super) struct Leader {
     pub(super) writers: Writers,
     pub(super) indexer: Indexer,
     pub(super) trainer: Trainer,
+    pub(super) standbys: Standbys,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -193,6 +195,7 @@ impl Leader {
             writers: Writers::default(),
             indexer: Indexer::default(),
             trainer: Trainer::default(),
+            standbys: Standbys::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -216,7 +219,8 @@ impl Leader {
         let memory = process::RoundMemory::create();
         loop {
             memory.renew();
-            process::show(Some(c"recsync: working"));
+            let activity = self.activity();
+            process::show(Some(&activity));
             match self.round() {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -230,6 +234,10 @@ impl Leader {
                     }
                     return;
                 }
+            }
+            let done = self.activity();
+            if done != activity {
+                process::show(Some(&done));
             }
             process::show(None);
             let idle = self.idle_time();
@@ -316,6 +324,7 @@ impl Leader {
             counters
                 .pending
                 .store((waiting + running.ready_count()) as i64, SeqCst);
+            self.publish_filling(*id, counters);
             let unstored = running.unstored.len() + running.unstored.locked_count();
             let unstored = unstored + self.writers.rows(*id).len();
             counters
@@ -349,9 +358,8 @@ impl Leader {
                     continue;
                 };
                 let waits = self.queue.waits(*id, QueueLane::Removal) > 0
-                    || [QueueLane::Live, QueueLane::Backfill]
-                        .into_iter()
-                        .any(|lane| !running.is_full(lane) && self.queue.waits(*id, lane) > 0);
+                    || !running.is_full(QueueLane::Live)
+                        && self.queue.waits(*id, QueueLane::Live) > 0;
                 let sweep = running.sweep.filter(|_| self.writers.rows(*id).is_empty());
                 for at in sweep.iter().chain(&running.claims.next()) {
                     wait = wait.min(at.saturating_duration_since(now));
@@ -362,9 +370,11 @@ impl Leader {
                 if relieved {
                     continue; // only what flies is waited for, and that rings the bell
                 }
-                if waits || (!running.pipeline.backfilled && !self.queue.has_slice(*id)) {
+                let fills = running.fills_in(&self.queue, &self.standbys, now);
+                if waits || fills == Some(Duration::ZERO) {
                     return Duration::ZERO;
                 }
+                wait = wait.min(fills.map_or(wait, |rest| rest + TICK));
                 let Some(lane) = self.lanes.get(running.lane) else {
                     continue;
                 };

@@ -4,6 +4,7 @@
 
 use super::calendar::Calendar;
 use super::claims::Claims;
+use super::filling::Filler;
 use super::indexer::Progress;
 use super::leader::Leader;
 use super::process::{Failed, transaction};
@@ -12,7 +13,8 @@ use super::running::{Running, State};
 use super::unstored::{Cost, Unstored};
 use crate::catalog::change::Cause;
 use crate::catalog::install::installed_version;
-use crate::catalog::pipeline::Trouble;
+use crate::catalog::pipeline::{Filling, Pipeline, Trouble};
+use crate::catalog::rights::As;
 use crate::catalog::{change, names, pipeline, recommender};
 use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::render::{Renderer, secret};
@@ -26,6 +28,9 @@ use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
+
+/// Why all rows of a restored database are to be looked at.
+pub(super) const RESTORED: &str = "it was restored, copied or upgraded";
 
 /// How long a pipeline or recommender that has not run yet may lack its table, key or triggers: a restore may be under way.
 pub(super) const RESTORE: Duration = Duration::from_secs(60);
@@ -85,13 +90,15 @@ impl Leader {
             .chain(of_recommenders)
             .collect();
         let mut off = Vec::new();
-        for pipeline in pipelines {
+        for mut pipeline in pipelines {
             let before = known.remove(&pipeline.id);
             let state = match before {
                 Some(State::Runs(mut running)) if running.pipeline.is_declared_as(&pipeline) => {
                     if running.pipeline.backfill_round != pipeline.backfill_round {
                         running.pipeline = pipeline.clone(); // all rows are to be looked at again
+                        running.filling.start(&pipeline);
                     }
+                    running.take_over_filling(&pipeline);
                     if pipeline.hnsw != running.pipeline.hnsw {
                         running.unstored.cost = Cost::guess(pipeline.is_slow_to_store());
                     }
@@ -107,6 +114,9 @@ impl Leader {
                         model = Some(running.endpoint.model);
                     }
                     let ran = model.is_some();
+                    if !ran {
+                        pipeline.filling.advised |= advise_where_lost(&pipeline)?;
+                    }
                     let state = self.state_of(&pipeline, &vector_schema, model)?;
                     if matches!(state, State::Off) {
                         off.push(pipeline.id);
@@ -164,7 +174,7 @@ impl Leader {
                 }
                 _ => {
                     self.restoring = true;
-                    transaction(|| backfill::restart(&[pipeline.id]))?;
+                    transaction(|| backfill::advise(&[pipeline.id], RESTORED))?;
                 }
             }
             return Ok(State::Off);
@@ -185,13 +195,24 @@ impl Leader {
             }
         };
         let mut pipeline = pipeline.clone();
-        // Two models in one relation cannot be compared: every row is embedded anew. What was not done yet when a dump was
-        // made is not in it: every row is looked at.
-        if pipeline.restored || model.is_some_and(|model| model != endpoint.model) {
+        if pipeline.restored {
+            // What was not done yet when the dump was made is not in it.
+            transaction(|| backfill::advise(&[pipeline.id], RESTORED))?;
+            pipeline.backfilled = true;
+            pipeline.filling.advised = true;
+        }
+        // Two models in one relation cannot be compared: every row is embedded anew.
+        if model.is_some_and(|model| model != endpoint.model) {
             transaction(|| backfill::restart(&[pipeline.id]))?;
             pipeline.backfilled = false;
             pipeline.backfill_after = None;
             pipeline.backfill_round += 1;
+            pipeline.filling = Filling {
+                held: pipeline.filling.held,
+                adopted: pipeline.filling.adopted,
+                rate: pipeline.filling.rate,
+                ..Filling::default()
+            };
         }
         let (reply_to, ringer) = (self.reply_to.clone(), self.ringer.clone());
         let lane = self
@@ -209,7 +230,10 @@ impl Leader {
         let unlogged = pipeline.unlogged;
         let slow = pipeline.is_slow_to_store();
         self.declarations += 1;
+        let mut filling = Filler::default();
+        filling.start(&pipeline);
         Ok(State::Runs(Box::new(Running {
+            filling,
             renderer: Renderer::new(&pipeline, vector_schema, recipe.clone()),
             writer: Writer::new(&pipeline, vector_schema, recipe),
             dead_letters: pipeline.dead_letters,
@@ -250,6 +274,7 @@ impl Leader {
         }
         for running in self.pipelines.values_mut().filter_map(State::running) {
             running.calendar.forget();
+            running.filling.set_rate(&running.pipeline);
         }
         self.checkpoint.hasten_sweeps();
         self.database.catalog_changed.store(true, SeqCst);
@@ -309,6 +334,28 @@ impl Leader {
             self.queue.put_back(&row, QueueLane::Live);
         }
     }
+}
+
+/// An unlogged table of vectors that a crash has emptied.
+fn advise_where_lost(pipeline: &Pipeline) -> std::result::Result<bool, Failed> {
+    if !pipeline.vectors_unlogged || pipeline.filling.done == 0 || pipeline.trouble().is_some() {
+        return Ok(false);
+    }
+    const LOST: &str = "its unlogged table of vectors is empty, as after a crash";
+    transaction(|| {
+        let lost = {
+            let _as = As::owner(pipeline.owner());
+            let sql = format!(
+                "SELECT NOT EXISTS (SELECT FROM {}) AND EXISTS (SELECT FROM {})",
+                pipeline.vectors, pipeline.rows_of
+            );
+            names::select_one::<bool>(&sql, &[])?
+        };
+        if lost == Some(true) {
+            backfill::advise(&[pipeline.id], LOST)?;
+        }
+        Ok(lost == Some(true))
+    })
 }
 
 fn note_pause(

@@ -61,7 +61,8 @@ impl Leader {
         if counted {
             keeping.were_many_at = None; // all of them are
         }
-        self.queue_slice(id, round, slice, up_to);
+        let rows = slice.len() as i64;
+        self.queue_slice(id, round, slice, up_to, rows);
         Ok(())
     }
 

@@ -40,13 +40,21 @@ impl Leader {
         let mut more = false;
         for id in self.in_turn() {
             self.render_passing(id)?;
+            let allowed = self.filling_allows(id, CHUNK);
             let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
                 continue;
             };
             let lanes = [QueueLane::Removal, QueueLane::Live, QueueLane::Backfill];
             let next = lanes.into_iter().find_map(|lane| {
                 let takes = lane == QueueLane::Removal || !running.is_full(lane);
-                let taken = takes.then(|| self.queue.take(id, lane, CHUNK))?;
+                let most = match lane {
+                    QueueLane::Backfill => allowed,
+                    _ => CHUNK,
+                };
+                let taken = takes.then(|| self.queue.take(id, lane, most))?;
+                if lane == QueueLane::Backfill {
+                    running.filling.throttle.took(Instant::now(), taken.len());
+                }
                 (!taken.is_empty()).then_some((lane, taken))
             });
             if let Some((lane, taken)) = next {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::calendar::Calendar;
 use super::claims::Claims;
+use super::filling::Filler;
 use super::indexer::Progress;
 use super::storing::LOCKED;
 use super::unstored::Unstored;
@@ -61,6 +62,8 @@ pub struct Running {
     /// When its changes are due.
     pub calendar: Calendar,
     pub claims: Claims,
+    /// How fast the backfill goes, and how far it is.
+    pub filling: Filler,
     /// Of changes; those of the backfill, which wait for them.
     pub ready: VecDeque<Ready>,
     pub ready_backfill: VecDeque<Ready>,

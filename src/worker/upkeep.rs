@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use super::load::RESTORED;
 use super::process::{Failed, transaction};
 use crate::catalog::names::select_one;
 use crate::catalog::rights::with_settings;
@@ -59,23 +60,30 @@ pub fn resume_checkpoint() -> Result<(Checkpoint, Snapshot)> {
             AND c.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
         &[],
     )?;
-    let own = match own {
-        Some(text) if undispatched(&text)? > settings::log_max_size() => {
-            log!(
-                "recsync worker: more changes are waiting than recsync.log_max_size: all rows are looked at instead"
-            );
-            None
-        }
-        own => own,
+    let overflows = match &own {
+        Some(text) => undispatched(text)? > settings::log_max_size(),
+        None => false,
     };
-    let snapshot = match own {
+    if overflows {
+        log!(
+            "recsync worker: more changes are waiting than recsync.log_max_size: all rows are looked at instead"
+        );
+    }
+    let snapshot = match own.filter(|_| !overflows) {
         Some(text) => text.parse().map_err(Error::Internal)?,
         None => {
             let declared = select_one::<Vec<i32>>(
                 "SELECT pg_catalog.array_agg(id) FROM (SELECT id FROM recsync.pipeline UNION ALL SELECT id FROM recsync.recommender) d",
                 &[],
             )?;
-            backfill::restart(&declared.unwrap_or_default())?;
+            let declared = declared.unwrap_or_default();
+            match overflows {
+                true => backfill::begin(
+                    &declared,
+                    Some("more changes were waiting than recsync.log_max_size"),
+                )?,
+                false => backfill::advise(&declared, RESTORED)?,
+            }
             let now = current_snapshot()?;
             write(&now, None)?;
             now

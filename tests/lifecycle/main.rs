@@ -31,6 +31,14 @@ mod moving;
 
 /// Updated from older versions of recsync.
 mod upgrading;
+/// Vectors from before the pipeline.
+mod adopting;
+
+/// What triggers have not seen.
+mod unseen;
+
+/// The rows that were there before.
+mod backfilling;
 
 /// The index, built after the load.
 mod indexing;

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Api, Database, Sql, shared};
+use crate::support::{Api, Database, Sql, by_hand};
 
 /// Table `item` with so many rows, all of which have their vector.
 fn items<'a>(api: &Api, count: i32) -> Database<'a> {
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.items(api, "");
     fill(&mut db, count);
     db
@@ -137,7 +137,7 @@ fn a_truncate_of_the_vectors_is_repaired_row_by_row_and_one_of_the_rows_too() {
 #[test]
 fn a_column_is_compared_by_the_vector_that_it_holds() {
     let api = Api::start();
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.server("api", &api, "");
     db.run("CREATE TABLE item (id int PRIMARY KEY, title text, stock int NOT NULL DEFAULT 0)");
     db.run("SELECT recsync.create_pipeline('item_embedding', 'item', columns => '{title}', server => 'api', index => 'none', into_column => 'embedding')");
@@ -189,7 +189,7 @@ fn a_column_is_compared_by_the_vector_that_it_holds() {
 #[test]
 fn a_row_that_cannot_be_rendered_hides_no_other_and_becomes_a_dead_letter_that_is_not_counted() {
     let api = Api::start();
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.server("api", &api, "");
     db.run("CREATE TABLE item (id int PRIMARY KEY, title text, stock int NOT NULL DEFAULT 1)");
     db.run("SELECT recsync.create_pipeline('item_embedding', 'item', content => $$title || repeat('', 1 / stock)$$, server => 'api', index => 'none')");
@@ -216,7 +216,7 @@ fn a_row_that_cannot_be_rendered_hides_no_other_and_becomes_a_dead_letter_that_i
 #[test]
 fn a_text_is_compared_as_the_worker_renders_it_whatever_the_session_is_set_to() {
     let api = Api::start();
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.server("api", &api, "");
     db.run("CREATE TABLE item (day date, at timestamptz, part numeric, \"No\" bigint, on_sale boolean, title text, took interval NOT NULL DEFAULT '-1 day 2 hours',
                                PRIMARY KEY (day, at, part, \"No\", on_sale))");
@@ -256,7 +256,7 @@ fn memory_kb(pid: i32) -> u64 {
 
 #[test]
 fn the_memory_of_a_verify_does_not_grow_with_the_faults_that_it_finds() {
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.run("CREATE SERVER local FOREIGN DATA WRAPPER recsync OPTIONS (api 'builtin')");
     for (count, name) in [(3_000, "small"), (60_000, "large")] {
         db.run(&format!("CREATE TABLE {name} (id int PRIMARY KEY, title text); INSERT INTO {name} SELECT i, repeat('row ' || i, 50) FROM generate_series(1, {count}) i"));

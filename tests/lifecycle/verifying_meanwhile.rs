@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Api, Cluster, Database, PATIENCE, Sql, shared, wait_until};
+use crate::support::{Api, Cluster, Database, PATIENCE, Sql, by_hand, wait_until};
 
 #[track_caller]
 fn verify(db: &mut Database) -> [i64; 4] {
@@ -17,7 +17,7 @@ fn verify(db: &mut Database) -> [i64; 4] {
 #[test]
 fn changes_that_are_not_worked_off_yet_are_no_faults_in_the_log_nor_as_jobs() {
     let api = Api::start();
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.items(&api, "");
     db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 1500) i");
     db.settle("item_embedding");
@@ -48,7 +48,7 @@ fn changes_that_are_not_worked_off_yet_are_no_faults_in_the_log_nor_as_jobs() {
 #[test]
 fn rows_that_wait_for_their_time_are_no_faults() {
     let api = Api::start();
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.server("api", &api, "");
     db.run("CREATE TABLE item (id int PRIMARY KEY, title text)");
     db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 20) i");
@@ -71,7 +71,7 @@ fn rows_that_wait_for_their_time_are_no_faults() {
 #[test]
 fn rows_that_a_backfill_has_not_come_to_are_no_faults() {
     let api = Api::start();
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.server("api", &api, "");
     db.run("CREATE TABLE item (id int, part text, title text, PRIMARY KEY (part, id))");
     db.run("INSERT INTO item SELECT i, 'part ' || i / 1000, 'row ' || i FROM generate_series(0, 2999) i");
@@ -96,7 +96,7 @@ fn rows_that_a_backfill_has_not_come_to_are_no_faults() {
 #[test]
 fn while_others_write_nothing_is_called_wrong() {
     let api = Api::start();
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.items(&api, "");
     db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 1500) i");
     db.settle("item_embedding");
@@ -140,7 +140,7 @@ fn while_others_write_nothing_is_called_wrong() {
 #[test]
 fn verify_and_repair_are_the_owners_and_refuse_where_they_cannot_be_right() {
     let api = Api::start();
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.items(&api, "");
     db.run("INSERT INTO item VALUES (1, 'one')");
     db.settle("item_embedding");
@@ -201,7 +201,7 @@ fn verify_and_repair_are_the_owners_and_refuse_where_they_cannot_be_right() {
 #[test]
 fn verify_renders_as_the_owner_and_can_be_cancelled() {
     let api = Api::start();
-    let mut db = shared().database();
+    let mut db = by_hand().database();
     db.server("api", &api, "");
     db.run("DROP ROLE IF EXISTS verify_owner; CREATE ROLE verify_owner LOGIN; GRANT USAGE ON FOREIGN SERVER api TO verify_owner;
             CREATE SCHEMA shop AUTHORIZATION verify_owner");

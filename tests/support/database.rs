@@ -15,26 +15,35 @@ use super::sql::Sql;
 use super::wait::{PATIENCE, wait_until};
 
 static SHARED: OnceLock<Cluster> = OnceLock::new();
+static BY_HAND: OnceLock<Cluster> = OnceLock::new();
 
 /// The cluster for tests that neither restart nor crash theirs. It has slots enough for all of them.
 pub fn shared() -> &'static Cluster {
-    SHARED.get_or_init(|| {
-        let cluster = Cluster::start(&[
-            ("max_worker_processes", "64"),
-            ("recsync.max_workers", "32"),
-            ("max_connections", "200"),
-        ]);
-        // Role recsync_admin belongs to the cluster: there is always a database that uses it.
-        cluster
-            .connect("postgres")
-            .run("CREATE EXTENSION recsync CASCADE");
-        cluster
-    })
+    SHARED.get_or_init(|| many_databases(&[]))
+}
+
+/// The same, where rows that nobody has seen are looked at when somebody asks for it.
+pub fn by_hand() -> &'static Cluster {
+    BY_HAND.get_or_init(|| many_databases(&[("recsync.auto_verify", "off")]))
+}
+
+fn many_databases(settings: &[(&str, &str)]) -> Cluster {
+    let slots = [
+        ("max_worker_processes", "64"),
+        ("recsync.max_workers", "32"),
+        ("max_connections", "200"),
+    ];
+    let cluster = Cluster::start(&[&slots, settings].concat());
+    // Role recsync_admin belongs to the cluster: there is always a database that uses it.
+    cluster
+        .connect("postgres")
+        .run("CREATE EXTENSION recsync CASCADE");
+    cluster
 }
 
 /// At the end of the process.
 pub fn remove_shared() {
-    if let Some(cluster) = SHARED.get() {
+    for cluster in [&SHARED, &BY_HAND].into_iter().filter_map(OnceLock::get) {
         cluster.remove();
     }
 }

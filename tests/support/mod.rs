@@ -14,6 +14,6 @@ pub mod wait;
 
 pub use api::{Api, Fault, Request};
 pub use cluster::Cluster;
-pub use database::{Database, shared};
+pub use database::{Database, by_hand, shared};
 pub use sql::Sql;
 pub use wait::{PATIENCE, eventually, wait_until};

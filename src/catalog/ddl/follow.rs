@@ -14,7 +14,9 @@ use crate::catalog::names::quote;
 use crate::catalog::pipeline;
 use crate::catalog::recommender;
 use crate::catalog::rights::{As, in_subtransaction};
-use crate::catalog::watch::{drop_triggers, forget_cached, lock_in_tries, watch_truncate};
+use crate::catalog::watch::{
+    drop_triggers, forget_cached, lock_in_tries, watch_truncate, watch_unseen,
+};
 use crate::dispatch::backfill;
 use crate::error::Result;
 
@@ -328,6 +330,7 @@ fn follow_partitions(was: &Source, is: &Source, declared: &[i32], before: &Befor
     let came = new.iter().any(|table| !old.contains(table));
     if came {
         watch_truncate(is.relation(), is.id, is.owner())?;
+        watch_unseen(is.relation(), is.id, is.owner())?;
         forget_cached(is.relation())?;
     }
     for table in old.iter().filter(|table| !new.contains(table)) {
@@ -341,11 +344,18 @@ fn follow_partitions(was: &Source, is: &Source, declared: &[i32], before: &Befor
         wake::after_changes();
         drop_triggers(kind.relation, is.id, is.owner())?; // a detached partition keeps none of its root's
     }
-    if (came && before.attaches || before.rewrites || was.disabled != is.disabled)
-        && !declared.is_empty()
-    {
+    if is.unseen_off {
+        watch_unseen(is.relation(), is.id, is.owner())?;
+    }
+    if declared.is_empty() {
+        return Ok(());
+    }
+    if came && before.attaches || before.rewrites {
         let _as = As::extension();
         backfill::restart(declared)?;
+    } else if was.disabled != is.disabled {
+        let _as = As::extension();
+        backfill::advise(declared, "its triggers were disabled for a while")?;
     }
     Ok(())
 }
