@@ -75,6 +75,7 @@ CREATE TABLE pipeline (
     storage       text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     index         text NOT NULL CHECK (index IN ('hnsw', 'hnsw_bit', 'none')),
     into_column   text,                   -- of the source, where the vectors are there
+    monthly_budget numeric CHECK (monthly_budget >= 0), -- in the server's currency
     dimensions    integer NOT NULL CHECK (dimensions > 0),
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
@@ -200,6 +201,7 @@ CREATE TABLE job (
     leased_until    timestamptz,
     last_attempt_at timestamptz,
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    changes         integer NOT NULL DEFAULT 1, -- of the row that it stands for
     PRIMARY KEY (pipeline_id, record_key)
 );
 -- Claims walk along the first, from where the last one ended; the second finds what a worker that is no more has held.
@@ -211,6 +213,82 @@ CREATE INDEX job_leased ON job (pipeline_id) WHERE leased_until IS NOT NULL;
 CREATE UNLOGGED TABLE known_text_0 (key bytea PRIMARY KEY, embedding vector NOT NULL);
 CREATE UNLOGGED TABLE known_text_1 (LIKE known_text_0 INCLUDING ALL);
 CREATE VIEW known_text AS SELECT * FROM known_text_0 UNION ALL SELECT * FROM known_text_1;
+
+-- What was spent and saved: a row a store transaction, appended with the vectors, and folded into days. Never updated.
+CREATE TABLE usage_log (
+    pipeline_id       integer NOT NULL,     -- 0: none, the server was named in embed
+    server            text NOT NULL,
+    model             text NOT NULL,
+    price             numeric,              -- of a million tokens, as it was then; NULL: not known
+    currency          text NOT NULL,
+    day               date NOT NULL,        -- of UTC
+    requests          bigint NOT NULL,
+    queries           bigint NOT NULL,      -- of the requests: by embed and search
+    inputs            bigint NOT NULL,
+    bytes             bigint NOT NULL,      -- of the requests' bodies
+    tokens            bigint NOT NULL,
+    estimated_tokens  bigint NOT NULL,      -- of the tokens: where the provider has not counted
+    coalesced         bigint NOT NULL,      -- changes that came together with others of their row, and what they would have cost
+    coalesced_tokens  bigint NOT NULL,
+    unchanged         bigint NOT NULL,      -- texts that were those of their vectors
+    unchanged_tokens  bigint NOT NULL,
+    known             bigint NOT NULL,      -- texts whose vector was known
+    known_tokens      bigint NOT NULL
+) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+COMMENT ON TABLE usage_log IS 'What was spent and saved lately, a row a store: see recsync.usage. The worker folds it into recsync.usage_day.';
+
+CREATE TABLE usage_day (
+    pipeline_id       integer NOT NULL,
+    server            text NOT NULL,
+    model             text NOT NULL,
+    currency          text NOT NULL,
+    day               date NOT NULL,
+    requests          bigint NOT NULL,
+    queries           bigint NOT NULL,
+    inputs            bigint NOT NULL,
+    bytes             bigint NOT NULL,
+    tokens            bigint NOT NULL,
+    estimated_tokens  bigint NOT NULL,
+    cost              numeric,              -- NULL: no price was known
+    coalesced         bigint NOT NULL,
+    coalesced_tokens  bigint NOT NULL,
+    coalesced_cost    numeric,
+    unchanged         bigint NOT NULL,
+    unchanged_tokens  bigint NOT NULL,
+    unchanged_cost    numeric,
+    known             bigint NOT NULL,
+    known_tokens      bigint NOT NULL,
+    known_cost        numeric,
+    PRIMARY KEY (pipeline_id, server, model, currency, day)
+);
+CREATE INDEX usage_day_day ON usage_day (day);
+COMMENT ON TABLE usage_day IS 'What was spent and saved by pipeline, server, model and day: see recsync.usage.';
+
+CREATE VIEW usage_unfolded AS
+    SELECT pipeline_id, server, model, currency, day,
+           pg_catalog.sum(requests)::bigint AS requests, pg_catalog.sum(queries)::bigint AS queries, pg_catalog.sum(inputs)::bigint AS inputs,
+           pg_catalog.sum(bytes)::bigint AS bytes, pg_catalog.sum(tokens)::bigint AS tokens, pg_catalog.sum(estimated_tokens)::bigint AS estimated_tokens,
+           pg_catalog.sum(tokens * price) / 1000000 AS cost,
+           pg_catalog.sum(coalesced)::bigint AS coalesced, pg_catalog.sum(coalesced_tokens)::bigint AS coalesced_tokens, pg_catalog.sum(coalesced_tokens * price) / 1000000 AS coalesced_cost,
+           pg_catalog.sum(unchanged)::bigint AS unchanged, pg_catalog.sum(unchanged_tokens)::bigint AS unchanged_tokens, pg_catalog.sum(unchanged_tokens * price) / 1000000 AS unchanged_cost,
+           pg_catalog.sum(known)::bigint AS known, pg_catalog.sum(known_tokens)::bigint AS known_tokens, pg_catalog.sum(known_tokens * price) / 1000000 AS known_cost
+      FROM usage_log GROUP BY pipeline_id, server, model, currency, day;
+CREATE VIEW ledger AS SELECT * FROM usage_day UNION ALL SELECT * FROM usage_unfolded;
+COMMENT ON VIEW ledger IS 'recsync.usage_day and what is not folded into it yet: for recsync.usage.';
+
+-- The names of pipelines that are no more, for what they have spent.
+CREATE TABLE usage_name (
+    pipeline_id integer PRIMARY KEY,
+    name        text NOT NULL
+);
+
+-- Budgets that are spent, or nearly: found again by the worker, and so not dumped.
+CREATE TABLE budget_notice (
+    pipeline_id integer PRIMARY KEY,
+    month       date NOT NULL,              -- its first day: another month's says nothing
+    notice      text NOT NULL,
+    stops       boolean NOT NULL            -- nothing more is sent
+);
 
 CREATE TABLE dead_letter_log (
     pipeline_id integer NOT NULL,         -- or a recommender's
@@ -280,6 +358,9 @@ SELECT pg_catalog.pg_extension_config_dump('pipeline_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('recommender', '');
 SELECT pg_catalog.pg_extension_config_dump('feed', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
+SELECT pg_catalog.pg_extension_config_dump('usage_log', '');
+SELECT pg_catalog.pg_extension_config_dump('usage_day', '');
+SELECT pg_catalog.pg_extension_config_dump('usage_name', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log_number_seq', '');
 
@@ -437,10 +518,10 @@ AS 'MODULE_PATHNAME', 'counters_wrapper';
 
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
-    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false, monthly_budget numeric DEFAULT NULL)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_pipeline_wrapper';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean, numeric) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there; monthly_budget: what may be spent in a calendar month (UTC), in the server''s currency: see set_budget. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -843,6 +924,22 @@ COMMENT ON FUNCTION wait_for(text, interval) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::ledger::budget::set_budget
+
+CREATE FUNCTION set_budget(name text, monthly_budget numeric) RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'set_budget_wrapper';
+COMMENT ON FUNCTION set_budget(text, numeric) IS
+'What a pipeline may spend in a calendar month (UTC), in the currency of its server; NULL: as much as it needs. At 80% recsync.status has a warning, at 100% nothing more is sent for it until the month is over or the budget is raised. The server''s option monthly_budget holds for all of its pipelines together. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 22023 a negative budget.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::status::visible_pipelines
+CREATE  FUNCTION "visible_pipelines"() RETURNS SETOF INT /* SetOfIterator < 'static , i32 > */
+STRICT STABLE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'visible_pipelines_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::observe::status::worker_missing
 CREATE  FUNCTION "worker_missing"() RETURNS TEXT /* Option < String > */
 STRICT VOLATILE
@@ -855,9 +952,11 @@ AS 'MODULE_PATHNAME', 'worker_missing_wrapper';
 --   counters
 --   worker_missing
 --   owner_of
+--   visible_pipelines
 
 
 COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines and recommenders that the caller may see; see recsync.status.';
+COMMENT ON FUNCTION visible_pipelines() IS 'The pipelines whose bills the caller may see; for recsync.usage.';
 COMMENT ON FUNCTION owner_of(text) IS 'The owner of a pipeline''s relation; for the views of recsync.';
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
 /* </end connected objects> */
@@ -891,9 +990,31 @@ CREATE VIEW dead_letter WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline or of the recommender''s items, and recsync_admin. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
 
+CREATE VIEW usage WITH (security_barrier) AS
+    WITH seen AS MATERIALIZED (SELECT pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE') AS all_of_it)
+    SELECT COALESCE(p.relation, n.name) AS pipeline, u.model, u.day,
+           pg_catalog.sum(u.requests)::bigint AS requests, pg_catalog.sum(u.inputs)::bigint AS inputs, pg_catalog.sum(u.tokens)::bigint AS tokens,
+           pg_catalog.sum(u.bytes)::bigint AS bytes, pg_catalog.trim_scale(pg_catalog.sum(u.cost)) AS cost,
+           pg_catalog.sum(u.coalesced_tokens + u.unchanged_tokens + u.known_tokens)::bigint AS saved_tokens,
+           pg_catalog.trim_scale(pg_catalog.sum(u.coalesced_cost + u.unchanged_cost + u.known_cost)) AS saved_cost,
+           u.currency, u.server, pg_catalog.sum(u.queries)::bigint AS queries, pg_catalog.sum(u.estimated_tokens)::bigint AS estimated_tokens,
+           pg_catalog.sum(u.coalesced)::bigint AS coalesced, pg_catalog.sum(u.coalesced_tokens)::bigint AS coalesced_tokens,
+           pg_catalog.trim_scale(pg_catalog.sum(u.coalesced_cost)) AS coalesced_cost,
+           pg_catalog.sum(u.unchanged)::bigint AS unchanged, pg_catalog.sum(u.unchanged_tokens)::bigint AS unchanged_tokens,
+           pg_catalog.trim_scale(pg_catalog.sum(u.unchanged_cost)) AS unchanged_cost,
+           pg_catalog.sum(u.known)::bigint AS known, pg_catalog.sum(u.known_tokens)::bigint AS known_tokens,
+           pg_catalog.trim_scale(pg_catalog.sum(u.known_cost)) AS known_cost
+      FROM ledger u LEFT JOIN pipeline p ON p.id = u.pipeline_id LEFT JOIN usage_name n ON n.pipeline_id = u.pipeline_id
+     WHERE (SELECT all_of_it FROM seen) OR u.pipeline_id IN (SELECT visible_pipelines())
+     GROUP BY 1, u.model, u.day, u.currency, u.server;
+COMMENT ON VIEW usage IS 'What was spent on embeddings and what was saved, a row a pipeline, model and day of UTC (and server and currency, where these changed): requests, their inputs (texts), bytes (of their bodies), tokens as the provider counts them (estimated_tokens of these are recsync''s estimate, where the reply had no count), cost by the price of the time (NULL: none was known); queries: the requests that embed and search made. Saved: coalesced (changes that came together with others of their row), unchanged (texts that were those of their vectors) and known (texts whose vector was known), with the tokens, estimated by the provider''s count of other texts, and the money that each would have cost. pipeline is NULL for embed by a server''s name. It survives drop_pipeline. Readable by the pipeline''s owner, recsync_admin and pg_monitor.';
+
 CREATE VIEW status WITH (security_barrier) AS
+    WITH month AS MATERIALIZED (
+         SELECT pipeline_id, server, currency, pg_catalog.sum(tokens)::bigint AS tokens, pg_catalog.sum(cost) AS cost FROM ledger
+          WHERE day >= pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date GROUP BY pipeline_id, server, currency)
     SELECT 'pipeline'::text AS kind, p.relation AS name,
-           CASE WHEN p.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
+           CASE WHEN p.paused OR g.stops THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
                 WHEN b.finished_at IS NULL AND b.pipeline_id IS NOT NULL THEN 'backfill' ELSE 'running' END AS state,
            j.jobs + GREATEST(COALESCE(n.pending, 0), l.undispatched - COALESCE(n.in_flight, 0)) AS pending,
            COALESCE(n.in_flight, 0) AS in_flight,
@@ -902,8 +1023,20 @@ CREATE VIEW status WITH (security_barrier) AS
            b.done AS backfilled,
            COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
            n.last_change, n.last_embedded,
-           COALESCE(n.failure, d.last_error) AS last_error, p.paused_reason, w.missing AS waiting_for
+           COALESCE(n.failure, d.last_error) AS last_error, COALESCE(p.paused_reason, CASE WHEN g.stops AND NOT p.paused THEN g.notice END) AS paused_reason,
+           w.missing AS waiting_for,
+           COALESCE(m.tokens, 0) AS month_tokens, pg_catalog.trim_scale(m.cost) AS month_cost, p.monthly_budget,
+           pg_catalog.trim_scale(v.cost) AS server_month_cost, v.monthly_budget AS server_monthly_budget, v.currency,
+           CASE WHEN NOT g.stops THEN g.notice END AS warning
       FROM pipeline p
+      LEFT JOIN budget_notice g ON g.pipeline_id = p.id AND g.month = pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date
+      LEFT JOIN (SELECT s.*, (SELECT pg_catalog.sum(o.cost) FROM month o WHERE o.server = s.name AND o.currency = s.currency) AS cost
+                   FROM (SELECT f.srvname::text AS name, pg_catalog.max(o.option_value) FILTER (WHERE o.option_name = 'monthly_budget')::numeric AS monthly_budget,
+                                COALESCE(pg_catalog.max(o.option_value) FILTER (WHERE o.option_name = 'currency'), 'USD') AS currency
+                           FROM pg_catalog.pg_foreign_server f JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw AND w.fdwname = 'recsync'
+                           LEFT JOIN LATERAL pg_catalog.pg_options_to_table(f.srvoptions) o ON true GROUP BY f.srvname) s) v ON v.name = p.server
+      LEFT JOIN (SELECT o.pipeline_id, o.currency, pg_catalog.sum(o.tokens)::bigint AS tokens, pg_catalog.sum(o.cost) AS cost
+                   FROM month o GROUP BY o.pipeline_id, o.currency) m ON m.pipeline_id = p.id AND m.currency = v.currency
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id
       CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
@@ -923,7 +1056,8 @@ CREATE VIEW status WITH (security_barrier) AS
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
-           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing
+           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing,
+           NULL, NULL, NULL, NULL, NULL, NULL, NULL
       FROM recommender r
       CROSS JOIN LATERAL (SELECT pg_catalog.bool_and(f.finished_at IS NOT NULL) AS finished, pg_catalog.sum(f.done)::bigint AS done
                             FROM member m JOIN backfill f ON f.pipeline_id = m.id WHERE m.recommender_id = r.id) b
@@ -941,12 +1075,12 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
-    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
+    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, why it is paused, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent.';
 
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error
@@ -969,7 +1103,7 @@ CREATE VIEW attribution WITH (security_barrier) AS
     SELECT recommender, placement, source, shown, attributable, clicked, converted FROM attribution();
 COMMENT ON VIEW attribution IS 'What has come of what was shown, by recommender, placement and source: the function attribution() without arguments. Readable by the owner of the recommender''s items, recsync_admin and pg_monitor.';
 
-GRANT SELECT ON change_log, dead_letter, status, model, shown, attribution TO PUBLIC;
+GRANT SELECT ON change_log, dead_letter, usage, status, model, shown, attribution TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

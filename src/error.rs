@@ -92,6 +92,8 @@ pub enum Error {
     Recovery,
     #[error("\"{0}\" is paused")]
     Paused(String),
+    #[error("it is paused: {0}")]
+    OverBudget(String),
     #[error("\"{0}\" has no counters")]
     NoCounters(String),
     #[error("recsync does nothing here: {0}")]
@@ -300,6 +302,10 @@ impl Error {
             Error::Paused(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("recsync.status says why; recsync.resume lets it run again.".into()),
+            ),
+            Error::OverBudget(_) => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("It goes on with the next month (UTC), or once the budget is raised: by recsync.set_budget, or the server's option monthly_budget.".into()),
             ),
             Error::NoCounters(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

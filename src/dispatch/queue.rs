@@ -28,6 +28,8 @@ pub struct Job {
     pub stored: bool,
     /// When it last failed, as microseconds since the epoch.
     pub last_attempt_us: Option<i64>,
+    /// Changes of the row that it stands for; those of a backfill are one.
+    pub changes: u32,
 }
 
 impl Job {
@@ -38,7 +40,13 @@ impl Job {
             attempt: 0,
             stored: false,
             last_attempt_us: None,
+            changes: 1,
         }
+    }
+
+    /// Changes that cost nothing of their own, because they came together with others.
+    pub fn coalesced(&self) -> u64 {
+        u64::from(self.changes.saturating_sub(1))
     }
 }
 
@@ -70,6 +78,7 @@ struct Again {
     ticket: Option<u64>,
     /// `None`: due as soon as it has landed.
     pace: Option<Pace>,
+    changes: u32,
 }
 
 /// What a ticket stands for; handed back when it is done.
@@ -123,12 +132,16 @@ impl Queue {
 
     /// A row has changed; `pace` says when it is due.
     pub fn add_change(&mut self, row: RowKey, ticket: Option<u64>, pace: Pace, now: Instant) {
+        self.change(Job::new(row), ticket, pace, now);
+    }
+
+    fn change(&mut self, job: Job, ticket: Option<u64>, pace: Pace, now: Instant) {
         let due = match pace {
-            Pace::AtOnce => self.lately.spaced(&row, now),
+            Pace::AtOnce => self.lately.spaced(&job.row, now),
             Pace::Quiet { debounce, .. } => Some(now + debounce),
         };
         let lane = due.map_or(Lane::Live, |_| Lane::Quiet);
-        self.place(Job::new(row), lane, ticket, Some(pace), due);
+        self.place(job, lane, ticket, Some(pace), due);
     }
 
     fn place(
@@ -156,6 +169,11 @@ impl Queue {
             self.hold(ticket);
             return self.wait(row, lane, due);
         };
+        // A row that is looked at for another reason has not changed.
+        let changes = match lane {
+            Lane::Removal | Lane::Backfill => 0,
+            Lane::Live | Lane::Quiet => job.changes,
+        };
         entry.job.stored |= job.stored;
         entry.job.attempt = entry.job.attempt.max(job.attempt);
         if entry.taken {
@@ -167,15 +185,23 @@ impl Queue {
             }
             match &mut entry.again {
                 Some(_) if lane == Lane::Backfill => {}
-                Some(again) => again.pace = again.pace.and(pace),
+                Some(again) => {
+                    again.pace = again.pace.and(pace);
+                    again.changes += changes;
+                }
                 None if lane == Lane::Backfill => {}
                 None => {
-                    entry.again = Some(Again { ticket, pace });
+                    entry.again = Some(Again {
+                        ticket,
+                        pace,
+                        changes,
+                    });
                     self.hold(ticket);
                 }
             }
             return;
         }
+        entry.job.changes += changes;
         // It waits already: once is enough, in the more urgent place of the two; a quiet one is put off.
         if let (Some(Pace::Quiet { max_delay, .. }), Some(_), Some(due)) = (pace, entry.due, due) {
             entry.due = Some(due.min(entry.since + max_delay));
@@ -269,7 +295,11 @@ impl Queue {
         let mut touched = 0;
         for entry in self.entries.values_mut() {
             if entry.job.row.pipeline == pipeline && entry.taken && entry.again.is_none() {
-                entry.again = Some(Again { ticket, pace: None });
+                entry.again = Some(Again {
+                    ticket,
+                    pace: None,
+                    changes: 0,
+                });
                 touched += 1;
             }
         }
@@ -298,9 +328,13 @@ impl Queue {
         };
         self.release(entry.ticket);
         if let Some(again) = entry.again {
+            let job = Job {
+                changes: again.changes,
+                ..Job::new(row.clone())
+            };
             match again.pace {
-                Some(pace) => self.add_change(row.clone(), again.ticket, pace, Instant::now()),
-                None => self.add(row.clone(), Lane::Live, again.ticket),
+                Some(pace) => self.change(job, again.ticket, pace, Instant::now()),
+                None => self.add_job(job, Lane::Live, again.ticket),
             }
             self.release(again.ticket); // it is held by the row that waits now
         }
@@ -333,6 +367,7 @@ impl Queue {
         entry.taken = false;
         entry.lane = lane;
         if let Some(again) = entry.again.take() {
+            entry.job.changes += again.changes;
             self.release(again.ticket);
         }
         self.waiting

@@ -3,7 +3,8 @@
 //! It never renders a row: a job is a key.
 
 use pgrx::pg_sys;
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -61,7 +62,7 @@ impl Leader {
         self.start_over()?;
         self.note_changes();
         for ((id, delay), (again, jobs)) in put_down {
-            write_down(id, &jobs, delay, again)?;
+            write_down(id, &together(jobs), delay, again)?;
             self.job_due_at(id, Instant::now() + delay);
         }
         if !page.blocks.is_empty() {
@@ -151,6 +152,7 @@ impl Leader {
                 continue;
             };
             if running.pipeline.backfilled
+                || running.is_spent
                 || self.queue.waits(id, QueueLane::Backfill) > backfill::SLICE / 2
             {
                 continue;
@@ -222,7 +224,8 @@ impl Leader {
             let Some(running) = state.running() else {
                 continue;
             };
-            let rests = !running.limited_for().is_zero()
+            let rests = running.is_spent
+                || !running.limited_for().is_zero()
                 || self
                     .lanes
                     .get(running.lane)
@@ -303,6 +306,18 @@ pub(super) fn write_down(
     again: Again,
 ) -> std::result::Result<(), Failed> {
     transaction(|| jobs::put_all(pipeline, jobs, delay, again))
+}
+
+/// Changes of one row are one job.
+fn together(jobs: Vec<Job>) -> Vec<Job> {
+    let mut of_rows: HashMap<RowKey, Job> = HashMap::with_capacity(jobs.len());
+    for job in jobs {
+        match of_rows.entry(job.row.clone()) {
+            Entry::Occupied(mut same) => same.get_mut().changes += job.changes,
+            Entry::Vacant(first) => drop(first.insert(job)),
+        }
+    }
+    of_rows.into_values().collect()
 }
 
 /// What is not kept in memory, by pipeline and delay.

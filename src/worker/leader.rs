@@ -17,6 +17,7 @@ use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
 use super::process::{self, Bell, Failed, transaction};
 use super::running::{Lanes, State, Turns};
+use super::spending::Spending;
 use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
 use super::writers::Writers;
@@ -70,6 +71,8 @@ pub(super) struct Leader {
     pub(super) writers: Writers,
     pub(super) indexer: Indexer,
     pub(super) trainer: Trainer,
+    /// What is spent and saved, and not written yet.
+    pub(super) spending: Spending,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -167,10 +170,11 @@ impl Leader {
         ringer: Arc<dyn Fn() + Send + Sync>,
     ) -> Result<Leader> {
         let (reply_to, replies) = unbounded();
-        let ((checkpoint, from), prepared) = transaction(|| {
+        let ((checkpoint, from), prepared, spent) = transaction(|| {
             jobs::take_back_leases(None)?;
             known::resume(database)?;
-            Ok((upkeep::resume_checkpoint()?, upkeep::has_prepared()?))
+            let checkpoint = upkeep::resume_checkpoint()?;
+            Ok((checkpoint, upkeep::has_prepared()?, Spending::resume()?))
         })
         .map_err(|failed| Error::Internal(failed.message))?;
         database.prepared_declarations.store(prepared, SeqCst);
@@ -192,6 +196,7 @@ impl Leader {
             writers: Writers::default(),
             indexer: Indexer::default(),
             trainer: Trainer::default(),
+            spending: Spending::new(spent),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -261,6 +266,7 @@ impl Leader {
             return Ok(false);
         }
         self.queue.release_due(Instant::now());
+        self.watch_budgets()?;
         self.keep()?;
         if settings::enabled() {
             self.start_runs()?;
@@ -282,7 +288,9 @@ impl Leader {
             let _ = transaction(|| known::rotate(self.database)); // a lock that somebody holds: another time
         }
         self.publish();
-        Ok(!self.gives_way()?)
+        let leaves = self.gives_way()?;
+        self.write_bills(leaves)?;
+        Ok(!leaves)
     }
 
     fn publish(&mut self) {
@@ -361,7 +369,13 @@ impl Leader {
                 if relieved {
                     continue; // only what flies is waited for, and that rings the bell
                 }
-                if waits || (!running.pipeline.backfilled && !self.queue.has_slice(*id)) {
+                if running.is_spent
+                    && let Some(age) = running.unwritten_for()
+                {
+                    wait = wait.min(REST_PATIENCE.saturating_sub(age) + TICK);
+                }
+                let reads = !running.pipeline.backfilled && !running.is_spent;
+                if waits || (reads && !self.queue.has_slice(*id)) {
                     return Duration::ZERO;
                 }
                 let Some(lane) = self.lanes.get(running.lane) else {
@@ -390,6 +404,8 @@ impl Leader {
         {
             wait = wait.min(at.saturating_duration_since(now) + TICK);
         }
+        wait = wait.min(self.spending.next());
+        wait = wait.min(self.next_asked().unwrap_or(wait));
         wait = wait.min(self.checkpoint.next_rotation());
         wait = wait.min(self.checkpoint.next_sweep_of_shown());
         wait = wait.min(self.checkpoint.next_rotation_of_events());
