@@ -121,11 +121,16 @@ impl Open {
     }
 
     /// Those that have waited for so long; and those of the worker's requests that no store will take along, as
-    /// `is_waited_for` (pipeline) says.
-    pub fn take_due(&mut self, age: Duration, is_waited_for: impl Fn(i32) -> bool) -> Bills {
+    /// `is_waited_for` (pipeline) says. `hurries`: what was saved is not kept waiting, either.
+    pub fn take_due(
+        &mut self,
+        age: Duration,
+        hurries: bool,
+        is_waited_for: impl Fn(i32) -> bool,
+    ) -> Bills {
         self.take_if(|payer, since, bill| {
-            let of_worker = bill.sent.requests > bill.queries;
-            since.elapsed() >= age || of_worker && !is_waited_for(payer.pipeline)
+            let now = hurries || bill.sent.requests > bill.queries;
+            since.elapsed() >= age || now && !is_waited_for(payer.pipeline)
         })
     }
 
@@ -189,7 +194,7 @@ mod tests {
             let costs = bills.iter().map(|(payer, b)| payer.cost(b.sent.tokens));
             costs.sum()
         };
-        let all = open.take_due(Duration::ZERO, |_| true);
+        let all = open.take_due(Duration::ZERO, false, |_| true);
         assert_eq!(tokens(&all), 27);
         assert!((cost(&all) - (20.0 * 2.0 + 7.0 * 3.0) / 1e6).abs() < 1e-12);
         assert!(open.take(1).is_empty() && open.since().is_none());
@@ -206,10 +211,11 @@ mod tests {
         open.add(&payer(2, "2"), saved);
         open.add(&payer(3, "2"), query);
         let hour = Duration::from_secs(3_600);
-        assert!(open.take_due(hour, |_| true).is_empty());
-        let due = open.take_due(hour, |_| false);
+        assert!(open.take_due(hour, true, |_| true).is_empty());
+        let due = open.take_due(hour, false, |_| false);
         assert_eq!(due.len(), 1);
         assert_eq!(due[0].0.pipeline, 1);
-        assert!(open.since().is_some());
+        assert_eq!(open.take_due(hour, true, |_| false).len(), 2);
+        assert!(open.since().is_none());
     }
 }

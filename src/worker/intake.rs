@@ -224,8 +224,16 @@ impl Leader {
             let Some(running) = state.running() else {
                 continue;
             };
-            let rests = running.is_spent
-                || !running.limited_for().is_zero()
+            if running.is_spent {
+                // It may be for weeks: what needs a request is a job, and does not stand in the way of what needs none.
+                let jobs = running.drain_ready();
+                write_down(*id, &jobs, Duration::ZERO, Again::Then)?;
+                for job in &jobs {
+                    self.queue.written_down(&job.row);
+                }
+                running.claims.due_at(Instant::now());
+            }
+            let rests = !running.limited_for().is_zero()
                 || self
                     .lanes
                     .get(running.lane)

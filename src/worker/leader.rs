@@ -281,6 +281,10 @@ impl Leader {
         }
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
+        if self.database.checkpoint_wanted.load(SeqCst) {
+            self.spending.hurry();
+        }
+        self.write_bills(false)?;
         self.move_checkpoint()?;
         self.checkpoint.sweep_shown();
         self.checkpoint.rotate_events();
@@ -289,7 +293,9 @@ impl Leader {
         }
         self.publish();
         let leaves = self.gives_way()?;
-        self.write_bills(leaves)?;
+        if leaves {
+            self.write_bills(true)?;
+        }
         Ok(!leaves)
     }
 
@@ -368,11 +374,6 @@ impl Leader {
                 }
                 if relieved {
                     continue; // only what flies is waited for, and that rings the bell
-                }
-                if running.is_spent
-                    && let Some(age) = running.unwritten_for()
-                {
-                    wait = wait.min(REST_PATIENCE.saturating_sub(age) + TICK);
                 }
                 let reads = !running.pipeline.backfilled && !running.is_spent;
                 if waits || (reads && !self.queue.has_slice(*id)) {

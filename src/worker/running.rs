@@ -181,6 +181,13 @@ impl Running {
             .collect()
     }
 
+    /// The jobs of all texts that are ready: they are rendered anew another time.
+    pub fn drain_ready(&mut self) -> Vec<Job> {
+        let ready = self.ready.drain(..).chain(self.ready_backfill.drain(..));
+        let ready = ready.chain(self.halves.drain(..).flatten());
+        ready.map(|ready| ready.job).collect()
+    }
+
     /// Takes out the texts whose vectors are among these: they need no request any more.
     pub fn take_known(&mut self, known: impl Fn(&[u8]) -> bool) -> Vec<Ready> {
         let mut taken = Vec::new();

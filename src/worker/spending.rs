@@ -24,18 +24,21 @@ use crate::ledger::month::Month;
 
 /// How long a bill waits for a store that takes it along.
 const AGE: Duration = Duration::from_secs(1);
-/// When what was appended is folded: then, or when it is so many rows. A fold is a version of each row that it adds to.
+/// When what was appended is folded: then, or when it is so many rows.
 const FOLD: Duration = Duration::from_secs(600);
-const MOST_ROWS: usize = 10_000;
-/// When it is tried again, where somebody reads the ledger.
+const MOST_ROWS: usize = 2_000;
+/// How soon after the last fold, or a try while somebody read the ledger: each leaves a dead version of the rows that it
+/// adds to, which a held snapshot keeps.
 const AGAIN: Duration = Duration::from_secs(10);
 
 pub struct Spending {
     pub open: Open,
     /// Rows that were appended since the last fold.
     rows: usize,
-    /// When they are folded at the latest; `None`: there are none.
+    /// When they are folded; `None`: there are none.
     fold_at: Option<Instant>,
+    /// But not before then.
+    fold_from: Instant,
     month: Month,
     /// The money of the month.
     spent: Spent,
@@ -44,6 +47,8 @@ pub struct Spending {
     budgets_due: bool,
     /// When it was last looked for what sessions have asked.
     took_asked: Option<Instant>,
+    /// When somebody last waited for the work to be done: who has waited finds in the ledger what came of it.
+    hurried: Option<Instant>,
 }
 
 impl Spending {
@@ -58,11 +63,13 @@ impl Spending {
             open: Open::default(),
             rows: 0,
             fold_at: has_rows.then(Instant::now),
+            fold_from: Instant::now(),
             month,
             spent,
             notices: None,
             budgets_due: true,
             took_asked: None,
+            hurried: None,
         }
     }
 
@@ -100,8 +107,17 @@ impl Spending {
         }
         if !bills.is_empty() {
             self.rows += bills.len();
-            self.fold_at.get_or_insert_with(|| Instant::now() + FOLD);
+            let now = Instant::now();
+            let at = self.fold_at.get_or_insert(now + FOLD);
+            if self.rows >= MOST_ROWS {
+                *at = (*at).min(self.fold_from.max(now));
+            }
         }
+    }
+
+    /// Somebody waits.
+    pub fn hurry(&mut self) {
+        self.hurried = Some(Instant::now());
     }
 
     /// Budgets or prices may be others.
@@ -172,7 +188,11 @@ impl Leader {
                 continue;
             };
             let notice = self.spending.notice(running);
-            running.is_spent = notice.as_ref().is_some_and(|notice| notice.stops);
+            let is_spent = notice.as_ref().is_some_and(|notice| notice.stops);
+            if running.is_spent && !is_spent {
+                running.claims.start_over();
+            }
+            running.is_spent = is_spent;
             notices.extend(notice.map(|notice| (*id, notice)));
         }
         if self.spending.notices.as_ref() == Some(&notices) {
@@ -242,8 +262,9 @@ impl Leader {
             }
         };
         let age = if all { Duration::ZERO } else { AGE };
+        let hurries = self.spending.hurried.is_some_and(|at| at.elapsed() < AGE);
         let is_waited_for = |id| waited_for.get(&id) == Some(&true);
-        let due = self.spending.open.take_due(age, is_waited_for);
+        let due = self.spending.open.take_due(age, hurries, is_waited_for);
         if !due.is_empty() {
             let written = transaction(|| log::append(&due));
             self.spending.settle(due, written.is_ok());
@@ -256,8 +277,7 @@ impl Leader {
     fn fold(&mut self) {
         let spending = &mut self.spending;
         let now = Instant::now();
-        let full = spending.rows >= MOST_ROWS;
-        if spending.fold_at.is_none_or(|at| at > now && !full) {
+        if spending.fold_at.is_none_or(|at| at > now) {
             return;
         }
         let folded = transaction(|| {
@@ -265,8 +285,9 @@ impl Leader {
             log::fold()
         });
         spending.rows = 0;
+        spending.fold_from = now + AGAIN;
         // A failure is a lock that somebody holds: another time.
-        spending.fold_at = folded.is_err().then(|| now + AGAIN);
+        spending.fold_at = folded.is_err().then_some(spending.fold_from);
     }
 }
 
