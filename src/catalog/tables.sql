@@ -262,6 +262,7 @@ CREATE VIEW usage_unfolded AS
            pg_catalog.sum(unchanged)::bigint AS unchanged, pg_catalog.sum(unchanged_tokens)::bigint AS unchanged_tokens, pg_catalog.sum(unchanged_tokens * price) / 1000000 AS unchanged_cost,
            pg_catalog.sum(known)::bigint AS known, pg_catalog.sum(known_tokens)::bigint AS known_tokens, pg_catalog.sum(known_tokens * price) / 1000000 AS known_cost
       FROM usage_log GROUP BY pipeline_id, server, model, currency, day;
+COMMENT ON VIEW usage_unfolded IS 'What of recsync.usage_log is to be added to recsync.usage_day.';
 CREATE VIEW ledger AS SELECT * FROM usage_day UNION ALL SELECT * FROM usage_unfolded;
 COMMENT ON VIEW ledger IS 'recsync.usage_day and what is not folded into it yet: for recsync.usage.';
 
@@ -270,6 +271,7 @@ CREATE TABLE usage_name (
     pipeline_id integer PRIMARY KEY,
     name        text NOT NULL
 );
+COMMENT ON TABLE usage_name IS 'Names of pipelines that were dropped: for recsync.usage.';
 
 -- Budgets that are spent, or nearly: found again by the worker, and so not dumped.
 CREATE TABLE budget_notice (
@@ -278,6 +280,7 @@ CREATE TABLE budget_notice (
     notice      text NOT NULL,
     stops       boolean NOT NULL            -- nothing more is sent
 );
+COMMENT ON TABLE budget_notice IS 'Pipelines of whose budget 80% or all is spent: for recsync.status.';
 
 CREATE TABLE dead_letter_log (
     pipeline_id integer NOT NULL,         -- or a recommender's

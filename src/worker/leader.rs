@@ -281,9 +281,6 @@ impl Leader {
         }
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
-        if self.database.checkpoint_wanted.load(SeqCst) {
-            self.spending.hurry();
-        }
         self.write_bills(false)?;
         self.move_checkpoint()?;
         self.checkpoint.sweep_shown();
@@ -292,11 +289,7 @@ impl Leader {
             let _ = transaction(|| known::rotate(self.database)); // a lock that somebody holds: another time
         }
         self.publish();
-        let leaves = self.gives_way()?;
-        if leaves {
-            self.write_bills(true)?;
-        }
-        Ok(!leaves)
+        Ok(!self.gives_way()?)
     }
 
     fn publish(&mut self) {
@@ -405,8 +398,7 @@ impl Leader {
         {
             wait = wait.min(at.saturating_duration_since(now) + TICK);
         }
-        wait = wait.min(self.spending.next());
-        wait = wait.min(self.next_asked().unwrap_or(wait));
+        wait = wait.min(self.next_spending());
         wait = wait.min(self.checkpoint.next_rotation());
         wait = wait.min(self.checkpoint.next_sweep_of_shown());
         wait = wait.min(self.checkpoint.next_rotation_of_events());
@@ -454,6 +446,7 @@ impl Leader {
                 && !self.database.catalog_changed.load(SeqCst)
             {
                 self.database.gave_way.store(true, SeqCst);
+                self.write_bills(true)?;
                 return Ok(true);
             }
             self.database.wake.claim();
@@ -465,6 +458,7 @@ impl Leader {
             self.database.gave_way.store(true, SeqCst);
             self.database.catalog_changed.store(true, SeqCst);
             self.keep_locked()?;
+            self.write_bills(true)?;
         }
         Ok(over)
     }

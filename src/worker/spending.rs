@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::pg_sys;
@@ -115,11 +116,6 @@ impl Spending {
         }
     }
 
-    /// Somebody waits.
-    pub fn hurry(&mut self) {
-        self.hurried = Some(Instant::now());
-    }
-
     /// Budgets or prices may be others.
     pub fn look_at_budgets(&mut self) {
         self.budgets_due = true;
@@ -132,8 +128,8 @@ impl Spending {
         notice.is_some_and(|notice| notice.stops)
     }
 
-    /// When there is something to do here.
-    pub fn next(&self) -> Duration {
+    /// In how long there is something to do, but for what sessions ask.
+    fn next(&self) -> Duration {
         let open = self.open.since().map(|since| since + AGE);
         let next = open.into_iter().chain(self.fold_at).min();
         let next = next.map(|at| at.saturating_duration_since(Instant::now()));
@@ -203,6 +199,7 @@ impl Leader {
         self.tell(news);
         self.spending.notices = Some(notices);
         self.jobs_ended = true; // who waits is told
+        self.spending.hurried = Some(Instant::now());
         Ok(())
     }
 
@@ -222,8 +219,14 @@ impl Leader {
         }
     }
 
+    /// In how long there is something to do here.
+    pub(super) fn next_spending(&self) -> Duration {
+        let next = self.spending.next();
+        self.next_asked().map_or(next, |asked| next.min(asked))
+    }
+
     /// In how long it is looked for what sessions have asked; `None`: nothing.
-    pub(super) fn next_asked(&self) -> Option<Duration> {
+    fn next_asked(&self) -> Option<Duration> {
         let database = self.database_oid().to_u32();
         let took = self.spending.took_asked;
         let next = took.map_or(Duration::ZERO, |at| AGE.saturating_sub(at.elapsed()));
@@ -249,6 +252,9 @@ impl Leader {
 
     /// Bills that no store takes along, or all of them; and what was appended becomes days when it is time.
     pub(super) fn write_bills(&mut self, all: bool) -> std::result::Result<(), Failed> {
+        if self.database.checkpoint_wanted.load(SeqCst) {
+            self.spending.hurried = Some(Instant::now());
+        }
         let waited_for: HashMap<i32, bool> = match self.spending.open.since() {
             None => HashMap::new(),
             Some(_) => {
