@@ -12,6 +12,9 @@ pub mod snapshot;
 // Whether a changed row waits.
 pub mod pace;
 
+// A row that is due.
+pub mod job;
+
 // Jobs in memory: coalesced by row, one flight a row, tied to the checkpoint that may pass them.
 pub mod queue;
 

@@ -49,6 +49,12 @@ pub mod builtin;
 // How many tokens a text has.
 pub mod tokens;
 
+// The same of texts that are not sent, by the provider's own count of others.
+pub mod token_rate;
+
+// What was sent and counted.
+pub mod sent;
+
 // Which texts go into one request.
 pub mod batch;
 

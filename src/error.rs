@@ -94,6 +94,8 @@ pub enum Error {
     Paused(String),
     #[error("all rows of \"{0}\" are being looked at")]
     BackfillRuns(String),
+    #[error("it is paused: {0}")]
+    OverBudget(String),
     #[error("\"{0}\" has no counters")]
     NoCounters(String),
     #[error("recsync does nothing here: {0}")]
@@ -308,6 +310,10 @@ impl Error {
             Error::BackfillRuns(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some("These rows are among them: wait for it (recsync.status shows how far it is), then ask again if need be.".into()),
+            ),
+            Error::OverBudget(_) => (
+                C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                Some("It goes on with the next month (UTC), or once the budget is raised: by recsync.set_budget, or the server's option monthly_budget.".into()),
             ),
             Error::NoCounters(_) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

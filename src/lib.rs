@@ -42,6 +42,9 @@ pub mod embed;
 // Vectors written, jobs completed.
 pub mod store;
 
+// What was spent and saved.
+pub mod ledger;
+
 // What is asked of the vectors, embed and search; recommenders' lists, and what is kept for them.
 pub mod recommend;
 

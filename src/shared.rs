@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, 
 
 use crate::embed::rate::{self, Rates};
 use crate::embed::recent::Recent;
+use crate::ledger::asked::Asked;
 
 // Places for processes that a worker asks for.
 pub mod slots;
@@ -40,6 +41,8 @@ pub struct Shared {
     pub counters: [Counters; MAX_COUNTERS],
     pub rates: Rates,
     pub recent: Recent,
+    /// What sessions have asked providers for.
+    pub asked: Asked,
     pub writers: [slots::Slot; slots::MAX_WRITERS],
     /// The place for the process that trains models: one in the cluster, so that its memory is bounded.
     pub trainer: [slots::Slot; 1],

@@ -75,6 +75,9 @@ mod running;
 // Batches sent, replies landed.
 mod flights;
 
+// What is spent and saved, written down; budgets.
+mod spending;
+
 // What keeps the log and the tables small.
 mod upkeep;
 

@@ -46,6 +46,9 @@ pub struct Model {
 #[derive(Clone, Copy)]
 pub struct Seen {
     pub inputs: usize,
+    /// Of the body, and what the answer says to have been used.
+    pub bytes: usize,
+    pub tokens: usize,
     pub arrived: Instant,
     pub answered: Instant,
 }
@@ -124,11 +127,17 @@ impl Model {
             let embedding = STANDARD.encode(bytes);
             format!(r#"{{"object":"embedding","index":{index},"embedding":"{embedding}"}}"#)
         });
+        let data = data.collect::<Vec<_>>().join(",");
+        let tokens: usize = inputs.iter().map(|input| tokens(input)).sum();
         format!(
-            r#"{{"object":"list","model":"loopback","data":[{}],"usage":{{"prompt_tokens":1,"total_tokens":1}}}}"#,
-            data.collect::<Vec<_>>().join(",")
+            r#"{{"object":"list","model":"loopback","data":[{data}],"usage":{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}}}"#
         )
     }
+}
+
+/// As it counts them: a token a word.
+pub fn tokens(text: &str) -> usize {
+    text.split_whitespace().count()
 }
 
 /// A vector of length 1 that the seed alone decides.
@@ -173,6 +182,8 @@ fn serve(connection: TcpStream, model: Model, notes: &Mutex<Vec<Seen>>) {
         // Noted before it is sent: the client may be quicker than this thread afterwards.
         notes.lock().unwrap().push(Seen {
             inputs: request.input.len(),
+            bytes: body.len(),
+            tokens: request.input.iter().map(|input| tokens(input)).sum(),
             arrived,
             answered: Instant::now(),
         });

@@ -2,7 +2,7 @@
 //!
 //! It never writes anything before everything has been checked.
 
-use pgrx::datum::Interval;
+use pgrx::datum::{AnyNumeric, Interval};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -23,6 +23,7 @@ use super::server;
 use super::watch::{CAPTURES, describe_source, lock_in_tries, notice_of_source, refresh, watch};
 use crate::capture::wake;
 use crate::error::{Error, OrReport, Result};
+use crate::ledger::budget;
 use checks::{content_of_columns, form, relation_name, when};
 
 /// What create_pipeline was asked for.
@@ -40,15 +41,16 @@ struct Declaration {
     capture: String,
     on_replica: bool,
     backfill: bool,
+    monthly_budget: Option<AnyNumeric>,
 }
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
-    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false, monthly_budget numeric DEFAULT NULL)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean, numeric) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there; monthly_budget: what may be spent in a calendar month (UTC), in the server''s currency: see set_budget. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_pipeline(
@@ -68,6 +70,7 @@ fn create_pipeline(
     on_replica: Option<bool>,
     backfill: Option<bool>,
     if_not_exists: Option<bool>,
+    monthly_budget: Option<AnyNumeric>,
 ) -> pg_sys::Oid {
     (|| {
         let required = |argument: &'static str, value: Option<&str>| {
@@ -95,6 +98,7 @@ fn create_pipeline(
             capture: capture.unwrap_or("keys").to_owned(),
             on_replica: on_replica.unwrap_or(false),
             backfill: backfill.unwrap_or(true),
+            monthly_budget,
         };
         create(&declaration, if_not_exists.unwrap_or(false))
     })()
@@ -122,6 +126,7 @@ pub fn create_for_items(
         capture: "keys".to_owned(),
         on_replica: false,
         backfill: true,
+        monthly_budget: None,
     };
     create(&declaration, true)
 }
@@ -194,6 +199,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
         index_asked_for(wanted)?,
         endpoint.dimensions,
     )?;
+    budget::check(wanted.monthly_budget.as_ref())?;
     if !CAPTURES.contains(&wanted.capture.as_str()) {
         return Err(Error::argument(
             "capture",
@@ -269,8 +275,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     {
         let _as = As::extension();
         Spi::run_with_args(
-            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, into_column, dimensions, capture, on_replica)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $19, $11, $13, $14) RETURNING id)
+            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, into_column, dimensions, capture, on_replica, monthly_budget)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $19, $11, $13, $14, $20) RETURNING id)
              INSERT INTO recsync.backfill (pipeline_id, finished_at) SELECT id, CASE WHEN $12 THEN NULL ELSE pg_catalog.now() END FROM p",
             &[
                 relation.as_str().into(),
@@ -292,6 +298,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
                 wanted.when.debounce_s.into(),
                 wanted.when.max_delay_s.into(),
                 into_column.into(),
+                wanted.monthly_budget.clone().into(),
             ],
         )?;
     }
@@ -343,6 +350,10 @@ fn difference(
     wanted: &Declaration,
 ) -> Option<String> {
     let yes_no = |flag| if flag { "true" } else { "false" };
+    let amount = |budget: Option<f64>| budget.map_or("none".to_owned(), |b| b.to_string());
+    let given = wanted.monthly_budget.clone();
+    let given = given.and_then(|budget| f64::try_from(budget).ok());
+    let budgets = (amount(is.monthly_budget), amount(given));
     let schedules = (is.when.text(), wanted.when.text());
     let pairs = [
         ("source", is.source.as_str(), source),
@@ -361,6 +372,7 @@ fn difference(
             is.into_column.as_deref().unwrap_or("none"),
             wanted.into_column.as_deref().unwrap_or("none"),
         ),
+        ("monthly_budget", budgets.0.as_str(), budgets.1.as_str()),
         ("capture", is.capture.as_str(), wanted.capture.as_str()),
         (
             "on_replica",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::names;
 use super::rights::As;
 use crate::dispatch::schedule::Schedule;
-use crate::embed::endpoint::Endpoint;
+use crate::embed::endpoint::{Endpoint, MONEY_OPTIONS};
 use crate::error::{Error, Result};
 use crate::statement::Statement;
 
@@ -48,6 +48,8 @@ pub struct Pipeline {
     pub storage: String,
     pub index: String,
     pub dimensions: i64,
+    /// What may be spent for it in a month, in the server's currency.
+    pub monthly_budget: Option<f64>,
     /// Its vectors have an HNSW index, which makes each of them cost milliseconds.
     pub hnsw: bool,
     /// The index that was declared is there and valid, whoever made it.
@@ -201,9 +203,13 @@ impl Pipeline {
     }
 
     /// Whether nothing has changed but what the worker itself changes, the backfill's position and dead letters, and
-    /// what needs no other statements, an index.
+    /// what needs no other statements or requests: an index, and what is a matter of money.
     pub fn is_declared_as(&self, other: &Pipeline) -> bool {
         let mut other = other.clone();
+        other.monthly_budget = self.monthly_budget;
+        if without_money(&self.server_options) == without_money(&other.server_options) {
+            other.server_options.clone_from(&self.server_options);
+        }
         other.dead_letters = self.dead_letters;
         other.hnsw = self.hnsw;
         other.indexed = self.indexed;
@@ -282,6 +288,14 @@ impl Pipeline {
     }
 }
 
+/// A server's options but those that say what it costs.
+fn without_money(options: &Option<Vec<(String, String)>>) -> Vec<&(String, String)> {
+    let options = options.iter().flatten();
+    options
+        .filter(|(name, _)| !MONEY_OPTIONS.contains(&name.as_str()))
+        .collect()
+}
+
 /// For [`keys_sql`]: the primary key.
 pub const PRIMARY: &str = "i.indisprimary";
 
@@ -309,6 +323,11 @@ fn column_of(relation: &str) -> String {
 /// The pipeline is no more, and nothing of it is left in recsync's tables. As recsync's owner.
 pub fn delete(id: i32) -> Result<()> {
     forget(id)?;
+    // What it has spent stays in the ledger, under the name that it had.
+    Spi::run_with_args(
+        "INSERT INTO recsync.usage_name SELECT id, relation FROM recsync.pipeline WHERE id = $1 ON CONFLICT DO NOTHING",
+        &[id.into()],
+    )?;
     Spi::run_with_args("DELETE FROM recsync.pipeline WHERE id = $1", &[id.into()])?;
     Ok(())
 }
@@ -316,7 +335,7 @@ pub fn delete(id: i32) -> Result<()> {
 /// What is known of a pipeline or recommender by its number alone goes. As recsync's owner.
 pub fn forget(id: i32) -> Result<()> {
     Spi::run_with_args(
-        "WITH b AS (DELETE FROM recsync.backfill WHERE pipeline_id = $1) DELETE FROM recsync.dead_letter_log WHERE pipeline_id = $1",
+        "WITH b AS (DELETE FROM recsync.backfill WHERE pipeline_id = $1), n AS (DELETE FROM recsync.budget_notice WHERE pipeline_id = $1) DELETE FROM recsync.dead_letter_log WHERE pipeline_id = $1",
         &[id.into()],
     )?;
     Ok(())

@@ -5,6 +5,7 @@ SELECT pg_catalog.jsonb_build_object(
          'schedule', p.schedule, 'every_s', extract(epoch FROM p.every), 'debounce_s', extract(epoch FROM p.debounce),
          'max_delay_s', extract(epoch FROM p.max_delay), 'into_column', p.into_column,
          'storage', p.storage, 'index', p.index, 'dimensions', p.dimensions,
+         'monthly_budget', p.monthly_budget,
          'capture', p.capture, 'on_replica', p.on_replica,
          'paused', p.paused, 'paused_reason', p.paused_reason,
          'owner', (SELECT c.relowner::bigint FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)),

@@ -19,6 +19,30 @@ SELECT pg_catalog.jsonb_build_array(
   FROM pg_catalog.pg_foreign_server f JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw
  WHERE f.srvname = $1 AND w.fdwname = 'recsync'";
 
+/// The name of the server with this OID, and what its own options describe; `None` where it is gone. As recsync's owner.
+pub fn by_number(server: pg_sys::Oid) -> Result<Option<(String, Endpoint)>> {
+    const SERVER: &str = "\
+SELECT pg_catalog.jsonb_build_array(f.srvname, COALESCE((SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.option_name, o.option_value))
+                                                            FROM pg_catalog.pg_options_to_table(f.srvoptions) o), '[]'))::text
+  FROM pg_catalog.pg_foreign_server f WHERE f.oid = $1";
+    let Some(row) = super::names::select_one::<String>(SERVER, &[server.into()])? else {
+        return Ok(None);
+    };
+    let (name, options): (String, Vec<(String, String)>) =
+        serde_json::from_str(&row).map_err(|error| Error::Internal(error.to_string()))?;
+    Ok(Endpoint::from_options(&options, &[])
+        .ok()
+        .map(|endpoint| (name, endpoint)))
+}
+
+/// The OID of a server.
+pub fn number(server: &str) -> Option<pg_sys::Oid> {
+    let name = std::ffi::CString::new(server).ok()?;
+    // SAFETY: a syscache look-up by a NUL-terminated name.
+    let found = unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), true) };
+    (found != pg_sys::InvalidOid).then_some(found)
+}
+
 /// The endpoint of `server` as `role` uses it. Without USAGE: an error that hints at the GRANT.
 pub fn endpoint(server: &str, role: pg_sys::Oid) -> Result<Endpoint> {
     let row = {

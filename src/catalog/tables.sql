@@ -64,6 +64,7 @@ CREATE TABLE pipeline (
     storage       text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     index         text NOT NULL CHECK (index IN ('hnsw', 'hnsw_bit', 'none')),
     into_column   text,                   -- of the source, where the vectors are there
+    monthly_budget numeric CHECK (monthly_budget >= 0), -- in the server's currency
     dimensions    integer NOT NULL CHECK (dimensions > 0),
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
@@ -217,6 +218,7 @@ CREATE TABLE job (
     leased_until    timestamptz,
     last_attempt_at timestamptz,
     created_at      timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    changes         integer NOT NULL DEFAULT 1, -- of the row that it stands for
     PRIMARY KEY (pipeline_id, record_key)
 );
 -- Claims walk along the first, from where the last one ended; the second finds what a worker that is no more has held.
@@ -228,6 +230,85 @@ CREATE INDEX job_leased ON job (pipeline_id) WHERE leased_until IS NOT NULL;
 CREATE UNLOGGED TABLE known_text_0 (key bytea PRIMARY KEY, embedding vector NOT NULL);
 CREATE UNLOGGED TABLE known_text_1 (LIKE known_text_0 INCLUDING ALL);
 CREATE VIEW known_text AS SELECT * FROM known_text_0 UNION ALL SELECT * FROM known_text_1;
+
+-- What was spent and saved: a row a store transaction, appended with the vectors, and folded into days. Never updated.
+CREATE TABLE usage_log (
+    pipeline_id       integer NOT NULL,     -- 0: none, the server was named in embed
+    server            text NOT NULL,
+    model             text NOT NULL,
+    price             numeric,              -- of a million tokens, as it was then; NULL: not known
+    currency          text NOT NULL,
+    day               date NOT NULL,        -- of UTC
+    requests          bigint NOT NULL,
+    queries           bigint NOT NULL,      -- of the requests: by embed and search
+    inputs            bigint NOT NULL,
+    bytes             bigint NOT NULL,      -- of the requests' bodies
+    tokens            bigint NOT NULL,
+    estimated_tokens  bigint NOT NULL,      -- of the tokens: where the provider has not counted
+    coalesced         bigint NOT NULL,      -- changes that came together with others of their row, and what they would have cost
+    coalesced_tokens  bigint NOT NULL,
+    unchanged         bigint NOT NULL,      -- texts that were those of their vectors
+    unchanged_tokens  bigint NOT NULL,
+    known             bigint NOT NULL,      -- texts whose vector was known
+    known_tokens      bigint NOT NULL
+) WITH (autovacuum_enabled = false, toast.autovacuum_enabled = false);
+COMMENT ON TABLE usage_log IS 'What was spent and saved lately, a row a store: see recsync.usage. The worker folds it into recsync.usage_day.';
+
+CREATE TABLE usage_day (
+    pipeline_id       integer NOT NULL,
+    server            text NOT NULL,
+    model             text NOT NULL,
+    currency          text NOT NULL,
+    day               date NOT NULL,
+    requests          bigint NOT NULL,
+    queries           bigint NOT NULL,
+    inputs            bigint NOT NULL,
+    bytes             bigint NOT NULL,
+    tokens            bigint NOT NULL,
+    estimated_tokens  bigint NOT NULL,
+    cost              numeric,              -- NULL: no price was known
+    coalesced         bigint NOT NULL,
+    coalesced_tokens  bigint NOT NULL,
+    coalesced_cost    numeric,
+    unchanged         bigint NOT NULL,
+    unchanged_tokens  bigint NOT NULL,
+    unchanged_cost    numeric,
+    known             bigint NOT NULL,
+    known_tokens      bigint NOT NULL,
+    known_cost        numeric,
+    PRIMARY KEY (pipeline_id, server, model, currency, day)
+);
+CREATE INDEX usage_day_day ON usage_day (day);
+COMMENT ON TABLE usage_day IS 'What was spent and saved by pipeline, server, model and day: see recsync.usage.';
+
+CREATE VIEW usage_unfolded AS
+    SELECT pipeline_id, server, model, currency, day,
+           pg_catalog.sum(requests)::bigint AS requests, pg_catalog.sum(queries)::bigint AS queries, pg_catalog.sum(inputs)::bigint AS inputs,
+           pg_catalog.sum(bytes)::bigint AS bytes, pg_catalog.sum(tokens)::bigint AS tokens, pg_catalog.sum(estimated_tokens)::bigint AS estimated_tokens,
+           pg_catalog.sum(tokens * price) / 1000000 AS cost,
+           pg_catalog.sum(coalesced)::bigint AS coalesced, pg_catalog.sum(coalesced_tokens)::bigint AS coalesced_tokens, pg_catalog.sum(coalesced_tokens * price) / 1000000 AS coalesced_cost,
+           pg_catalog.sum(unchanged)::bigint AS unchanged, pg_catalog.sum(unchanged_tokens)::bigint AS unchanged_tokens, pg_catalog.sum(unchanged_tokens * price) / 1000000 AS unchanged_cost,
+           pg_catalog.sum(known)::bigint AS known, pg_catalog.sum(known_tokens)::bigint AS known_tokens, pg_catalog.sum(known_tokens * price) / 1000000 AS known_cost
+      FROM usage_log GROUP BY pipeline_id, server, model, currency, day;
+COMMENT ON VIEW usage_unfolded IS 'What of recsync.usage_log is to be added to recsync.usage_day.';
+CREATE VIEW ledger AS SELECT * FROM usage_day UNION ALL SELECT * FROM usage_unfolded;
+COMMENT ON VIEW ledger IS 'recsync.usage_day and what is not folded into it yet: for recsync.usage.';
+
+-- The names of pipelines that are no more, for what they have spent.
+CREATE TABLE usage_name (
+    pipeline_id integer PRIMARY KEY,
+    name        text NOT NULL
+);
+COMMENT ON TABLE usage_name IS 'Names of pipelines that were dropped: for recsync.usage.';
+
+-- Budgets that are spent, or nearly: found again by the worker, and so not dumped.
+CREATE TABLE budget_notice (
+    pipeline_id integer PRIMARY KEY,
+    month       date NOT NULL,              -- its first day: another month's says nothing
+    notice      text NOT NULL,
+    stops       boolean NOT NULL            -- nothing more is sent
+);
+COMMENT ON TABLE budget_notice IS 'Pipelines of whose budget 80% or all is spent: for recsync.status.';
 
 CREATE TABLE dead_letter_log (
     pipeline_id integer NOT NULL,         -- or a recommender's
@@ -300,6 +381,9 @@ SELECT pg_catalog.pg_extension_config_dump('dead_letter_log', '');
 SELECT pg_catalog.pg_extension_config_dump('secret', '');
 SELECT pg_catalog.pg_extension_config_dump('site', '');
 SELECT pg_catalog.pg_extension_config_dump('adopted', '');
+SELECT pg_catalog.pg_extension_config_dump('usage_log', '');
+SELECT pg_catalog.pg_extension_config_dump('usage_day', '');
+SELECT pg_catalog.pg_extension_config_dump('usage_name', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log_number_seq', '');
 

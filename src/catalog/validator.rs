@@ -7,12 +7,14 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::rights::is_admin;
-use crate::embed::endpoint::{self, OptionError, OptionErrorKind, PROTECTED_OPTIONS, Place};
+use crate::embed::endpoint::{
+    self, Endpoint, OptionError, OptionErrorKind, PROTECTED_OPTIONS, Place,
+};
 use crate::error::{Error, OrReport, Result};
 use crate::shared;
 
 /// Options that are checked and kept for a later version.
-const NOT_YET: &[&str] = &["max_input_tokens", "monthly_budget", "currency"];
+const NOT_YET: &[&str] = &["max_input_tokens"];
 
 #[unsafe(no_mangle)]
 #[doc(hidden)]
@@ -63,6 +65,16 @@ fn check(options: &[Option<String>], catalog: pg_sys::Oid) -> Result<()> {
         .filter(|(name, _)| NOT_YET.contains(&name.as_str()))
     {
         warning!("option \"{name}\" is kept, but this version does not act on it yet");
+    }
+    if place == Place::Server
+        && let Ok(endpoint) = Endpoint::from_options(&options, &[])
+        && endpoint.monthly_budget.is_some()
+        && endpoint.price_per_million_tokens.is_none()
+    {
+        warning!(
+            "monthly_budget has no effect without price_per_million_tokens: no price of model \"{}\" is known",
+            endpoint.model
+        );
     }
     let protected_one = options
         .iter()

@@ -25,9 +25,31 @@ CREATE VIEW dead_letter WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline or of the recommender''s items, and recsync_admin. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
 
+CREATE VIEW usage WITH (security_barrier) AS
+    WITH seen AS MATERIALIZED (SELECT pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE') AS all_of_it)
+    SELECT COALESCE(p.relation, n.name) AS pipeline, u.model, u.day,
+           pg_catalog.sum(u.requests)::bigint AS requests, pg_catalog.sum(u.inputs)::bigint AS inputs, pg_catalog.sum(u.tokens)::bigint AS tokens,
+           pg_catalog.sum(u.bytes)::bigint AS bytes, pg_catalog.trim_scale(pg_catalog.sum(u.cost)) AS cost,
+           pg_catalog.sum(u.coalesced_tokens + u.unchanged_tokens + u.known_tokens)::bigint AS saved_tokens,
+           pg_catalog.trim_scale(pg_catalog.sum(u.coalesced_cost + u.unchanged_cost + u.known_cost)) AS saved_cost,
+           u.currency, u.server, pg_catalog.sum(u.queries)::bigint AS queries, pg_catalog.sum(u.estimated_tokens)::bigint AS estimated_tokens,
+           pg_catalog.sum(u.coalesced)::bigint AS coalesced, pg_catalog.sum(u.coalesced_tokens)::bigint AS coalesced_tokens,
+           pg_catalog.trim_scale(pg_catalog.sum(u.coalesced_cost)) AS coalesced_cost,
+           pg_catalog.sum(u.unchanged)::bigint AS unchanged, pg_catalog.sum(u.unchanged_tokens)::bigint AS unchanged_tokens,
+           pg_catalog.trim_scale(pg_catalog.sum(u.unchanged_cost)) AS unchanged_cost,
+           pg_catalog.sum(u.known)::bigint AS known, pg_catalog.sum(u.known_tokens)::bigint AS known_tokens,
+           pg_catalog.trim_scale(pg_catalog.sum(u.known_cost)) AS known_cost
+      FROM ledger u LEFT JOIN pipeline p ON p.id = u.pipeline_id LEFT JOIN usage_name n ON n.pipeline_id = u.pipeline_id
+     WHERE (SELECT all_of_it FROM seen) OR u.pipeline_id IN (SELECT visible_pipelines())
+     GROUP BY 1, u.model, u.day, u.currency, u.server;
+COMMENT ON VIEW usage IS 'What was spent on embeddings and what was saved, a row a pipeline, model and day of UTC (and server and currency, where these changed): requests, their inputs (texts), bytes (of their bodies), tokens as the provider counts them (estimated_tokens of these are recsync''s estimate, where the reply had no count), cost by the price of the time (NULL: none was known); queries: the requests that embed and search made. Saved: coalesced (changes that came together with others of their row), unchanged (texts that were those of their vectors) and known (texts whose vector was known), with the tokens, estimated by the provider''s count of other texts, and the money that each would have cost. pipeline is NULL for embed by a server''s name. It survives drop_pipeline. Readable by the pipeline''s owner, recsync_admin and pg_monitor.';
+
 CREATE VIEW status WITH (security_barrier) AS
+    WITH month AS MATERIALIZED (
+         SELECT pipeline_id, server, currency, pg_catalog.sum(tokens)::bigint AS tokens, pg_catalog.sum(cost) AS cost FROM ledger
+          WHERE day >= pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date GROUP BY pipeline_id, server, currency)
     SELECT 'pipeline'::text AS kind, p.relation AS name,
-           CASE WHEN p.paused OR p.backfill_held IS NOT NULL THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
+           CASE WHEN p.paused OR g.stops OR p.backfill_held IS NOT NULL THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
                 WHEN b.finished_at IS NULL AND b.pipeline_id IS NOT NULL THEN 'backfill' ELSE 'running' END AS state,
            j.jobs + GREATEST(COALESCE(n.pending, 0), l.undispatched - COALESCE(n.in_flight, 0)) AS pending,
            COALESCE(n.in_flight, 0) AS in_flight,
@@ -38,9 +60,20 @@ CREATE VIEW status WITH (security_barrier) AS
            b.reason AS backfill_reason, b.advised AS needs_verify,
            COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
            n.last_change, n.last_embedded,
-           COALESCE(n.failure, d.last_error) AS last_error, COALESCE(p.paused_reason, p.backfill_held) AS paused_reason,
-           COALESCE(w.missing, f.waits_for) AS waiting_for
+           COALESCE(n.failure, d.last_error) AS last_error, COALESCE(p.paused_reason, CASE WHEN g.stops AND NOT p.paused THEN g.notice END, p.backfill_held) AS paused_reason,
+           COALESCE(w.missing, f.waits_for) AS waiting_for,
+           COALESCE(m.tokens, 0) AS month_tokens, pg_catalog.trim_scale(m.cost) AS month_cost, p.monthly_budget,
+           pg_catalog.trim_scale(v.cost) AS server_month_cost, v.monthly_budget AS server_monthly_budget, v.currency,
+           CASE WHEN NOT g.stops THEN g.notice END AS warning
       FROM pipeline p
+      LEFT JOIN budget_notice g ON g.pipeline_id = p.id AND g.month = pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date
+      LEFT JOIN (SELECT s.*, (SELECT pg_catalog.sum(o.cost) FROM month o WHERE o.server = s.name AND o.currency = s.currency) AS cost
+                   FROM (SELECT f.srvname::text AS name, pg_catalog.max(o.option_value) FILTER (WHERE o.option_name = 'monthly_budget')::numeric AS monthly_budget,
+                                COALESCE(pg_catalog.max(o.option_value) FILTER (WHERE o.option_name = 'currency'), 'USD') AS currency
+                           FROM pg_catalog.pg_foreign_server f JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw AND w.fdwname = 'recsync'
+                           LEFT JOIN LATERAL pg_catalog.pg_options_to_table(f.srvoptions) o ON true GROUP BY f.srvname) s) v ON v.name = p.server
+      LEFT JOIN (SELECT o.pipeline_id, o.currency, pg_catalog.sum(o.tokens)::bigint AS tokens, pg_catalog.sum(o.cost) AS cost
+                   FROM month o GROUP BY o.pipeline_id, o.currency) m ON m.pipeline_id = p.id AND m.currency = v.currency
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN filling() f ON f.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id
@@ -61,7 +94,8 @@ CREATE VIEW status WITH (security_barrier) AS
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, NULL, NULL, NULL, NULL, NULL, 0, 0, 0,
-           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing
+           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing,
+           NULL, NULL, NULL, NULL, NULL, NULL, NULL
       FROM recommender r
       CROSS JOIN LATERAL (SELECT pg_catalog.bool_and(f.finished_at IS NOT NULL) AS finished, pg_catalog.sum(f.done)::bigint AS done
                             FROM member m JOIN backfill f ON f.pipeline_id = m.id WHERE m.recommender_id = r.id) b
@@ -79,12 +113,12 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
-    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
+    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, and why it is paused or what it waits for.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent.';
 
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error
@@ -107,7 +141,7 @@ CREATE VIEW attribution WITH (security_barrier) AS
     SELECT recommender, placement, source, shown, attributable, clicked, converted FROM attribution();
 COMMENT ON VIEW attribution IS 'What has come of what was shown, by recommender, placement and source: the function attribution() without arguments. Readable by the owner of the recommender''s items, recsync_admin and pg_monitor.';
 
-GRANT SELECT ON change_log, dead_letter, status, model, shown, attribution TO PUBLIC;
+GRANT SELECT ON change_log, dead_letter, usage, status, model, shown, attribution TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

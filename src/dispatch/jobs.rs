@@ -16,15 +16,15 @@ use crate::statement::Statement;
 /// Until when a claim is good, for people who look: a worker that starts anew takes all leases back.
 const LEASE: &str = "5 minutes";
 
-/// Write down: keys as JSON arrays in $2. A job that is there already: see [`Again`], $6.
+/// Write down: keys as JSON arrays in $2. A job that is there already: see [`Again`], $6; its changes are added up.
 const PUT: &str = "\
-INSERT INTO recsync.job AS j (pipeline_id, record_key, attempt, available_at, last_attempt_at)
+INSERT INTO recsync.job AS j (pipeline_id, record_key, attempt, available_at, last_attempt_at, changes)
 SELECT $1, ARRAY(SELECT pg_catalog.jsonb_array_elements_text(k.key::jsonb)), k.attempt,
-       pg_catalog.clock_timestamp() + k.delay * interval '1 ms', pg_catalog.to_timestamp(k.last / 1000000.0)
-  FROM ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::int[]), pg_catalog.unnest($4::bigint[]), pg_catalog.unnest($5::bigint[]))
-       AS k (key, attempt, delay, last)
+       pg_catalog.clock_timestamp() + k.delay * interval '1 ms', pg_catalog.to_timestamp(k.last / 1000000.0), k.changes
+  FROM ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::int[]), pg_catalog.unnest($4::bigint[]), pg_catalog.unnest($5::bigint[]),
+                  pg_catalog.unnest($7::int[])) AS k (key, attempt, delay, last, changes)
 ON CONFLICT (pipeline_id, record_key) DO UPDATE
-   SET attempt = GREATEST(j.attempt, excluded.attempt), leased_until = NULL,
+   SET attempt = GREATEST(j.attempt, excluded.attempt), leased_until = NULL, changes = j.changes + excluded.changes,
        available_at = CASE WHEN $6 IS NULL THEN excluded.available_at WHEN $6 = 0 THEN LEAST(j.available_at, excluded.available_at)
                            ELSE LEAST(excluded.available_at, j.created_at + $6 * interval '1 ms') END,
        last_attempt_at = COALESCE(excluded.last_attempt_at, j.last_attempt_at)";
@@ -41,7 +41,7 @@ UPDATE recsync.job j SET leased_until = pg_catalog.clock_timestamp() + $5::inter
           AND ($7::timestamptz IS NULL OR d.created_at <= $7::timestamptz AND (d.last_attempt_at IS NULL OR d.last_attempt_at < $7::timestamptz))
         ORDER BY d.available_at, d.record_key LIMIT $6 FOR UPDATE SKIP LOCKED))
 RETURNING (extract(epoch FROM j.available_at) * 1000000)::bigint, j.record_key, j.attempt,
-          (extract(epoch FROM j.last_attempt_at) * 1000000)::bigint, j.available_at::text";
+          (extract(epoch FROM j.last_attempt_at) * 1000000)::bigint, j.available_at::text, j.changes";
 
 /// Done, with effect or without.
 const COMPLETE: &str = "DELETE FROM recsync.job r USING";
@@ -114,6 +114,12 @@ pub fn put(pipeline: i32, jobs: &[Put], again: Again) -> Result<()> {
         .map(|put| put.delay.as_millis() as i64)
         .collect();
     let last: Vec<Option<i64>> = jobs.iter().map(|put| put.job.last_attempt_us).collect();
+    // One that is written down is known with all of its changes.
+    let changes = jobs.iter().map(|put| match put.job.stored {
+        true => 0,
+        false => put.job.changes as i32,
+    });
+    let changes: Vec<i32> = changes.collect();
     let within = match again {
         Again::Then => None,
         Again::Earlier => Some(0),
@@ -128,6 +134,7 @@ pub fn put(pipeline: i32, jobs: &[Put], again: Again) -> Result<()> {
             delays.into(),
             last.into(),
             within.into(),
+            changes.into(),
         ],
     )?;
     Ok(())
@@ -175,6 +182,7 @@ pub fn claim(
                 attempt: row.get::<i32>(3)?.unwrap_or(0).unsigned_abs(),
                 stored: true,
                 last_attempt_us: row.get::<i64>(4)?,
+                changes: row.get::<i32>(6)?.unwrap_or(1).max(1).unsigned_abs(),
             };
             let place = (
                 row.get::<i64>(1)?.unwrap_or(0),

@@ -6,41 +6,10 @@
 //! that row is due again when it lands.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use super::job::{Job, RowKey};
 use super::pace::{Lately, Pace, Waiting};
-
-/// A row of a pipeline: its key's values as text, in the order of the key's columns.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RowKey {
-    pub pipeline: i32,
-    pub key: Arc<[String]>,
-}
-
-/// What a job carries while it waits or flies.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Job {
-    pub row: RowKey,
-    /// Attempts that were charged.
-    pub attempt: u32,
-    /// Whether a row of `recsync.job` stands for it and has to go when it ends.
-    pub stored: bool,
-    /// When it last failed, as microseconds since the epoch.
-    pub last_attempt_us: Option<i64>,
-}
-
-impl Job {
-    /// Not tried yet, not written down.
-    pub fn new(row: RowKey) -> Job {
-        Job {
-            row,
-            attempt: 0,
-            stored: false,
-            last_attempt_us: None,
-        }
-    }
-}
 
 /// Removals first, then what changed, then what was there before; what is not due yet comes when it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +39,7 @@ struct Again {
     ticket: Option<u64>,
     /// `None`: due as soon as it has landed.
     pace: Option<Pace>,
+    changes: u32,
 }
 
 /// What a ticket stands for; handed back when it is done.
@@ -123,12 +93,16 @@ impl Queue {
 
     /// A row has changed; `pace` says when it is due.
     pub fn add_change(&mut self, row: RowKey, ticket: Option<u64>, pace: Pace, now: Instant) {
+        self.change(Job::new(row), ticket, pace, now);
+    }
+
+    fn change(&mut self, job: Job, ticket: Option<u64>, pace: Pace, now: Instant) {
         let due = match pace {
-            Pace::AtOnce => self.lately.spaced(&row, now),
+            Pace::AtOnce => self.lately.spaced(&job.row, now),
             Pace::Quiet { debounce, .. } => Some(now + debounce),
         };
         let lane = due.map_or(Lane::Live, |_| Lane::Quiet);
-        self.place(Job::new(row), lane, ticket, Some(pace), due);
+        self.place(job, lane, ticket, Some(pace), due);
     }
 
     fn place(
@@ -156,6 +130,11 @@ impl Queue {
             self.hold(ticket);
             return self.wait(row, lane, due);
         };
+        // A row that is looked at for another reason has not changed.
+        let changes = match lane {
+            Lane::Removal | Lane::Backfill => 0,
+            Lane::Live | Lane::Quiet => job.changes,
+        };
         entry.job.stored |= job.stored;
         entry.job.attempt = entry.job.attempt.max(job.attempt);
         if entry.taken {
@@ -167,15 +146,23 @@ impl Queue {
             }
             match &mut entry.again {
                 Some(_) if lane == Lane::Backfill => {}
-                Some(again) => again.pace = again.pace.and(pace),
+                Some(again) => {
+                    again.pace = again.pace.and(pace);
+                    again.changes += changes;
+                }
                 None if lane == Lane::Backfill => {}
                 None => {
-                    entry.again = Some(Again { ticket, pace });
+                    entry.again = Some(Again {
+                        ticket,
+                        pace,
+                        changes,
+                    });
                     self.hold(ticket);
                 }
             }
             return;
         }
+        entry.job.changes += changes;
         // It waits already: once is enough, in the more urgent place of the two; a quiet one is put off.
         if let (Some(Pace::Quiet { max_delay, .. }), Some(_), Some(due)) = (pace, entry.due, due) {
             entry.due = Some(due.min(entry.since + max_delay));
@@ -269,7 +256,11 @@ impl Queue {
         let mut touched = 0;
         for entry in self.entries.values_mut() {
             if entry.job.row.pipeline == pipeline && entry.taken && entry.again.is_none() {
-                entry.again = Some(Again { ticket, pace: None });
+                entry.again = Some(Again {
+                    ticket,
+                    pace: None,
+                    changes: 0,
+                });
                 touched += 1;
             }
         }
@@ -298,9 +289,13 @@ impl Queue {
         };
         self.release(entry.ticket);
         if let Some(again) = entry.again {
+            let job = Job {
+                changes: again.changes,
+                ..Job::new(row.clone())
+            };
             match again.pace {
-                Some(pace) => self.add_change(row.clone(), again.ticket, pace, Instant::now()),
-                None => self.add(row.clone(), Lane::Live, again.ticket),
+                Some(pace) => self.change(job, again.ticket, pace, Instant::now()),
+                None => self.add_job(job, Lane::Live, again.ticket),
             }
             self.release(again.ticket); // it is held by the row that waits now
         }
@@ -333,6 +328,7 @@ impl Queue {
         entry.taken = false;
         entry.lane = lane;
         if let Some(again) = entry.again.take() {
+            entry.job.changes += again.changes;
             self.release(again.ticket);
         }
         self.waiting

@@ -15,6 +15,7 @@ use super::queue::Job;
 use crate::catalog::names::select_one;
 use crate::catalog::pipeline::{Key, Pipeline};
 use crate::catalog::rights::As;
+use crate::embed::token_rate::TokenRate;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
 use crate::store::adopted;
@@ -27,8 +28,8 @@ use crate::store::vectors_of;
 pub enum Rendered {
     /// Deleted, not matching `row_filter`, or without text: its vector, if it had one, has been removed.
     Gone { removed: bool },
-    /// Its vector is that of its text already.
-    Unchanged,
+    /// Its vector is that of its text already, which would have had so many tokens.
+    Unchanged { tokens: u64 },
     Text {
         text: String,
         hash: Vec<u8>,
@@ -36,8 +37,9 @@ pub enum Rendered {
         /// The hash of the vector that the row's column holds.
         held: Option<Vec<u8>>,
     },
-    /// A text whose vector is known.
+    /// A text whose vector is known; and how many tokens it would have had.
     Known {
+        tokens: u64,
         vector: Vec<f32>,
         hash: Vec<u8>,
         stored_hash: Option<Vec<u8>>,
@@ -57,6 +59,8 @@ pub struct Renderer {
     recipe: Option<Recipe>,
     /// There are vectors that were there before the pipeline.
     adopts: Cell<bool>,
+    /// What texts would have cost.
+    pub rate: TokenRate,
     remove_orphans: Statement,
     without_row: Statement,
 }
@@ -119,6 +123,7 @@ impl Renderer {
                                        WHERE e.content_hash = h.hash AND e.model = $2::text LIMIT 1) k",
                 held.vector, held.from
             )),
+            rate: TokenRate::new(recipe.is_none()),
             recipe,
             adopts: Cell::new(pipeline.filling.adopted),
             remove_orphans: Statement::planned_each_time(remove_orphans),
@@ -136,7 +141,9 @@ impl Renderer {
             };
             let hash = content_hash(secret, &text)?;
             if row.is_of(&hash, model) {
-                return Ok(Rendered::Unchanged);
+                return Ok(Rendered::Unchanged {
+                    tokens: self.rate.of(&text),
+                });
             }
             Ok(Rendered::Text {
                 text,
@@ -249,13 +256,15 @@ impl Renderer {
         let attested = column.attest(&rows, model, &adopted)?;
         for rendered in rendered {
             if let Rendered::Text {
+                text,
                 hash,
                 held: Some(held),
                 ..
             } = rendered
                 && attested.contains(&(hash.clone(), held.clone()))
             {
-                *rendered = Rendered::Unchanged;
+                let tokens = self.rate.of(text);
+                *rendered = Rendered::Unchanged { tokens };
             }
         }
         Ok(())
@@ -283,7 +292,7 @@ impl Renderer {
                 vectors_of(self.same_text.select(client, &arguments)?)
             })?);
         }
-        know(rendered, &vectors);
+        know(rendered, &vectors, &self.rate);
         Ok(())
     }
 
@@ -366,14 +375,22 @@ fn unknown(rendered: &[Rendered]) -> Vec<Vec<u8>> {
 }
 
 /// Texts whose vector is among these need no call.
-pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>) {
+pub fn know(
+    rendered: &mut [Rendered],
+    vectors: &HashMap<Vec<u8>, Vec<f32>>,
+    rate: &TokenRate,
+) {
     for rendered in rendered {
         if let Rendered::Text {
-            hash, stored_hash, ..
+            text,
+            hash,
+            stored_hash,
+            ..
         } = rendered
             && let Some(vector) = vectors.get(hash)
         {
             *rendered = Rendered::Known {
+                tokens: rate.of(text),
                 vector: vector.clone(),
                 hash: std::mem::take(hash),
                 stored_hash: stored_hash.take(),

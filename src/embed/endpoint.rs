@@ -29,6 +29,9 @@ pub const PROTECTED_OPTIONS: &[&str] = &[
     "api_key_env",
 ];
 
+/// Options that say what a server costs, and nothing of what is asked of it.
+pub const MONEY_OPTIONS: &[&str] = &["price_per_million_tokens", "monthly_budget", "currency"];
+
 /// What a text is embedded for; some models want a prefix that tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
@@ -260,6 +263,20 @@ impl Endpoint {
             .chain_update(self.dimensions.to_le_bytes())
             .chain_update([u8::from(self.normalize), u8::from(self.send_dimensions)]);
         digest.finalize().into()
+    }
+
+    /// Whether the same is asked in the same way, whatever it costs.
+    pub fn asks_as(&self, other: &Endpoint) -> bool {
+        let mut same = other.clone();
+        same.take_prices(self);
+        *self == same
+    }
+
+    /// From now on it costs what `other` costs.
+    pub fn take_prices(&mut self, other: &Endpoint) {
+        self.price_per_million_tokens = other.price_per_million_tokens;
+        self.monthly_budget = other.monthly_budget;
+        self.currency.clone_from(&other.currency);
     }
 
     /// What one request may hold. Tokens are estimated ones ([`super::tokens`]).

@@ -19,6 +19,7 @@ use super::provider::Provider;
 pub use super::provider::embed_once;
 use super::reply::Embeddings;
 use super::secret::SecretPolicy;
+use super::sent::Sent;
 
 /// Requests are made by ureq and rustls, which need little; PostgreSQL's own limit is 2 MB, too.
 const STACK_BYTES: usize = 2 * 1024 * 1024;
@@ -49,12 +50,14 @@ pub struct Reply {
     pub inputs: Vec<String>,
     /// One vector for each, or why not.
     pub result: Result<Embeddings, Failure>,
+    /// What has gone out for it.
+    pub sent: Sent,
 }
 
 /// Called from a lane's thread after each reply: it must be quick and must not call PostgreSQL.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
-type Work = dyn Fn(&Batch) -> Result<Embeddings, Failure> + Send + Sync;
+type Work = dyn Fn(&Batch, &mut Sent) -> Result<Embeddings, Failure> + Send + Sync;
 
 /// What the threads of a lane share.
 struct Shared {
@@ -88,7 +91,9 @@ impl Lane {
     ) -> Lane {
         let max_concurrency = endpoint.max_concurrency;
         let provider = Provider::new(endpoint, policy);
-        let work = move |batch: &Batch| provider.embed(&batch.inputs, batch.purpose);
+        let work = move |batch: &Batch, sent: &mut Sent| {
+            provider.embed_and_count(&batch.inputs, batch.purpose, sent)
+        };
         Lane::with_work(id, max_concurrency, Box::new(work), replies, waker)
     }
 
@@ -174,10 +179,11 @@ impl Shared {
     fn serve(&self) {
         while let Ok(batch) = self.batches.recv() {
             let started = Instant::now();
+            let mut sent = Sent::default();
             let result = if self.dropped.load(Ordering::Acquire) {
                 Err(Failure::temporary("stopped before the request was sent"))
             } else {
-                catch_unwind(AssertUnwindSafe(|| (self.work)(&batch)))
+                catch_unwind(AssertUnwindSafe(|| (self.work)(&batch, &mut sent)))
                     .unwrap_or_else(|_| Err(Failure::temporary("internal error")))
             };
             let reply = Reply {
@@ -187,6 +193,7 @@ impl Shared {
                 took: started.elapsed(),
                 inputs: batch.inputs,
                 result,
+                sent,
             };
             // Before the reply, so that whoever reads it finds the lane free.
             self.in_flight.fetch_sub(1, Ordering::AcqRel);

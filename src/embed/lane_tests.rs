@@ -24,7 +24,7 @@ fn quiet() -> Waker {
 fn gated(max_concurrency: usize) -> (Lane, Receiver<Reply>, Sender<()>) {
     let (replies, received) = unbounded();
     let (go, gate) = unbounded::<()>();
-    let work = move |_: &Batch| {
+    let work = move |_: &Batch, _: &mut Sent| {
         let _ = gate.recv_timeout(SOON);
         Ok(Embeddings::default())
     };
@@ -93,7 +93,7 @@ fn threads_are_started_when_they_are_needed_and_no_more() {
 #[test]
 fn a_panic_is_an_internal_error_and_the_thread_goes_on() {
     let (replies, received) = unbounded();
-    let work = |batch: &Batch| match batch.id {
+    let work = |batch: &Batch, _: &mut Sent| match batch.id {
         0 => panic!("some text"),
         _ => Ok(Embeddings::default()),
     };
@@ -122,7 +122,7 @@ fn threads_run_with_all_signals_blocked_and_the_callers_mask_is_restored() {
     let (replies, received) = unbounded();
     let masks = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&masks);
-    let work = move |_: &Batch| {
+    let work = move |_: &Batch, _: &mut Sent| {
         kept.lock()
             .unwrap()
             .push((mask(), thread::current().name().map(str::to_owned)));

@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::http::{Answer, Client, answer_limit};
 use super::reply::{self, Embeddings};
 use super::secret::{Credentials, SecretPolicy};
+use super::sent::Sent;
 use super::{builtin, leak};
 
 /// An endpoint with its connections and what has been learnt about it.
@@ -48,17 +49,39 @@ impl Provider {
     /// # Errors
     /// A [`Failure`] whose message holds neither a key nor an input.
     pub fn embed(&self, inputs: &[String], purpose: Purpose) -> Result<Embeddings, Failure> {
+        self.embed_and_count(inputs, purpose, &mut Sent::default())
+    }
+
+    /// The same, and what has gone out for it, whatever came of it, is added to `sent`.
+    ///
+    /// # Errors
+    /// As [`Provider::embed`].
+    pub fn embed_and_count(
+        &self,
+        inputs: &[String],
+        purpose: Purpose,
+        sent: &mut Sent,
+    ) -> Result<Embeddings, Failure> {
         match &self.endpoint.api.wire {
-            None => Ok(Embeddings {
-                vectors: inputs.iter().map(|input| builtin::embed(input)).collect(),
-                ..Embeddings::default()
-            }),
+            None => {
+                sent.inputs += inputs.len() as u64;
+                Ok(Embeddings {
+                    vectors: inputs.iter().map(|input| builtin::embed(input)).collect(),
+                    ..Embeddings::default()
+                })
+            }
             Some(_) if inputs.is_empty() => Ok(Embeddings::default()),
-            Some(wire) => self.ask(wire, inputs, purpose),
+            Some(wire) => self.ask(wire, inputs, purpose, sent),
         }
     }
 
-    fn ask(&self, wire: &Wire, inputs: &[String], purpose: Purpose) -> Result<Embeddings, Failure> {
+    fn ask(
+        &self,
+        wire: &Wire,
+        inputs: &[String],
+        purpose: Purpose,
+        sent: &mut Sent,
+    ) -> Result<Embeddings, Failure> {
         let client = self.client()?;
         let mut credentials = Credentials::read(&self.endpoint, &self.policy)?;
         let mut read_again = false;
@@ -71,9 +94,18 @@ impl Provider {
                 purpose,
                 encoding,
             });
-            let answer = client.post(&credentials, &body, limit)?;
+            let answer = client.post(&credentials, &body, limit);
+            // Where there was no answer at all, the provider may never have had it.
+            if answer.as_ref().map_or_else(was_sent, |_| true) {
+                sent.request(inputs.len(), body.len());
+            }
+            let answer = answer?;
             if answer.status == 200 {
-                return self.believe(&answer, &credentials, inputs);
+                let believed = self.believe(&answer, &credentials, inputs);
+                if let Some(tokens) = self.charged(&answer, &believed) {
+                    sent.paid(tokens, &self.endpoint, inputs, purpose);
+                }
+                return believed;
             }
             let said = (wire.said)(answer.status, &answer.body);
             if (answer.status == 401 || said.key_refused) && !read_again {
@@ -128,6 +160,19 @@ impl Provider {
         }
     }
 
+    /// The tokens that a 200 says are to be paid for, if it does; `None`: it is an error in a 200's clothes.
+    fn charged(
+        &self,
+        answer: &Answer,
+        believed: &Result<Embeddings, Failure>,
+    ) -> Option<Option<u64>> {
+        match believed {
+            Ok(embeddings) => Some(Some(embeddings.tokens)),
+            Err(_) if said::common(200, &answer.body).message.is_some() => None,
+            Err(_) => Some(reply::tokens(&self.endpoint, &answer.body)),
+        }
+    }
+
     fn encoding(&self, wire: &Wire) -> Encoding {
         if wire.encoding_member.is_none() || self.only_floats.load(Ordering::Relaxed) {
             Encoding::Float
@@ -147,6 +192,11 @@ impl Provider {
             }
         }
     }
+}
+
+/// Whether a request that failed had been taken.
+fn was_sent(failure: &Failure) -> bool {
+    failure.status.is_some() || failure.timed_out
 }
 
 /// Whether an error's body says that the member that asks for base64 is what is wrong.

@@ -171,6 +171,13 @@ pub fn read(endpoint: &Endpoint, count: usize, body: &[u8]) -> Result<Embeddings
     check(endpoint, count, found)
 }
 
+/// The tokens that the body of a 200 says to have been used, whatever is wrong with its vectors.
+pub(crate) fn tokens(endpoint: &Endpoint, body: &[u8]) -> Option<u64> {
+    let wire = endpoint.api.wire.as_ref()?;
+    let found = (wire.read)(body).ok()?;
+    found.tokens.map(|tokens| tokens as u64)
+}
+
 /// The vectors where an API has found them.
 fn check(endpoint: &Endpoint, count: usize, reply: Reply<'_>) -> Result<Embeddings, Failure> {
     if reply.count != count {

@@ -44,6 +44,12 @@ pub(super) fn visible() -> Result<Vec<i32>> {
     Ok(select_one::<Vec<i32>>(VISIBLE, &[user.into()])?.unwrap_or_default())
 }
 
+/// The pipelines whose bills the caller may see; for recsync.usage.
+#[pg_extern(stable)]
+fn visible_pipelines() -> SetOfIterator<'static, i32> {
+    SetOfIterator::new(visible().or_report())
+}
+
 /// The numbers that this database's worker keeps.
 #[pg_extern(volatile)]
 #[allow(clippy::type_complexity)] // the columns of an SQL function
@@ -153,9 +159,10 @@ pub fn worker_missing() -> Option<String> {
 extension_sql!(
     r#"
 COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines and recommenders that the caller may see; see recsync.status.';
+COMMENT ON FUNCTION visible_pipelines() IS 'The pipelines whose bills the caller may see; for recsync.usage.';
 COMMENT ON FUNCTION owner_of(text) IS 'The owner of a pipeline''s relation; for the views of recsync.';
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
 "#,
     name = "status_rights",
-    requires = [counters, worker_missing, owner_of]
+    requires = [counters, worker_missing, owner_of, visible_pipelines]
 );

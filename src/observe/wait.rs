@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use crate::capture::wake;
-use crate::catalog::names::select_one;
+use crate::catalog::names::{select_kept, select_one};
 use crate::catalog::pipeline;
 use crate::catalog::recommender;
 use crate::catalog::rights::As;
@@ -36,6 +36,10 @@ SELECT 'recsync.' || c.relname FROM pg_catalog.pg_class c
 
 const PAUSED: &str = "\
 SELECT relation FROM recsync.pipeline WHERE id = $1 AND (paused OR backfill_held IS NOT NULL) UNION ALL SELECT name FROM recsync.recommender WHERE id = $1 AND paused";
+
+const OVER_BUDGET: &str = "\
+SELECT notice FROM recsync.budget_notice
+ WHERE pipeline_id = $1 AND stops AND month = pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date";
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION wait_for(name text, timeout interval DEFAULT '30 s') RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
@@ -230,6 +234,9 @@ impl Goal {
         let pipeline = self.pipeline;
         if let Some(relation) = select_one::<String>(PAUSED, &[pipeline.into()])? {
             return Err(Error::Paused(relation));
+        }
+        if let Some(reason) = select_kept::<String>(OVER_BUDGET, &[pipeline.into()])? {
+            return Err(Error::OverBudget(reason));
         }
         if self.covered_at.is_none() {
             let checkpoint =

@@ -25,7 +25,9 @@ use crate::embed::rate;
 use crate::embed::recent;
 use crate::embed::reply::Embeddings;
 use crate::embed::secret::SecretPolicy;
+use crate::embed::sent::Sent;
 use crate::error::{Error, OrReport, Result};
+use crate::ledger::asked::Asker;
 use crate::settings;
 use crate::shared;
 use crate::store::vector;
@@ -129,16 +131,21 @@ fn embed(name: &str, input: &str, purpose: &str) -> Result<Arc<Vec<f32>>> {
             ));
         }
     };
-    let server = match pipeline::find(name) {
-        Ok(pipeline) => pipeline.server,
-        Err(Error::NoSuchPipeline(_)) => name.to_owned(),
+    let (pipeline, server) = match pipeline::find(name) {
+        Ok(pipeline) => (Some(pipeline.id), pipeline.server),
+        Err(Error::NoSuchPipeline(_)) => (None, name.to_owned()),
         Err(error) => return Err(error),
     };
-    vector_of(&server, input, purpose)
+    vector_of(pipeline, &server, input, purpose)
 }
 
-/// The vector of `input` by `server`, as the current user may use it.
-pub fn vector_of(server: &str, input: &str, purpose: Purpose) -> Result<Arc<Vec<f32>>> {
+/// The vector of `input` by `server`, as the current user may use it; on the account of a pipeline, if it is for one.
+pub fn vector_of(
+    pipeline: Option<i32>,
+    server: &str,
+    input: &str,
+    purpose: Purpose,
+) -> Result<Arc<Vec<f32>>> {
     if input.is_empty() {
         return Err(Error::argument(
             "input",
@@ -166,7 +173,8 @@ pub fn vector_of(server: &str, input: &str, purpose: Purpose) -> Result<Arc<Vec<
             if endpoint.api.wire.is_some() {
                 site::require_home()?;
             }
-            let embeddings = ask(server, provider, input, purpose)?;
+            let count = counter(pipeline, server);
+            let embeddings = ask(server, provider, input, purpose, count)?;
             let vector = embeddings.vectors.into_iter().next().unwrap_or_default();
             if let Some((recent, key)) = others {
                 recent.put(key, &vector, rate::now());
@@ -203,11 +211,33 @@ fn provider(endpoint: &Endpoint) -> (usize, Arc<Provider>) {
     })
 }
 
+/// Adds what was sent to what the worker puts into the ledger, in any thread; true where the worker is to be told.
+type Count = Box<dyn Fn(Sent) -> bool + Send>;
+
+fn counter(pipeline: Option<i32>, server: &str) -> Count {
+    let (Some(shared), Some(server)) = (shared::shared(), server::number(server)) else {
+        return Box::new(|_| false);
+    };
+    let asker = Asker {
+        // SAFETY: this process's database.
+        database: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+        pipeline: pipeline.unwrap_or(0),
+        server: server.to_u32(),
+    };
+    Box::new(move |sent| shared.asked.add(asker, sent))
+}
+
 /// Threads of this backend that are still inside a request.
 pub(super) static BUSY: AtomicUsize = AtomicUsize::new(0);
 
 /// One request, in a thread; this backend waits for its turn and for it, at most recsync.embed_timeout, cancellable.
-fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> Result<Embeddings> {
+fn ask(
+    server: &str,
+    provider: Arc<Provider>,
+    input: &str,
+    purpose: Purpose,
+    count: Count,
+) -> Result<Embeddings> {
     leave_at_once_with_threads();
     let timeout = settings::embed_timeout();
     let started = Instant::now();
@@ -216,18 +246,21 @@ fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> 
     let spent = turn::wait(server, &account, input, started + timeout, &mut bell)?;
     let ring = bell.ringer()?;
     let (reply_to, reply) =
-        crossbeam_channel::bounded::<std::result::Result<Embeddings, Failure>>(1);
+        crossbeam_channel::bounded::<(std::result::Result<Embeddings, Failure>, bool)>(1);
     let inputs = vec![input.to_owned()];
     let spawned = with_signals_blocked(|| {
         std::thread::Builder::new()
             .name("recsync embed".into())
             .spawn(move || {
                 BUSY.fetch_add(1, SeqCst);
+                let mut sent = Sent::default();
                 let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    provider.embed(&inputs, purpose)
+                    provider.embed_and_count(&inputs, purpose, &mut sent)
                 }));
+                // Here, since whoever has asked may not wait any more.
+                let is_news = count(sent);
                 if let Ok(result) = result {
-                    let _ = reply_to.send(result);
+                    let _ = reply_to.send((result, is_news));
                 }
                 drop(reply_to);
                 ring();
@@ -236,7 +269,13 @@ fn ask(server: &str, provider: Arc<Provider>, input: &str, purpose: Purpose) -> 
     });
     spawned.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
     loop {
-        match reply.try_recv() {
+        let received = reply.try_recv();
+        if let Ok((_, true)) = received
+            && let Some(database) = shared::shared().and_then(shared::Shared::own_database)
+        {
+            database.wake.wake();
+        }
+        match received.map(|(result, _)| result) {
             Ok(Ok(embeddings)) => {
                 account.heed(None, embeddings.limits, rate::now());
                 if embeddings.tokens > 0 {

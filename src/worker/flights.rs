@@ -3,6 +3,7 @@
 //! It never decides by itself that a row is lost: a failure charges the row only where the row can be its cause.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::running::{Lanes, Ready, Running};
@@ -12,6 +13,7 @@ use crate::embed::failure::{Class, Failure, describe};
 use crate::embed::lane::{Batch, Reply};
 use crate::embed::rate::{self, Grant, Spent};
 use crate::embed::retry::backoff;
+use crate::ledger::bill::{Payer, Saved};
 use crate::store::Embedded;
 
 /// A request in flight.
@@ -33,6 +35,8 @@ pub struct Flights {
     flights: HashMap<u64, Flight>,
     /// Which flight asks for a text: by pipeline and hash.
     texts: HashMap<(i32, Vec<u8>), u64>,
+    /// Who pays for what is in the air, also for flights that were abandoned.
+    payers: HashMap<u64, Rc<Payer>>,
     last: u64,
 }
 
@@ -58,6 +62,8 @@ pub struct Landed {
     /// The last reply's: `None` after a success.
     pub failure: Option<(Class, Option<u16>)>,
     pub tokens: u64,
+    /// What rows did not have to pay for.
+    pub saved: Saved,
     pub requests: u64,
     /// Rows that are no longer in flight.
     pub rows: usize,
@@ -128,6 +134,7 @@ impl Flights {
                 running.halves.push_front(rows);
                 return false;
             }
+            self.payers.insert(self.last, Rc::clone(&running.payer));
             running.in_flight += rows.len();
             for ready in &rows {
                 self.texts
@@ -206,6 +213,11 @@ impl Flights {
         .collect()
     }
 
+    /// Who pays for a reply; once.
+    pub fn payer_of(&mut self, reply: &Reply) -> Option<Rc<Payer>> {
+        self.payers.remove(&reply.id)
+    }
+
     /// What `reply` means. `running` tells of the pipeline it belongs to, `None` where that is no more.
     pub fn land<'a>(
         &mut self,
@@ -279,6 +291,19 @@ impl Flights {
             match reply.result {
                 Ok(embeddings) => {
                     result.tokens += embeddings.tokens;
+                    let rate = &running.renderer.rate;
+                    let bytes = reply.inputs.iter().map(String::len).sum();
+                    rate.heard(reply.sent.tokens, bytes);
+                    let mut sent = vec![false; reply.inputs.len()];
+                    for (ready, input) in flight.rows.iter().zip(&flight.input) {
+                        let tokens = rate.of(&ready.text);
+                        let coalesced = ready.job.coalesced();
+                        result.saved.coalesced.add(coalesced, coalesced * tokens);
+                        let before = sent.get_mut(*input).map(|sent| std::mem::replace(sent, true));
+                        if before == Some(true) {
+                            result.saved.known.add(1, tokens);
+                        }
+                    }
                     let rows = flight.rows.into_iter().zip(flight.input);
                     result.embedded.extend(rows.filter_map(|(ready, input)| {
                         let embedded = Embedded {

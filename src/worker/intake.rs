@@ -3,20 +3,16 @@
 //! It never renders a row: a job is a key.
 
 use pgrx::pg_sys;
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::calendar::Due;
-<<<<<<< HEAD
-use super::leader::{Leader, PATIENCE, report};
-use super::process::{Failed, guard_user_code, transaction};
-use super::rest::works;
-=======
 use super::leader::{Leader, PATIENCE};
 use super::process::{Failed, transaction};
->>>>>>> backfill
+use super::rest::works;
 use super::running::State;
 use super::upkeep;
 use crate::dispatch::backfill;
@@ -70,7 +66,7 @@ impl Leader {
         self.start_over()?;
         self.note_changes();
         for ((id, delay), (again, jobs)) in put_down {
-            write_down(id, &jobs, delay, again)?;
+            write_down(id, &together(jobs), delay, again)?;
             self.job_due_at(id, Instant::now() + delay);
         }
         if !page.blocks.is_empty() {
@@ -215,6 +211,15 @@ impl Leader {
             let Some(running) = state.running() else {
                 continue;
             };
+            if running.is_spent {
+                // It may be for weeks: what needs a request is a job, and does not stand in the way of what needs none.
+                let jobs = running.drain_ready();
+                write_down(*id, &jobs, Duration::ZERO, Again::Then)?;
+                for job in &jobs {
+                    self.queue.written_down(&job.row);
+                }
+                running.claims.due_at(Instant::now());
+            }
             let rests = !running.limited_for().is_zero()
                 || self
                     .lanes
@@ -274,9 +279,6 @@ impl Leader {
                 self.checkpoint.has_changes = true;
             }
         }
-<<<<<<< HEAD
-        if works() {
-=======
         let now = Instant::now();
         for ticket in &finished {
             if let Ticket::Backfill {
@@ -292,7 +294,6 @@ impl Leader {
             }
         }
         if works() {
->>>>>>> backfill
             self.sweep()?; // before the backfill counts as finished
         }
         let rotates = self.checkpoint.rotation_is_due();
@@ -314,6 +315,18 @@ pub(super) fn write_down(
     again: Again,
 ) -> std::result::Result<(), Failed> {
     transaction(|| jobs::put_all(pipeline, jobs, delay, again))
+}
+
+/// Changes of one row are one job.
+fn together(jobs: Vec<Job>) -> Vec<Job> {
+    let mut of_rows: HashMap<RowKey, Job> = HashMap::with_capacity(jobs.len());
+    for job in jobs {
+        match of_rows.entry(job.row.clone()) {
+            Entry::Occupied(mut same) => same.get_mut().changes += job.changes,
+            Entry::Vacant(first) => drop(first.insert(job)),
+        }
+    }
+    of_rows.into_values().collect()
 }
 
 /// What is not kept in memory, by pipeline and delay.

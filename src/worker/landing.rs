@@ -14,6 +14,7 @@ use crate::catalog::change::Cause;
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::embed::failure::describe;
+use crate::ledger::bill::Saved;
 use crate::store::Embedded;
 
 impl Leader {
@@ -22,6 +23,9 @@ impl Leader {
         let mut landed: HashMap<i32, Landed> = HashMap::new();
         let jitter = &mut self.jitter;
         while let Ok(reply) = self.replies.try_recv() {
+            if let Some(payer) = self.flights.payer_of(&reply) {
+                self.spending.sent(&payer, reply.sent);
+            }
             let pipelines = &mut self.pipelines;
             self.flights.land(
                 reply,
@@ -51,7 +55,9 @@ impl Leader {
                 continue; // paused or dropped meanwhile: `load` let go of its rows
             };
             let relation = running.pipeline.relation.clone();
-            let known = waits_for_these(running, &landed.embedded);
+            let mut saved = landed.saved;
+            let known = waits_for_these(running, &landed.embedded, &mut saved);
+            self.spending.saved(&running.payer, saved);
             if let Some(counters) = self.shared.counters_or_new(database, id) {
                 counters.known.fetch_add(known.len() as i64, SeqCst);
             }
@@ -119,12 +125,19 @@ impl Leader {
 fn waits_for_these(
     running: &mut Running,
     landed: &[(QueueLane, Embedded)],
+    saved: &mut Saved,
 ) -> Vec<(QueueLane, Embedded)> {
     let vectors: HashMap<&[u8], &[f32]> = landed
         .iter()
         .map(|(_, embedded)| (embedded.hash.as_slice(), embedded.vector.as_slice()))
         .collect();
     let ready = running.take_known(|hash| vectors.contains_key(hash));
+    for ready in &ready {
+        let tokens = running.renderer.rate.of(&ready.text);
+        let coalesced = ready.job.coalesced();
+        saved.known.add(1, tokens);
+        saved.coalesced.add(coalesced, coalesced * tokens);
+    }
     let embedded = ready.into_iter().filter_map(|ready| {
         let vector = vectors.get(ready.hash.as_slice())?.to_vec();
         let embedded = Embedded {

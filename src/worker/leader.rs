@@ -19,6 +19,7 @@ use super::keeping::Keeping;
 use super::process::{self, Bell, Failed, transaction};
 use super::rest::works;
 use super::running::{Lanes, State, Turns};
+use super::spending::Spending;
 use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
 use super::writers::Writers;
@@ -73,6 +74,8 @@ pub(super) struct Leader {
     pub(super) indexer: Indexer,
     pub(super) trainer: Trainer,
     pub(super) standbys: Standbys,
+    /// What is spent and saved, and not written yet.
+    pub(super) spending: Spending,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -170,10 +173,11 @@ impl Leader {
         ringer: Arc<dyn Fn() + Send + Sync>,
     ) -> Result<Leader> {
         let (reply_to, replies) = unbounded();
-        let ((checkpoint, from), prepared) = transaction(|| {
+        let ((checkpoint, from), prepared, spent) = transaction(|| {
             jobs::take_back_leases(None)?;
             known::resume(database)?;
-            Ok((upkeep::resume_checkpoint()?, upkeep::has_prepared()?))
+            let checkpoint = upkeep::resume_checkpoint()?;
+            Ok((checkpoint, upkeep::has_prepared()?, Spending::resume()?))
         })
         .map_err(|failed| Error::Internal(failed.message))?;
         database.prepared_declarations.store(prepared, SeqCst);
@@ -196,6 +200,7 @@ impl Leader {
             indexer: Indexer::default(),
             trainer: Trainer::default(),
             standbys: Standbys::default(),
+            spending: Spending::new(spent),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -270,6 +275,7 @@ impl Leader {
             return Ok(false);
         }
         self.queue.release_due(Instant::now());
+        self.watch_budgets()?;
         self.keep()?;
         if works() {
             self.start_runs()?;
@@ -284,6 +290,7 @@ impl Leader {
         }
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
+        self.write_bills(false)?;
         self.move_checkpoint()?;
         self.checkpoint.sweep_shown();
         self.checkpoint.rotate_events();
@@ -401,6 +408,7 @@ impl Leader {
         {
             wait = wait.min(at.saturating_duration_since(now) + TICK);
         }
+        wait = wait.min(self.next_spending());
         wait = wait.min(self.checkpoint.next_rotation());
         wait = wait.min(self.checkpoint.next_sweep_of_shown());
         wait = wait.min(self.checkpoint.next_rotation_of_events());
@@ -448,6 +456,7 @@ impl Leader {
                 && !self.database.catalog_changed.load(SeqCst)
             {
                 self.database.gave_way.store(true, SeqCst);
+                self.write_bills(true)?;
                 return Ok(true);
             }
             self.database.wake.claim();
@@ -459,6 +468,7 @@ impl Leader {
             self.database.gave_way.store(true, SeqCst);
             self.database.catalog_changed.store(true, SeqCst);
             self.keep_locked()?;
+            self.write_bills(true)?;
         }
         Ok(over)
     }

@@ -20,12 +20,14 @@ use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::render::{Renderer, secret};
 use crate::dispatch::{backfill, environment, jobs};
 use crate::embed::lane::Lane;
+use crate::ledger::bill::Payer;
 use crate::settings;
 use crate::shared::Presence;
 use crate::store::Writer;
 use crate::store::known::Recipe;
 use pgrx::prelude::*;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -102,6 +104,7 @@ impl Leader {
                     if pipeline.hnsw != running.pipeline.hnsw {
                         running.unstored.cost = Cost::guess(pipeline.is_slow_to_store());
                     }
+                    running.take_prices(&pipeline);
                     running.pipeline.hnsw = pipeline.hnsw;
                     running.pipeline.indexed = pipeline.indexed;
                     running.index.look_again();
@@ -134,6 +137,7 @@ impl Leader {
             self.writers.forget(id);
         }
         self.abandon_flights();
+        self.spending.look_at_budgets();
         self.follow_up_indexes();
         self.load_recommenders(recommenders)?;
         self.shared.keep_counters(self.database_oid(), |id| {
@@ -229,6 +233,7 @@ impl Leader {
         let recipe = Recipe::of(&endpoint, &pipeline.storage);
         let unlogged = pipeline.unlogged;
         let slow = pipeline.is_slow_to_store();
+        let (id, server) = (pipeline.id, pipeline.server.clone());
         self.declarations += 1;
         let mut filling = Filler::default();
         filling.start(&pipeline);
@@ -240,6 +245,8 @@ impl Leader {
             pipeline,
             declaration: self.declarations,
             vector_schema: vector_schema.to_owned(),
+            payer: Rc::new(Payer::new(id, &server, &endpoint)),
+            is_spent: self.spending.stops(id),
             endpoint,
             lane,
             calendar: Calendar::new(schedule),

@@ -16,6 +16,7 @@ use super::writers::Writers;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::dispatch::render::{Rendered, know};
+use crate::ledger::bill::Saved;
 use crate::shared::Counters;
 use crate::store::Embedded;
 
@@ -139,14 +140,17 @@ impl Leader {
                 let mut to_be_cleared = Vec::new();
                 let clears = running.renderer.removes_from_source();
                 for (job, rendered) in jobs.into_iter().zip(rendered) {
-                    seen.count(&rendered);
+                    seen.count(&rendered, &job, lane);
                     match rendered {
                         Rendered::Gone { removed: true } if clears => to_be_cleared.push(job),
-                        Rendered::Gone { .. } | Rendered::Unchanged => self.queue.finish(&job.row),
+                        Rendered::Gone { .. } | Rendered::Unchanged { .. } => {
+                            self.queue.finish(&job.row);
+                        }
                         Rendered::Known {
                             vector,
                             hash,
                             stored_hash,
+                            ..
                         } => running.unstored.push(
                             lane,
                             Embedded {
@@ -174,6 +178,7 @@ impl Leader {
                         }
                     }
                 }
+                self.spending.saved(&running.payer, seen.saved);
                 if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
                     seen.add_to(counters);
                 }
@@ -251,17 +256,35 @@ struct Seen {
     unchanged: i64,
     removed: i64,
     known: i64,
+    saved: Saved,
 }
 
 impl Seen {
-    fn count(&mut self, rendered: &Rendered) {
+    /// A row that the worker looks at for a reason of its own saves nothing when its text is unchanged.
+    fn count(&mut self, rendered: &Rendered, job: &Job, lane: QueueLane) {
         self.processed += 1;
-        match rendered {
-            Rendered::Unchanged => self.unchanged += 1,
-            Rendered::Gone { removed } => self.removed += i64::from(*removed),
-            Rendered::Known { .. } => self.known += 1,
-            Rendered::Text { .. } => {}
-        }
+        let tokens = match rendered {
+            Rendered::Unchanged { tokens } => {
+                self.unchanged += 1;
+                if lane == QueueLane::Backfill {
+                    return;
+                }
+                self.saved.unchanged.add(1, *tokens);
+                *tokens
+            }
+            Rendered::Known { tokens, .. } => {
+                self.known += 1;
+                self.saved.known.add(1, *tokens);
+                *tokens
+            }
+            Rendered::Gone { removed } => {
+                self.removed += i64::from(*removed);
+                return;
+            }
+            Rendered::Text { .. } => return,
+        };
+        let coalesced = job.coalesced();
+        self.saved.coalesced.add(coalesced, coalesced * tokens);
     }
 
     fn add_to(&self, counters: &Counters) {
@@ -291,7 +314,7 @@ fn know_unstored(rendered: &mut [Rendered], running: &Running, writers: &Writers
         .filter(|embedded| wanted.contains(embedded.hash.as_slice()))
         .map(|embedded| (embedded.hash.clone(), embedded.vector.clone()))
         .collect();
-    know(rendered, &vectors);
+    know(rendered, &vectors, &running.renderer.rate);
 }
 
 /// Jobs by what their rows came to.
@@ -328,7 +351,7 @@ fn render(
         renderer.recognise(jobs, &mut rendered, model)?;
         let done: Vec<&Job> = those(jobs, &rendered, |row| match row {
             Rendered::Gone { removed } => !(clears && *removed),
-            row => *row == Rendered::Unchanged,
+            row => matches!(row, Rendered::Unchanged { .. }),
         })
         .collect();
         let stored = done.iter().filter(|job| job.stored);

@@ -3,6 +3,7 @@
 //! It never waits: what cannot go on now stays where it is for the next round.
 
 use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::calendar::Calendar;
@@ -24,6 +25,7 @@ use crate::embed::retry::Breaker;
 use crate::embed::size::Size;
 use crate::embed::tokens::estimate_tokens;
 use crate::embed::window::Window;
+use crate::ledger::bill::Payer;
 use crate::shared;
 use crate::store::Writer;
 
@@ -55,6 +57,10 @@ pub struct Running {
     pub declaration: u64,
     pub vector_schema: String,
     pub endpoint: Endpoint,
+    /// On whose account it goes.
+    pub payer: Rc<Payer>,
+    /// A budget is spent: nothing more is sent. What needs no request goes on.
+    pub is_spent: bool,
     pub renderer: Renderer,
     pub writer: Writer,
     /// The lane's number in [`Lanes`].
@@ -104,10 +110,20 @@ impl Running {
     /// Whether there are texts to be sent, where `storers` processes store the vectors: no more are asked for than
     /// can be stored.
     pub fn has_sendable(&self, storers: usize) -> bool {
-        !self.halves.is_empty()
-            || [QueueLane::Live, QueueLane::Backfill]
-                .into_iter()
-                .any(|lane| self.may_send(lane, storers))
+        !self.is_spent
+            && (!self.halves.is_empty()
+                || [QueueLane::Live, QueueLane::Backfill]
+                    .into_iter()
+                    .any(|lane| self.may_send(lane, storers)))
+    }
+
+    /// Its declaration or its server says otherwise what it costs and what may be spent.
+    pub fn take_prices(&mut self, pipeline: &Pipeline) {
+        self.pipeline.monthly_budget = pipeline.monthly_budget;
+        if let Ok(endpoint) = pipeline.endpoint() {
+            self.endpoint.take_prices(&endpoint);
+            self.payer = Rc::new(Payer::new(pipeline.id, &pipeline.server, &self.endpoint));
+        }
     }
 
     fn may_send(&self, lane: QueueLane, storers: usize) -> bool {
@@ -166,6 +182,13 @@ impl Running {
                 ready.job.clone()
             })
             .collect()
+    }
+
+    /// The jobs of all texts that are ready: they are rendered anew another time.
+    pub fn drain_ready(&mut self) -> Vec<Job> {
+        let ready = self.ready.drain(..).chain(self.ready_backfill.drain(..));
+        let ready = ready.chain(self.halves.drain(..).flatten());
+        ready.map(|ready| ready.job).collect()
     }
 
     /// Takes out the texts whose vectors are among these: they need no request any more.
@@ -373,7 +396,7 @@ impl Lanes {
         let known = self
             .lanes
             .iter()
-            .find(|(_, lane)| lane.owner == owner && lane.endpoint == *endpoint);
+            .find(|(_, lane)| lane.owner == owner && lane.endpoint.asks_as(endpoint));
         if let Some((number, _)) = known {
             return *number;
         }

@@ -19,6 +19,8 @@ use super::unstored::Part;
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::embed::retry::backoff;
+use crate::ledger::bill::Bills;
+use crate::ledger::log;
 use crate::store::known::{self, Known};
 use crate::store::{Embedded, Writer, Written};
 
@@ -35,16 +37,19 @@ pub struct Task {
     /// There are dead letters, which these may make obsolete.
     pub dead_letters: bool,
     pub embedded: Vec<Embedded>,
+    /// What they have cost.
+    pub bills: Bills,
 }
 
 impl Task {
-    pub fn new(running: &Running, mut embedded: Vec<Embedded>) -> Task {
+    pub fn new(running: &Running, mut embedded: Vec<Embedded>, bills: Bills) -> Task {
         embedded.sort_by(|one, other| one.job.row.cmp(&other.job.row));
         Task {
             pipeline: running.pipeline.id,
             model: running.endpoint.model.clone(),
             dead_letters: running.dead_letters,
             embedded,
+            bills,
         }
     }
 }
@@ -56,6 +61,7 @@ pub fn store(writer: &Writer, task: &Task) -> std::result::Result<Written, Faile
         guard_user_code()?;
         let written = writer.write(&task.embedded, &task.model)?;
         release_user_code();
+        log::append(&task.bills)?;
         if written.is_all_of(&task.embedded) {
             let jobs = written.ended(&task.embedded);
             let stored = jobs.clone().filter(|job| job.stored);
@@ -122,10 +128,12 @@ impl Leader {
         let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
             return Ok(());
         };
-        let task = Task::new(running, std::mem::take(&mut part.embedded));
+        let bills = self.spending.open.take(id);
+        let task = Task::new(running, std::mem::take(&mut part.embedded), bills);
         let started = Instant::now();
         let outcome = store(&running.writer, &task);
         part.embedded = task.embedded;
+        self.spending.settle(task.bills, outcome.is_ok());
         self.stored(id, part, outcome, started.elapsed())
     }
 

@@ -13,6 +13,7 @@ use super::storing::Task;
 use super::unstored::Part;
 use crate::dispatch::queue::{Job, Lane, RowKey};
 use crate::error::Error;
+use crate::ledger::bill::Bills;
 use crate::shared::Shared;
 use crate::shared::slots::{self, Reservation};
 use crate::store::{Embedded, Written};
@@ -49,6 +50,8 @@ pub struct Given {
     pub part: Part,
     /// Its jobs have been written down meanwhile.
     pub written: bool,
+    /// What was given with them, to be written in the same transaction.
+    pub bills: Bills,
 }
 
 /// What has become of rows that were given.
@@ -180,11 +183,17 @@ impl Writers {
     }
 
     /// Gives a free writer rows of a pipeline. The rows come back where the order could not be written.
-    fn give(&mut self, most: usize, running: &Running, part: Part) -> Result<(), Part> {
+    fn give(
+        &mut self,
+        most: usize,
+        running: &Running,
+        part: Part,
+        bills: Bills,
+    ) -> Result<(), (Part, Bills)> {
         self.orders += 1;
         let number = self.orders;
         let Some(writer) = self.free(most) else {
-            return Err(part);
+            return Err((part, bills));
         };
         let id = running.pipeline.id;
         let is_news = writer.knows.get(&id) != Some(&running.declaration);
@@ -193,14 +202,14 @@ impl Writers {
             vector_schema: running.vector_schema.clone(),
             recipe: running.writer.recipe().cloned(),
         });
-        let mut task = Task::new(running, part.embedded);
+        let mut task = Task::new(running, part.embedded, bills);
         let written = order(number, declaration, &task);
         let part = Part {
             embedded: std::mem::take(&mut task.embedded),
             ..part
         };
         let Ok(message) = written else {
-            return Err(part);
+            return Err((part, task.bills));
         };
         writer.knows.insert(id, running.declaration);
         writer.outgoing.push_back(message);
@@ -210,6 +219,7 @@ impl Writers {
             declaration: Some(running.declaration),
             part,
             written: false,
+            bills: task.bills,
         });
         writer.send_outgoing(); // an end is noticed when it is heard
         Ok(())

@@ -17,6 +17,12 @@ mod worker;
 /// Processes that store for the worker.
 mod writers;
 
+/// What was spent and what was saved.
+mod spending;
+
+/// Budgets.
+mod budgets;
+
 /// What embedding would come to.
 mod estimating;
 

@@ -20,8 +20,17 @@ impl Leader {
     pub(in crate::worker) fn hear_writers(&mut self) -> Result<(), Failed> {
         for heard in self.writers.hear() {
             match heard {
-                Heard::Answer(given, outcome, took) => self.take_answer(given, outcome, took)?,
-                Heard::Lost(given) => self.take_back(given),
+                Heard::Answer(mut given, outcome, took) => {
+                    let bills = std::mem::take(&mut given.bills);
+                    self.spending.settle(bills, outcome.is_ok());
+                    self.take_answer(given, outcome, took)?;
+                }
+                // One that ended between its commit and its answer is the rarest case: then they are there twice.
+                Heard::Lost(mut given) => {
+                    let bills = std::mem::take(&mut given.bills);
+                    self.spending.settle(bills, false);
+                    self.take_back(given);
+                }
             }
         }
         Ok(())
@@ -99,8 +108,10 @@ impl Leader {
                 break;
             };
             running.given_at = self.turns.next();
-            if let Err(part) = self.writers.give(most, running, part) {
+            let bills = self.spending.open.take(running.pipeline.id);
+            if let Err((part, bills)) = self.writers.give(most, running, part, bills) {
                 running.unstored.push_part(part);
+                self.spending.open.put_back(bills);
                 break;
             }
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::queue::{Job, RowKey};
 use crate::error::Failed;
+use crate::ledger::bill::{Bill, Payer};
 use crate::store::known::Recipe;
 use crate::store::{Embedded, Written};
 use crate::worker::storing::Task;
@@ -54,6 +55,7 @@ struct Head<'a> {
     model: std::borrow::Cow<'a, str>,
     dead_letters: bool,
     rows: Vec<Row<'a>>,
+    bills: std::borrow::Cow<'a, [(Payer, Bill)]>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,6 +94,7 @@ pub fn order(
         model: task.model.as_str().into(),
         dead_letters: task.dead_letters,
         rows: rows.collect(),
+        bills: task.bills.as_slice().into(),
     })?;
     let numbers: usize = task.embedded.iter().map(|row| row.vector.len()).sum();
     let mut message = Vec::with_capacity(8 + head.len() + numbers * NUMBER);
@@ -127,6 +130,7 @@ pub fn read_order(message: &[u8]) -> Option<Order> {
                 attempt: row.attempt,
                 stored: row.stored,
                 last_attempt_us: row.last_attempt_us,
+                changes: 1, // counted by the leader
             },
             vector: vector
                 .iter()
@@ -144,6 +148,7 @@ pub fn read_order(message: &[u8]) -> Option<Order> {
             model: head.model.into_owned(),
             dead_letters: head.dead_letters,
             embedded,
+            bills: head.bills.into_owned(),
         },
     })
 }
@@ -199,6 +204,7 @@ mod tests {
                 attempt: 2,
                 stored: true,
                 last_attempt_us: Some(-5),
+                changes: 1,
             },
             vector,
             hash: vec![0, 255, 7],
@@ -210,10 +216,21 @@ mod tests {
     fn an_order_comes_as_it_was_given() {
         let mut second = embedded(&["2"], vec![f32::MIN_POSITIVE, -0.0]);
         second.stored_hash = Some(vec![1; 32]);
+        let payer = Payer {
+            pipeline: 7,
+            server: "s".into(),
+            model: "m".into(),
+            price_per_million_tokens: Some("0.02".into()),
+            currency: "EUR".into(),
+        };
+        let mut bill = Bill::default();
+        bill.sent.tokens = u64::from(u32::MAX) + 1;
+        bill.saved.known.add(2, 3);
         let task = Task {
             pipeline: 7,
             model: "m \"quoted\"".into(),
             dead_letters: true,
+            bills: vec![(payer, bill)],
             embedded: vec![
                 embedded(&["a", "line\nbreak, ü"], vec![1.0 / 3.0, f32::MAX, 0.1]),
                 second,
@@ -226,6 +243,7 @@ mod tests {
         assert_eq!(read.task.pipeline, 7);
         assert_eq!(read.task.model, task.model);
         assert!(read.task.dead_letters);
+        assert_eq!(read.task.bills, task.bills);
         assert_eq!(read.task.embedded.len(), 2);
         for (is, was) in read.task.embedded.iter().zip(&task.embedded) {
             assert_eq!(is.job, was.job);

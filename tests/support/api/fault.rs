@@ -60,6 +60,8 @@ pub enum Fault {
     /// A body in chunks, without an end.
     Endless,
 
+    /// The right answer without a count of tokens: nothing is wrong with that.
+    NoUsage,
     /// The right answer, compressed: nothing is wrong with that.
     Gzip,
     /// The same, of which the second half is not gzip.
@@ -113,6 +115,12 @@ impl Fault {
         let whole = body(asked, &items);
         let half = &whole[..whole.len() / 2];
         match self {
+            Fault::NoUsage => {
+                let mut body = vectors::body(asked.body, asked.inputs, &items);
+                body.as_object_mut().unwrap().remove("usage");
+                let body = body.to_string();
+                Wire::Whole(json_answer(200, asked.announced, body.as_bytes()))
+            }
             Fault::Status(status) => error(*status, "", asked),
             Fault::StatusWith(status, headers) => error(*status, headers, asked),
             Fault::Redirect(to) => error(307, &format!("Location: {to}\r\n"), asked),

@@ -1,0 +1,304 @@
+//! What is spent and saved, on its way into the ledger; and budgets, which stop what would be sent beyond them.
+//!
+//! It never lets a store wait: bills go with the vectors, and by themselves where none are stored. What is in here when
+//! the worker dies, a second's worth at the most beside requests whose vectors were not stored yet, is not counted.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant, SystemTime};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::leader::Leader;
+use super::process::{Failed, transaction};
+use super::running::{Running, State};
+use crate::catalog::server;
+use crate::embed::sent::Sent;
+use crate::error::Result;
+use crate::ledger::asked::Asker;
+use crate::ledger::bill::{Bill, Bills, Open, Payer, Saved};
+use crate::ledger::budget::{self, Account, Notices};
+use crate::ledger::log::{self, Spent};
+use crate::ledger::month::Month;
+
+/// How long a bill waits for a store that takes it along.
+const AGE: Duration = Duration::from_secs(1);
+/// When what was appended is folded: then, or when it is so many rows.
+const FOLD: Duration = Duration::from_secs(600);
+const MOST_ROWS: usize = 2_000;
+/// How soon after the last fold, or a try while somebody read the ledger: each leaves a dead version of the rows that it
+/// adds to, which a held snapshot keeps.
+const AGAIN: Duration = Duration::from_secs(10);
+
+pub struct Spending {
+    pub open: Open,
+    /// Rows that were appended since the last fold.
+    rows: usize,
+    /// When they are folded; `None`: there are none.
+    fold_at: Option<Instant>,
+    /// But not before then.
+    fold_from: Instant,
+    month: Month,
+    /// The money of the month.
+    spent: Spent,
+    /// What is said of budgets; `None`: nobody has looked since the worker began.
+    notices: Option<Notices>,
+    budgets_due: bool,
+    /// When it was last looked for what sessions have asked.
+    took_asked: Option<Instant>,
+    /// When somebody last waited for the work to be done: who has waited finds in the ledger what came of it.
+    hurried: Option<Instant>,
+}
+
+impl Spending {
+    /// What the ledger says of this month; and whether there is something to fold.
+    pub fn resume() -> Result<(Month, Spent, bool)> {
+        let month = Month::of(SystemTime::now());
+        Ok((month, Spent::read(month)?, log::has_rows()?))
+    }
+
+    pub fn new((month, spent, has_rows): (Month, Spent, bool)) -> Spending {
+        Spending {
+            open: Open::default(),
+            rows: 0,
+            fold_at: has_rows.then(Instant::now),
+            fold_from: Instant::now(),
+            month,
+            spent,
+            notices: None,
+            budgets_due: true,
+            took_asked: None,
+            hurried: None,
+        }
+    }
+
+    /// A request has been answered.
+    pub fn sent(&mut self, payer: &Rc<Payer>, sent: Sent) {
+        self.add(payer, sent, 0);
+    }
+
+    fn add(&mut self, payer: &Rc<Payer>, sent: Sent, queries: u64) {
+        let bill = Bill {
+            sent,
+            queries,
+            ..Bill::default()
+        };
+        self.open.add(payer, bill);
+        let cost = payer.cost(sent.tokens);
+        self.spent
+            .add(payer.pipeline, &payer.server, &payer.currency, cost);
+        self.budgets_due |= cost > 0.0;
+    }
+
+    /// Something did not have to be sent.
+    pub fn saved(&mut self, payer: &Rc<Payer>, saved: Saved) {
+        let bill = Bill {
+            saved,
+            ..Bill::default()
+        };
+        self.open.add(payer, bill);
+    }
+
+    /// What has become of bills that were to be written.
+    pub fn settle(&mut self, bills: Bills, written: bool) {
+        if !written {
+            return self.open.put_back(bills);
+        }
+        if !bills.is_empty() {
+            self.rows += bills.len();
+            let now = Instant::now();
+            let at = self.fold_at.get_or_insert(now + FOLD);
+            if self.rows >= MOST_ROWS {
+                *at = (*at).min(self.fold_from.max(now));
+            }
+        }
+    }
+
+    /// Budgets or prices may be others.
+    pub fn look_at_budgets(&mut self) {
+        self.budgets_due = true;
+    }
+
+    /// Whether nothing more is sent for a pipeline, as far as is known.
+    pub fn stops(&self, pipeline: i32) -> bool {
+        let notices = self.notices.as_ref();
+        let notice = notices.and_then(|notices| notices.get(&pipeline));
+        notice.is_some_and(|notice| notice.stops)
+    }
+
+    /// In how long there is something to do, but for what sessions ask.
+    fn next(&self) -> Duration {
+        let open = self.open.since().map(|since| since + AGE);
+        let next = open.into_iter().chain(self.fold_at).min();
+        let next = next.map(|at| at.saturating_duration_since(Instant::now()));
+        let left = self.month.left(SystemTime::now());
+        next.unwrap_or(left).min(left)
+    }
+
+    /// What is to be said of a pipeline's budgets.
+    fn notice(&self, running: &Running) -> Option<budget::Notice> {
+        let (payer, currency) = (&running.payer, &running.payer.currency);
+        let own = running.pipeline.monthly_budget.map(|budget| {
+            let of_pipeline = (payer.pipeline, currency.clone());
+            (budget, self.spent.by_pipeline.get(&of_pipeline), None)
+        });
+        let of_server = running.endpoint.monthly_budget.map(|budget| {
+            let of_server = (payer.server.clone(), currency.clone());
+            let spent = self.spent.by_server.get(&of_server);
+            (budget, spent, Some(payer.server.as_str()))
+        });
+        let accounts = own.into_iter().chain(of_server);
+        let accounts: Vec<Account> = accounts
+            .map(|(budget, spent, server)| Account {
+                budget,
+                spent: spent.copied().unwrap_or(0.0),
+                currency,
+                server,
+            })
+            .collect();
+        // What has no price, as a model of one's own, spends nothing.
+        payer.price_per_million_tokens.as_ref()?;
+        budget::notice(&accounts)
+    }
+}
+
+impl Leader {
+    /// Pipelines whose budget is spent send nothing more, from now on; those that have one again go on.
+    pub(super) fn watch_budgets(&mut self) -> std::result::Result<(), Failed> {
+        self.take_asked()?;
+        let month = Month::of(SystemTime::now());
+        if month != self.spending.month {
+            self.write_bills(true)?;
+            self.spending.spent = transaction(|| Spent::read(month))?;
+            self.spending.month = month;
+            self.spending.budgets_due = true;
+        }
+        if !std::mem::take(&mut self.spending.budgets_due) {
+            return Ok(());
+        }
+        let mut notices = Notices::new();
+        for (id, state) in &mut self.pipelines {
+            let Some(running) = state.running() else {
+                continue;
+            };
+            let notice = self.spending.notice(running);
+            let is_spent = notice.as_ref().is_some_and(|notice| notice.stops);
+            if running.is_spent && !is_spent {
+                running.claims.start_over();
+            }
+            running.is_spent = is_spent;
+            notices.extend(notice.map(|notice| (*id, notice)));
+        }
+        if self.spending.notices.as_ref() == Some(&notices) {
+            return Ok(());
+        }
+        let pipelines: Vec<i32> = self.pipelines.keys().copied().collect();
+        let news = transaction(|| budget::publish(&pipelines, &notices, month))?;
+        self.tell(news);
+        self.spending.notices = Some(notices);
+        self.jobs_ended = true; // who waits is told
+        self.spending.hurried = Some(Instant::now());
+        Ok(())
+    }
+
+    /// A line in the server's log for each pipeline or server of which there is news.
+    fn tell(&mut self, news: Vec<(i32, String)>) {
+        let mut told = Vec::new();
+        for (id, text) in news {
+            let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
+                continue;
+            };
+            let of_server = running.endpoint.monthly_budget.is_some() && text.contains(" of server ");
+            if of_server && told.contains(&text) {
+                continue;
+            }
+            log!("recsync worker: pipeline {}: {text}", running.pipeline.relation);
+            told.push(text);
+        }
+    }
+
+    /// In how long there is something to do here.
+    pub(super) fn next_spending(&self) -> Duration {
+        let next = self.spending.next();
+        self.next_asked().map_or(next, |asked| next.min(asked))
+    }
+
+    /// In how long it is looked for what sessions have asked; `None`: nothing.
+    fn next_asked(&self) -> Option<Duration> {
+        let database = self.database_oid().to_u32();
+        let took = self.spending.took_asked;
+        let next = took.map_or(Duration::ZERO, |at| AGE.saturating_sub(at.elapsed()));
+        self.shared.asked.has_news(database).then_some(next)
+    }
+
+    /// What sessions have asked for since, once a second.
+    fn take_asked(&mut self) -> std::result::Result<(), Failed> {
+        if self.next_asked().is_none_or(|next| !next.is_zero()) {
+            return Ok(());
+        }
+        self.spending.took_asked = Some(Instant::now());
+        let asked = self.shared.asked.take(self.database_oid().to_u32());
+        let payers = transaction(|| asked.iter().map(|(asker, _)| payer(*asker)).collect())?;
+        let payers: Vec<Option<Payer>> = payers;
+        for (payer, (_, sent)) in payers.into_iter().zip(asked) {
+            if let Some(payer) = payer {
+                self.spending.add(&Rc::new(payer), sent, sent.requests);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bills that no store takes along, or all of them; and what was appended becomes days when it is time.
+    pub(super) fn write_bills(&mut self, all: bool) -> std::result::Result<(), Failed> {
+        if self.database.checkpoint_wanted.load(SeqCst) {
+            self.spending.hurried = Some(Instant::now());
+        }
+        let waited_for: HashMap<i32, bool> = match self.spending.open.since() {
+            None => HashMap::new(),
+            Some(_) => {
+                let writers = &self.writers;
+                let pipelines = self.pipelines.iter_mut();
+                let waits = pipelines.filter_map(|(id, state)| {
+                    let unstored = !state.running()?.unstored.is_empty();
+                    Some((*id, unstored || !writers.rows(*id).is_empty()))
+                });
+                waits.collect()
+            }
+        };
+        let age = if all { Duration::ZERO } else { AGE };
+        let hurries = self.spending.hurried.is_some_and(|at| at.elapsed() < AGE);
+        let is_waited_for = |id| waited_for.get(&id) == Some(&true);
+        let due = self.spending.open.take_due(age, hurries, is_waited_for);
+        if !due.is_empty() {
+            let written = transaction(|| log::append(&due));
+            self.spending.settle(due, written.is_ok());
+            written?;
+        }
+        self.fold();
+        Ok(())
+    }
+
+    fn fold(&mut self) {
+        let spending = &mut self.spending;
+        let now = Instant::now();
+        if spending.fold_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let folded = transaction(|| {
+            Spi::run("SET LOCAL synchronous_commit = off")?;
+            log::fold()
+        });
+        spending.rows = 0;
+        spending.fold_from = now + AGAIN;
+        // A failure is a lock that somebody holds: another time.
+        spending.fold_at = folded.is_err().then_some(spending.fold_from);
+    }
+}
+
+/// Who pays for what a session has asked; `None`: the server is gone.
+fn payer(asker: Asker) -> Result<Option<Payer>> {
+    let named = server::by_number(pg_sys::Oid::from(asker.server))?;
+    Ok(named.map(|(server, endpoint)| Payer::new(asker.pipeline, &server, &endpoint)))
+}
