@@ -12,7 +12,7 @@ mod run;
 mod verify;
 
 // estimate: what embedding a table would come to.
-mod estimate;
+pub mod estimate;
 
 // status and the numbers that the worker keeps.
 mod status;

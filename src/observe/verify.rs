@@ -19,6 +19,7 @@ use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::Job;
 use crate::error::{Error, OrReport, Result};
 use walk::{Found, Walk};
+pub(super) use walk::is_of_a_row;
 
 /// The columns of `recsync.verify`.
 type Counts = (i64, i64, i64, i64);
