@@ -361,6 +361,18 @@ COMMENT ON FUNCTION add_interactions IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::catalog::alter::alter_pipeline
+
+CREATE FUNCTION alter_pipeline(name text, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL, schedule text DEFAULT NULL, debounce interval DEFAULT NULL,
+    max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT NULL,
+    on_replica boolean DEFAULT NULL, new_name text DEFAULT NULL, owner text DEFAULT NULL, dry_run boolean DEFAULT false)
+RETURNS TABLE (rows bigint, unchanged bigint, embeds bigint, removes bigint, fails bigint, tokens bigint, cost numeric, duration interval)
+LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'alter_pipeline_wrapper';
+COMMENT ON FUNCTION alter_pipeline IS
+'Changes a pipeline in place: the arguments are those of create_pipeline, NULL leaves a setting as it is; row_filter => ''-'': none; debounce, max_delay => ''0'': as if not given; new_name renames its view, table and function, owner gives them to another role. After a change of columns, content, row_filter or of the server''s model all rows are looked at again, and only those whose text or model is another are embedded again. dry_run: changes nothing and says what it would come to. rows: those that pass row_filter and have a text; unchanged: of these, those that keep their vector; embeds: those that are embedded again, or for the first time; removes: rows that lose their vector; fails: rows whose text cannot be computed; tokens, cost and duration of embeds, as recsync.estimate reckons. Where no text can differ nothing is counted, and rows and unchanged are NULL. Errors: 42704 where it or the server does not exist, 42501 for others than its owner, or no USAGE on the server, 22023 impossible argument (other dimensions or another storage: recsync.rebuild), 42P07 the new name is taken, 42703, 55000, 55P03 a lock, 25006 on a standby.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::recommender::alter::alter_recommender
 
 CREATE FUNCTION alter_recommender(name text, user_column text DEFAULT NULL, item_column text DEFAULT NULL, at_column text DEFAULT NULL, weight text DEFAULT NULL, seen text DEFAULT NULL,

@@ -28,3 +28,9 @@ mod verifying_meanwhile;
 
 /// The index, built after the load.
 mod indexing;
+
+/// A pipeline changed in place.
+mod altering;
+
+/// Whose it is.
+mod owning;
