@@ -119,7 +119,10 @@ pub unsafe fn before(node: *mut pg_sys::Node) -> Option<Before> {
     let attaches = tag == T::T_AlterTableStmt;
     let rewrites = tag == T::T_AlterEnumStmt;
     let drops_owned = tag == T::T_DropOwnedStmt;
-    let others = matches!(tag, T::T_DropStmt | T::T_CreateStmt | T::T_ReassignOwnedStmt);
+    let others = matches!(
+        tag,
+        T::T_DropStmt | T::T_CreateStmt | T::T_ReassignOwnedStmt
+    );
     let others = others || drops_owned;
     if !(renames || attaches || rewrites || others) || FOLLOWING.get() || !is_installed() {
         return None;

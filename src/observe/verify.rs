@@ -18,8 +18,8 @@ use crate::dispatch::fault::Fault;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::Job;
 use crate::error::{Error, OrReport, Result};
-use walk::{Found, Walk};
 pub(super) use walk::is_of_a_row;
+use walk::{Found, Walk};
 
 /// The columns of `recsync.verify`.
 type Counts = (i64, i64, i64, i64);

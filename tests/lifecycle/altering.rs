@@ -17,7 +17,9 @@ fn items(db: &mut Database, api: &Api) {
 }
 
 fn alter(db: &mut Database, arguments: &str) -> Comes {
-    let row = &db.rows(&format!("SELECT * FROM recsync.alter_pipeline('e', {arguments})"))[0];
+    let row = &db.rows(&format!(
+        "SELECT * FROM recsync.alter_pipeline('e', {arguments})"
+    ))[0];
     Comes {
         rows: row.get("rows"),
         unchanged: row.get("unchanged"),
@@ -133,7 +135,11 @@ fn rows_that_no_longer_match_lose_their_vector_and_get_it_back_with_the_filters_
     assert_eq!((said.unchanged, said.embeds), (Some(14), 6));
     db.settle("e");
     assert_texts(&mut db, &api, "i.title");
-    assert_eq!(api.texts(), Vec::<String>::new(), "what is known costs no call");
+    assert_eq!(
+        api.texts(),
+        Vec::<String>::new(),
+        "what is known costs no call"
+    );
 }
 
 #[test]
@@ -145,7 +151,10 @@ fn text_of_before_that_is_in_the_air_is_never_stored_and_the_new_one_does_not_wa
     db.run("UPDATE item SET title = 'slow ' || id, hidden = id = 3 WHERE id <= 3");
     db.run("INSERT INTO item (id, title) VALUES (21, 'slow 21')");
     api.wait_until_held(1);
-    alter(&mut db, "content => $$ 'item ' || upper(title) $$, row_filter => 'NOT hidden'");
+    alter(
+        &mut db,
+        "content => $$ 'item ' || upper(title) $$, row_filter => 'NOT hidden'",
+    );
     // The answer of the old text is still to come.
     wait_until(PATIENCE, "the new texts are stored", || {
         db.one("SELECT recsync.wait_for('e', '100 ms')")
@@ -170,9 +179,11 @@ fn text_in_the_air_that_stays_the_same_is_not_sent_twice() {
     db.run("UPDATE item SET title = 'slow ' || id WHERE id <= 3");
     api.wait_until_held(1);
     alter(&mut db, "row_filter => 'id <> 2'");
-    wait_until(PATIENCE, "the row that does not match has lost its vector", || {
-        db.one("SELECT count(*) = 0 FROM e WHERE id = 2")
-    });
+    wait_until(
+        PATIENCE,
+        "the row that does not match has lost its vector",
+        || db.one("SELECT count(*) = 0 FROM e WHERE id = 2"),
+    );
     api.release();
     db.settle("e");
     assert_texts(&mut db, &api, "CASE WHEN i.id <> 2 THEN i.title END");
@@ -199,7 +210,10 @@ fn change_of_a_column_that_is_used_from_now_on_is_not_lost_between_a_writer_and_
     // What needs no lock on the source is changed all the same.
     db.run("SELECT recsync.alter_pipeline('e', content => $$ 'new ' || title $$, schedule => 'near_realtime')");
     writer.commit().unwrap();
-    alter(&mut db, "columns => '{title,description}', schedule => 'realtime'");
+    alter(
+        &mut db,
+        "columns => '{title,description}', schedule => 'realtime'",
+    );
     db.settle("e");
     assert_texts(&mut db, &api, "concat_ws(E'\\n', i.title, i.description)");
 }
@@ -215,7 +229,11 @@ fn another_server_of_the_same_width_is_taken_in_place_and_another_width_is_a_reb
     db.run(&format!("CREATE SERVER other FOREIGN DATA WRAPPER recsync OPTIONS (api 'openai', url '{}', model 'another', dimensions '16', api_key_env 'TEST_API_KEY', price_per_million_tokens '1000')", other.url()));
     db.server("wide", &wide, "");
     let round = rounds(&mut db);
-    assert_eq!(alter(&mut db, "server => 'same'"), NOTHING, "the model is the same");
+    assert_eq!(
+        alter(&mut db, "server => 'same'"),
+        NOTHING,
+        "the model is the same"
+    );
     db.run("UPDATE item SET title = 'by the other one' WHERE id = 1");
     db.settle("e");
     assert_eq!(rounds(&mut db), round);
@@ -227,12 +245,18 @@ fn another_server_of_the_same_width_is_taken_in_place_and_another_width_is_a_reb
     assert_eq!(cost, format!("{:.6}", tokens as f64 / 1000.0));
     alter(&mut db, "server => 'other'");
     db.settle("e");
-    assert_eq!(db.column::<String>("SELECT DISTINCT model FROM e"), ["another"]);
+    assert_eq!(
+        db.column::<String>("SELECT DISTINCT model FROM e"),
+        ["another"]
+    );
     assert_texts(&mut db, &other, "i.title");
 
     let error = db.refused("SELECT recsync.alter_pipeline('e', server => 'wide')");
     assert_eq!(error.code().code(), "22023");
-    assert!(error.hint().unwrap().contains("recsync.rebuild("), "{error:?}");
+    assert!(
+        error.hint().unwrap().contains("recsync.rebuild("),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -242,7 +266,10 @@ fn schedule_debounce_capture_and_on_replica_hold_at_once_and_no_row_is_looked_at
     items(&mut db, &api);
     let round = rounds(&mut db);
     assert_eq!(
-        alter(&mut db, "schedule => 'daily', capture => 'full', on_replica => true"),
+        alter(
+            &mut db,
+            "schedule => 'daily', capture => 'full', on_replica => true"
+        ),
         NOTHING
     );
     db.run("SET session_replication_role = replica; UPDATE item SET title = 'later' WHERE id = 1; RESET session_replication_role");
@@ -261,7 +288,11 @@ fn schedule_debounce_capture_and_on_replica_hold_at_once_and_no_row_is_looked_at
     let when = "SELECT concat_ws(' ', schedule, debounce, max_delay) FROM recsync.pipeline";
     assert_eq!(db.one::<String>(when), "near_realtime 00:01:00");
     let error = db.refused("SELECT recsync.alter_pipeline('e', schedule => 'hourly')");
-    assert_eq!(error.code().code(), "22023", "a debounce does not go with a timetable");
+    assert_eq!(
+        error.code().code(),
+        "22023",
+        "a debounce does not go with a timetable"
+    );
     alter(&mut db, "schedule => 'realtime', debounce => '0'");
     assert_eq!(db.one::<String>(when), "realtime");
     db.run("UPDATE item SET title = 'now' WHERE id = 3");
@@ -298,7 +329,11 @@ fn what_cannot_be_is_refused_with_a_hint_and_changes_nothing() {
     let before = declared(&mut db);
     for (arguments, code, wanted) in [
         ("columns => '{title,colour}'", "42703", "title"),
-        ("columns => '{title}', content => 'title'", "22023", "content"),
+        (
+            "columns => '{title}', content => 'title'",
+            "22023",
+            "content",
+        ),
         ("content => $$title || random()$$", "22023", "stable"),
         ("row_filter => 'random() < 0.5'", "22023", "stable"),
         ("server => 'nowhere'", "42704", "CREATE SERVER"),
@@ -328,7 +363,10 @@ fn what_cannot_be_is_refused_with_a_hint_and_changes_nothing() {
     assert_eq!(declared(&mut db), before);
     assert_texts(&mut db, &api, "i.title");
     let error = db.refused("SELECT recsync.create_pipeline('e', 'item', columns => '{description}', server => 'api', if_not_exists => true)");
-    assert!(error.hint().unwrap().contains("recsync.alter_pipeline"), "{error:?}");
+    assert!(
+        error.hint().unwrap().contains("recsync.alter_pipeline"),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -355,7 +393,11 @@ fn altered_while_rows_change_all_the_time_each_row_ends_with_its_text() {
     let mut other = db.connect();
     for round in 0..8 {
         other.run(&format!("UPDATE item SET title = 'round {round} of ' || id, description = 'd {round}' WHERE id % 3 = {round} % 3"));
-        let columns = if round % 2 == 0 { "title,description" } else { "title" };
+        let columns = if round % 2 == 0 {
+            "title,description"
+        } else {
+            "title"
+        };
         let filter = if round % 3 == 0 { "id <> 5" } else { "-" };
         // Where the worker stores a moment after the UPDATE, nobody holds a lock on the source.
         db.run(&format!("SELECT recsync.alter_pipeline('e', columns => '{{{columns}}}', row_filter => '{filter}')"));
@@ -374,7 +416,9 @@ fn the_index_is_changed_in_place_and_search_goes_on() {
     let indexes = "SELECT COALESCE(string_agg(x.relname::text, ' ' ORDER BY x.relname), 'none') FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am a ON a.oid = x.relam
                     WHERE i.indrelid = 'e_g1'::regclass AND a.amname = 'hnsw' AND i.indisvalid";
     let nearest = "SELECT item FROM recsync.search('e', 'row 42', k => 1)";
-    wait_until(PATIENCE, "the first index is built", || db.one::<String>(indexes) == "e_g1_hnsw_1");
+    wait_until(PATIENCE, "the first index is built", || {
+        db.one::<String>(indexes) == "e_g1_hnsw_1"
+    });
     let round = rounds(&mut db);
     // A reader holds its lock: the call gives up after a second, and nobody queues behind it for long.
     let mut other = db.connect();
@@ -386,7 +430,9 @@ fn the_index_is_changed_in_place_and_search_goes_on() {
     assert_eq!(alter(&mut db, "index => 'hnsw_bit'"), NOTHING);
     assert_eq!(db.one::<String>(indexes), "none");
     assert_eq!(db.one::<String>(nearest), "42");
-    wait_until(PATIENCE, "the index over bits is built", || db.one::<String>(indexes) == "e_g1_hnsw_bit_1");
+    wait_until(PATIENCE, "the index over bits is built", || {
+        db.one::<String>(indexes) == "e_g1_hnsw_bit_1"
+    });
     assert_eq!(db.one::<String>(nearest), "42");
     // One of the user's own stays.
     db.run("CREATE INDEX own ON e_g1 USING hnsw (embedding vector_cosine_ops)");
@@ -407,20 +453,28 @@ fn new_name_renames_view_table_and_function_and_the_old_name_is_free() {
     db.run("SELECT recsync.create_pipeline('c', 'item', columns => '{description}', server => 'api', into_column => 'v')");
     db.settle("c");
     db.run("SELECT recsync.alter_pipeline('c', new_name => '\"In Column\"', content => $$ 'd: ' || description $$)");
-    alter(&mut db, "new_name => 'public.titles', schedule => 'near_realtime', debounce => '50 ms'");
-    let names: Vec<String> = db.column(
-        "SELECT relation || ' ' || vectors FROM recsync.pipeline ORDER BY id",
+    alter(
+        &mut db,
+        "new_name => 'public.titles', schedule => 'near_realtime', debounce => '50 ms'",
     );
+    let names: Vec<String> =
+        db.column("SELECT relation || ' ' || vectors FROM recsync.pipeline ORDER BY id");
     assert_eq!(
         names,
-        ["public.titles public.titles_g1", "public.\"In Column\" public.\"In Column_g1\""]
+        [
+            "public.titles public.titles_g1",
+            "public.\"In Column\" public.\"In Column_g1\""
+        ]
     );
     db.run("SELECT FROM \"In Column_g1\"()");
     db.run("UPDATE item SET title = 'renamed ' || id, description = 'changed' WHERE id <= 2");
     db.settle("titles");
     db.settle("\"In Column\"");
     db.assert_in_step(&api, "SELECT i.id::text, i.title, e.embedding::text FROM item i FULL JOIN titles e ON e.id = i.id");
-    db.assert_in_step(&api, "SELECT i.id::text, 'd: ' || i.description, i.v::text FROM item i");
+    db.assert_in_step(
+        &api,
+        "SELECT i.id::text, 'd: ' || i.description, i.v::text FROM item i",
+    );
     db.run("SELECT recsync.create_pipeline('e', 'item', columns => '{title}', server => 'api', index => 'none');
             SELECT recsync.drop_pipeline('titles'); SELECT recsync.drop_pipeline('\"In Column\"'); SELECT recsync.drop_pipeline('e')");
     let left: Vec<String> = db.column("SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')");
@@ -436,15 +490,26 @@ fn a_recommender_over_an_altered_pipeline_goes_on() {
             SELECT recsync.create_recommender('shop', items => 'e', interactions => 'event');
             INSERT INTO event VALUES (1, 1, 1), (2, 1, 2), (3, 2, 3)");
     db.settle("shop");
-    alter(&mut db, "content => $$ 'the ' || title $$, row_filter => 'id < 20', new_name => 'f'");
+    alter(
+        &mut db,
+        "content => $$ 'the ' || title $$, row_filter => 'id < 20', new_name => 'f'",
+    );
     db.settle("f");
     db.settle("shop");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM shop_recommend(1, k => 30)"), 18);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM shop_recommend(1, k => 30)"),
+        18
+    );
     let by = "SELECT count(*) FROM shop_recommend(1, k => 30) WHERE reason ? 'interest'";
-    wait_until(PATIENCE, "interests are made of the new vectors", || db.one::<i64>(by) > 0);
+    wait_until(PATIENCE, "interests are made of the new vectors", || {
+        db.one::<i64>(by) > 0
+    });
     db.run("INSERT INTO event VALUES (4, 1, 7)");
     db.settle("shop");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM shop_recommend(1, k => 30)"), 17);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM shop_recommend(1, k => 30)"),
+        17
+    );
 }
 
 #[test]
@@ -455,10 +520,15 @@ fn paused_pipeline_is_mended_by_another_text_and_resumed() {
     alter(&mut db, "columns => '{title,description}'");
     db.settle("e");
     db.run("ALTER TABLE item DROP description");
-    wait_until(PATIENCE, "it is paused", || db.one("SELECT paused FROM recsync.pipeline"));
+    wait_until(PATIENCE, "it is paused", || {
+        db.one("SELECT paused FROM recsync.pipeline")
+    });
     let said = alter(&mut db, "columns => '{title}'");
     assert_eq!((said.unchanged, said.embeds), (Some(10), 10));
-    assert!(db.one::<bool>("SELECT paused FROM recsync.pipeline"), "who paused it, or resume, ends that");
+    assert!(
+        db.one::<bool>("SELECT paused FROM recsync.pipeline"),
+        "who paused it, or resume, ends that"
+    );
     db.run("SELECT recsync.resume('e')");
     db.settle("e");
     assert_texts(&mut db, &api, "i.title");

@@ -38,7 +38,9 @@ fn assert_rendered_by(db: &mut Database, api: &Api, role: &str) {
 }
 
 fn owners(db: &mut Database) -> Vec<String> {
-    db.column("SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname IN ('e', 'e_g1')")
+    db.column(
+        "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname IN ('e', 'e_g1')",
+    )
 }
 
 /// Why the pipeline is paused, once it is.
@@ -62,23 +64,32 @@ fn table_follows_the_view_to_a_new_owner_and_rows_are_rendered_as_them() {
     assert_rendered_by(&mut db, &api, new);
     // The new owner may do what the owner may, and the old one may not any more.
     db.connect_as(new).run("SELECT recsync.pause('e'); SELECT recsync.resume('e'); SELECT recsync.alter_pipeline('e', schedule => 'near_realtime')");
-    let error = db.connect_as(old).refused("SELECT recsync.alter_pipeline('e', schedule => 'daily')");
+    let error = db
+        .connect_as(old)
+        .refused("SELECT recsync.alter_pipeline('e', schedule => 'daily')");
     assert_eq!(error.code().code(), "42501");
     assert!(error.hint().unwrap().contains(new), "{error:?}");
     // Back again by the other way; and dropped by who owns it, but not its source.
     db.run(&format!("GRANT {old} TO {new}"));
-    db.connect_as(new).run(&format!("SELECT recsync.alter_pipeline('e', owner => '{old}', schedule => 'realtime')"));
+    db.connect_as(new).run(&format!(
+        "SELECT recsync.alter_pipeline('e', owner => '{old}', schedule => 'realtime')"
+    ));
     assert_eq!(owners(&mut db), [old.as_str()]);
     db.run("UPDATE item SET title = 'changed back'");
     assert_rendered_by(&mut db, &api, old);
     db.run(&format!("ALTER VIEW e OWNER TO {new}"));
     db.connect_as(new).run("SELECT recsync.drop_pipeline('e')");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM pg_trigger WHERE tgname ~ 'recsync'"), 0);
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM pg_trigger WHERE tgname ~ 'recsync'"),
+        0
+    );
     drop_roles(&mut db, &roles);
 }
 
 fn drop_roles(db: &mut Database, Roles { old, new }: &Roles) {
-    db.run(&format!("DROP OWNED BY {old}, {new} CASCADE; DROP ROLE {old}, {new}"));
+    db.run(&format!(
+        "DROP OWNED BY {old}, {new} CASCADE; DROP ROLE {old}, {new}"
+    ));
 }
 
 #[test]
@@ -88,15 +99,22 @@ fn new_owner_without_rights_pauses_with_the_grant_and_goes_on_once_they_are_gran
     let roles = roles(&mut db);
     pipeline(&mut db, &api, &roles);
     let new = &roles.new;
-    db.run(&format!("SELECT recsync.alter_pipeline('e', owner => '{new}')"));
-    assert!(db.one::<bool>("SELECT paused FROM recsync.pipeline"), "in the same transaction");
+    db.run(&format!(
+        "SELECT recsync.alter_pipeline('e', owner => '{new}')"
+    ));
+    assert!(
+        db.one::<bool>("SELECT paused FROM recsync.pipeline"),
+        "in the same transaction"
+    );
     let reason = paused_because(&mut db);
     let grant = format!("GRANT SELECT ON public.item TO {new}");
     assert!(reason.contains(&grant), "{reason}");
     db.run("UPDATE item SET title = 'meanwhile'");
     db.run(&grant);
     let reason = {
-        wait_until(PATIENCE, "the other reason", || paused_because(&mut db).contains("USAGE"));
+        wait_until(PATIENCE, "the other reason", || {
+            paused_because(&mut db).contains("USAGE")
+        });
         paused_because(&mut db)
     };
     let grant = format!("GRANT USAGE ON FOREIGN SERVER api TO {new}");
@@ -126,23 +144,37 @@ fn giving_away_needs_what_postgresql_asks_for() {
         let error = db.connect_as(old).refused(&statement);
         assert_eq!(error.code().code(), "42501", "{statement}: {error:?}");
     }
-    let error = db.connect_as(new).refused("SELECT recsync.alter_pipeline('e', content => 'title')");
+    let error = db
+        .connect_as(new)
+        .refused("SELECT recsync.alter_pipeline('e', content => 'title')");
     assert_eq!(error.code().code(), "42501");
     // An administrator of recsync's is not the owner: expressions run with the owner's rights.
     db.run(&format!("GRANT recsync_admin TO {new}"));
-    let error = db.connect_as(new).refused("SELECT recsync.alter_pipeline('e', content => 'title')");
+    let error = db
+        .connect_as(new)
+        .refused("SELECT recsync.alter_pipeline('e', content => 'title')");
     assert_eq!(error.code().code(), "42501");
     // Another server needs its USAGE.
     db.server("second", &api, "");
-    let error = db.connect_as(old).refused("SELECT recsync.alter_pipeline('e', server => 'second')");
+    let error = db
+        .connect_as(old)
+        .refused("SELECT recsync.alter_pipeline('e', server => 'second')");
     assert_eq!(error.code().code(), "42501");
-    assert!(error.hint().unwrap().contains("GRANT USAGE ON FOREIGN SERVER second"), "{error:?}");
+    assert!(
+        error
+            .hint()
+            .unwrap()
+            .contains("GRANT USAGE ON FOREIGN SERVER second"),
+        "{error:?}"
+    );
     assert_eq!(owners(&mut db), [old.as_str()]);
     // Who holds the view keeps nobody waiting.
     let mut other = db.connect();
     let mut reader = other.transaction().unwrap();
     reader.batch_execute("SELECT count(*) FROM e").unwrap();
-    let error = db.refused(&format!("SELECT recsync.alter_pipeline('e', owner => '{new}')"));
+    let error = db.refused(&format!(
+        "SELECT recsync.alter_pipeline('e', owner => '{new}')"
+    ));
     assert_eq!(error.code().code(), "55P03");
     reader.commit().unwrap();
     db.run(&format!("REVOKE recsync_admin FROM {new}"));
@@ -159,7 +191,10 @@ fn reassign_owned_gives_the_pipeline_away_with_its_source() {
     db.run(&format!("REASSIGN OWNED BY {old} TO {new}"));
     assert_eq!(owners(&mut db), [new.as_str()]);
     let reason = db.one::<String>("SELECT paused_reason FROM recsync.pipeline");
-    assert!(reason.contains(&format!("GRANT USAGE ON FOREIGN SERVER api TO {new}")), "{reason}");
+    assert!(
+        reason.contains(&format!("GRANT USAGE ON FOREIGN SERVER api TO {new}")),
+        "{reason}"
+    );
     db.run(&format!("DROP OWNED BY {old}; DROP ROLE {old}"));
     db.run("UPDATE item SET title = 'reassigned'; DELETE FROM item WHERE id = 3");
     db.run(&format!("GRANT USAGE ON FOREIGN SERVER api TO {new}"));
@@ -215,11 +250,15 @@ fn drop_owned_whose_source_is_locked_leaves_triggers_that_harm_nobody() {
     db.run(&format!("GRANT SELECT ON item TO {old}; GRANT USAGE ON FOREIGN SERVER api TO {old}; ALTER VIEW item_embedding OWNER TO {old}"));
     let mut other = db.connect();
     let mut writer = other.transaction().unwrap();
-    writer.batch_execute("INSERT INTO item VALUES (1, 'one')").unwrap();
+    writer
+        .batch_execute("INSERT INTO item VALUES (1, 'one')")
+        .unwrap();
     // GRANTs on the source go, too, for which PostgreSQL locks nothing.
     db.run(&format!("DROP OWNED BY {old}"));
     assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.pipeline"), 0);
-    writer.batch_execute("UPDATE item SET title = 'two'").unwrap();
+    writer
+        .batch_execute("UPDATE item SET title = 'two'")
+        .unwrap();
     writer.commit().unwrap();
     db.run("INSERT INTO item VALUES (2, 'two'); UPDATE item SET title = 'three'; TRUNCATE item");
     db.pipeline("again", "item");
@@ -236,7 +275,9 @@ fn drop_owned_of_the_servers_owner_pauses_the_pipeline() {
     let roles = roles(&mut db);
     pipeline(&mut db, &api, &roles);
     let Roles { old, new } = &roles;
-    db.run(&format!("GRANT USAGE ON FOREIGN DATA WRAPPER recsync TO {new}; ALTER SERVER api OWNER TO {new}"));
+    db.run(&format!(
+        "GRANT USAGE ON FOREIGN DATA WRAPPER recsync TO {new}; ALTER SERVER api OWNER TO {new}"
+    ));
     db.run(&format!("DROP OWNED BY {new} CASCADE"));
     let reason = db.one::<String>("SELECT paused_reason FROM recsync.pipeline");
     assert!(reason.contains("\"api\" does not exist"), "{reason}");
@@ -259,7 +300,10 @@ fn source_given_to_another_owner_with_the_view_after_it_goes_on() {
     db.run(&format!("ALTER TABLE item OWNER TO {new}"));
     db.run("UPDATE item SET title = 'of another'");
     let reason = paused_because(&mut db);
-    assert!(reason.contains(&format!("GRANT SELECT ON public.item TO {old}")), "{reason}");
+    assert!(
+        reason.contains(&format!("GRANT SELECT ON public.item TO {old}")),
+        "{reason}"
+    );
     db.run(&format!("ALTER VIEW e OWNER TO {new}"));
     assert_rendered_by(&mut db, &api, new);
     drop_roles(&mut db, &roles);
@@ -286,7 +330,11 @@ fn a_filter_runs_with_its_owners_rights_whoever_searches() {
     db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(4, 20) i; UPDATE item SET title = 'hidden' WHERE id <> 2");
     assert_eq!(db.one::<String>(found), "2");
     let similar = "SELECT count(*) FROM recsync.similar('e', '1')";
-    assert_eq!(db.one::<i64>(similar), 0, "a row that does not match has no neighbours");
+    assert_eq!(
+        db.one::<i64>(similar),
+        0,
+        "a row that does not match has no neighbours"
+    );
     db.run("UPDATE item SET title = 'shown' WHERE id <> 2");
     assert_eq!(db.one::<i64>(similar), 2);
     drop_roles(&mut db, &roles);

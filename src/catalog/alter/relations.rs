@@ -63,11 +63,6 @@ pub fn rename(is: &Pipeline, names: &Names) -> Result<()> {
 
 /// By the rights of the caller, as ALTER VIEW asks for them; table and function follow.
 pub fn give_to(relation: &str, owner: &str) -> Result<()> {
-    in_catalog(|| {
-        Spi::run(&format!(
-            "ALTER VIEW {relation} OWNER TO {}",
-            quote(owner)
-        ))
-    })?;
+    in_catalog(|| Spi::run(&format!("ALTER VIEW {relation} OWNER TO {}", quote(owner))))?;
     Ok(())
 }

@@ -62,7 +62,9 @@ impl Wanted {
             names: names_of(is, given)?,
             owner: given.owner.map(str::to_owned),
         };
-        wanted.owner.take_if(|owner| Some(&*owner) == is.owner_name.as_ref());
+        wanted
+            .owner
+            .take_if(|owner| Some(&*owner) == is.owner_name.as_ref());
         if let Some(owner) = &wanted.owner {
             require_role(owner)?;
         }
@@ -118,7 +120,8 @@ impl Wanted {
 
     fn set_text(&mut self, is: &Pipeline, given: &Given) -> Result<()> {
         let source = is.source_oid();
-        let stored = |argument, sql: &str, kind| expression::parse_stored(argument, source, sql, kind);
+        let stored =
+            |argument, sql: &str, kind| expression::parse_stored(argument, source, sql, kind);
         let content = match (&given.columns, given.content) {
             (None, None) => None,
             (Some(columns), None) if !columns.is_empty() => {
@@ -247,7 +250,10 @@ fn refuse_what_is_rebuilt(is: &Pipeline, given: &Given) -> Result<()> {
         form(Some(storage), Some("none"), is.dimensions as usize)?;
         return Err(Error::argument(
             "storage",
-            format!("the vectors of {} are stored as {}", is.relation, is.storage),
+            format!(
+                "the vectors of {} are stored as {}",
+                is.relation, is.storage
+            ),
             format!(
                 "Vectors of another type are another generation: SELECT recsync.rebuild('{}', storage => '{storage}') builds it beside these.",
                 is.relation

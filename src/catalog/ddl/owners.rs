@@ -149,8 +149,9 @@ UPDATE recsync.pipeline SET paused = false, paused_reason = NULL, paused_by_serv
  WHERE id = $1 AND paused AND (paused_by_server OR pg_catalog.starts_with(paused_reason, $2)) RETURNING id";
     let _as = As::extension();
     let arguments = [id.into(), LACKS.into()];
-    let resumed =
-        Spi::connect_mut(|client| Ok::<_, crate::error::Error>(client.update(RESUME, None, &arguments)?.len()))?;
+    let resumed = Spi::connect_mut(|client| {
+        Ok::<_, crate::error::Error>(client.update(RESUME, None, &arguments)?.len())
+    })?;
     if resumed > 0 {
         backfill::restart(&[id])?;
         wake::after_catalog_change();

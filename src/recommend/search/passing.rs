@@ -29,7 +29,9 @@ pub fn first(
         let found = find(most)?;
         let is_all = found.len() < most;
         let passing = passing(pipeline, filter, &found)?;
-        let first = found.into_iter().filter(|(item, ..)| passing.contains(item));
+        let first = found
+            .into_iter()
+            .filter(|(item, ..)| passing.contains(item));
         let first: Vec<Found> = (1..)
             .zip(first.take(k))
             .map(|(rank, (item, score, _))| (item, score, rank))
@@ -49,10 +51,7 @@ fn passing(pipeline: &Pipeline, filter: &str, found: &[Found]) -> Result<HashSet
             [_] => "f.item".to_owned(),
             _ => format!("(f.item::jsonb ->> {})", literal(&key.name)),
         };
-        format!(
-            "s.{} {} {given}::{}",
-            key.column, key.equals, key.type_name
-        )
+        format!("s.{} {} {given}::{}", key.column, key.equals, key.type_name)
     });
     let on: Vec<String> = on.collect();
     let sql = format!(
