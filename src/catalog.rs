@@ -40,6 +40,9 @@ mod audit;
 // DDL of others on what is declared: followed, or the reason of a pause.
 mod ddl;
 
+// alter_pipeline.
+mod alter;
+
 // drop_pipeline, pause, resume.
 pub mod change;
 

@@ -218,7 +218,7 @@ impl Error {
             ),
             Error::PipelineDiffers { difference, .. } => (
                 C::ERRCODE_DUPLICATE_OBJECT,
-                Some(format!("It differs in {difference}. Drop it first with recsync.drop_pipeline, or give the new one another name.")),
+                Some(format!("It differs in {difference}. Change it with recsync.alter_pipeline, or give the new one another name.")),
             ),
             Error::PipelineExists(_) => (
                 C::ERRCODE_DUPLICATE_OBJECT,

@@ -10,7 +10,7 @@ use super::names::quote;
 use super::pipeline::{self, Pipeline};
 use super::recommender;
 use super::rights::As;
-use super::watch::release;
+use super::watch::{release, table_owner};
 use crate::capture::wake;
 use crate::dispatch::backfill;
 use crate::error::{Error, OrReport, Result};
@@ -58,11 +58,13 @@ pub fn end(pipeline: &Pipeline, keep_vectors: bool) -> Result<()> {
             Spi::run(&format!("DROP TABLE IF EXISTS {}", pipeline.vectors))?;
         }
     }
+    // The triggers are those of the source's owner, who may be another by now.
+    let source = pipeline.source_oid();
     release(
-        pipeline.source_oid(),
+        source,
         &pipeline.source,
         pipeline.source_id,
-        pipeline.owner(),
+        table_owner(source)?,
     )?;
     if let Some(name) = &pipeline.into_column {
         let (column, table) = (quote(name), &pipeline.source);

@@ -10,6 +10,9 @@ mod follow;
 // Those on recommenders.
 mod recommenders;
 
+// Those on who owns what.
+mod owners;
+
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
@@ -92,6 +95,8 @@ pub struct Before {
     attaches: bool,
     /// It may change texts without a change of their rows.
     rewrites: bool,
+    /// It drops what somebody owns.
+    drops_owned: bool,
     /// By pipeline: content and row_filter, where a name in them may change.
     expressions: Vec<(i32, Analysed, Option<Analysed>)>,
     /// By recommender and column of its declaration.
@@ -115,7 +120,12 @@ pub unsafe fn before(node: *mut pg_sys::Node) -> Option<Before> {
     let renames = matches!(tag, T::T_RenameStmt | T::T_AlterObjectSchemaStmt);
     let attaches = tag == T::T_AlterTableStmt;
     let rewrites = tag == T::T_AlterEnumStmt;
-    let others = matches!(tag, T::T_DropStmt | T::T_DropOwnedStmt | T::T_CreateStmt);
+    let drops_owned = tag == T::T_DropOwnedStmt;
+    let others = matches!(
+        tag,
+        T::T_DropStmt | T::T_CreateStmt | T::T_ReassignOwnedStmt
+    );
+    let others = others || drops_owned;
     if !(renames || attaches || rewrites || others) || FOLLOWING.get() || !is_installed() {
         return None;
     }
@@ -136,6 +146,7 @@ pub unsafe fn before(node: *mut pg_sys::Node) -> Option<Before> {
             state,
             attaches,
             rewrites,
+            drops_owned,
             expressions,
             of_recommenders,
         }))
@@ -149,7 +160,15 @@ unsafe fn may_concern(node: *mut pg_sys::Node) -> bool {
     // SAFETY: each cast follows the node's tag; lists and names are the parser's.
     unsafe {
         match (*node).type_ {
-            T::T_AlterTableStmt => has_triggers((*node.cast::<pg_sys::AlterTableStmt>()).relation),
+            T::T_AlterTableStmt => {
+                let alter = &*node.cast::<pg_sys::AlterTableStmt>();
+                // A pipeline's view has no triggers.
+                let is_given_away = |command: *mut std::ffi::c_void| {
+                    let command = &*command.cast::<pg_sys::AlterTableCmd>();
+                    command.subtype == pg_sys::AlterTableType::AT_ChangeOwner
+                };
+                list(alter.cmds).any(is_given_away) || has_triggers(alter.relation)
+            }
             T::T_CreateStmt => !(*node.cast::<pg_sys::CreateStmt>()).partbound.is_null(),
             // A value's new name is in texts that no row change tells of.
             T::T_AlterEnumStmt => !(*node.cast::<pg_sys::AlterEnumStmt>()).oldVal.is_null(),
@@ -209,6 +228,11 @@ pub fn after_server_change(servers: &[String]) {
             quietly(|| resume_for_servers(servers));
         }
     });
+}
+
+/// After a GRANT of whatever: what waited for it goes on.
+pub fn after_grant() {
+    owners::after_grant();
 }
 
 /// Runs `body` under a snapshot that sees what this transaction has done.

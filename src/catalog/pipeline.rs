@@ -17,6 +17,9 @@ use crate::statement::Statement;
 /// All pipelines, or the one of `$1`, as JSON.
 const LOAD: &str = include_str!("pipelines.sql");
 
+/// How the reason of a pause begins that a GRANT or another owner ends.
+pub const LACKS: &str = "its owner lacks a right";
+
 /// The columns of an index, as JSON that makes a list of [`Key`].
 const KEYS: &str = include_str!("keys.sql");
 
@@ -33,6 +36,9 @@ pub struct Pipeline {
     pub rows_of: String,
     pub unlogged: bool,
     pub key_columns: Vec<String>,
+    /// What the text was made of, where it was declared by columns.
+    pub columns: Option<Vec<String>>,
+    pub used_columns: Vec<String>,
     /// SQL over the source's row `s`, fully qualified.
     pub content: String,
     pub row_filter: Option<String>,
@@ -59,6 +65,9 @@ pub struct Pipeline {
     pub paused: bool,
     pub paused_reason: Option<String>,
     owner: Option<i64>,
+    pub owner_name: Option<String>,
+    /// The statement that gives its owner the right on the source or on its table that they need and have not.
+    lacks: Option<String>,
     vectors_exist: bool,
     source_oid: Option<i64>,
     captured: bool,
@@ -263,6 +272,12 @@ impl Pipeline {
         None
     }
 
+    /// Why its owner may not do what has to be done in their name, if so.
+    pub fn lacks(&self) -> Option<String> {
+        let grant = self.lacks.as_ref()?;
+        Some(format!("{LACKS} ({grant})"))
+    }
+
     /// Where its texts are sent: the server's options and the owner's user mapping.
     pub fn endpoint(&self) -> std::result::Result<Endpoint, String> {
         let Some(options) = &self.server_options else {
@@ -270,9 +285,10 @@ impl Pipeline {
         };
         if self.server_usable != Some(true) {
             return Err(format!(
-                "its owner has no USAGE on server \"{}\" (GRANT USAGE ON FOREIGN SERVER {} TO …)",
+                "its owner has no USAGE on server \"{}\" (GRANT USAGE ON FOREIGN SERVER {} TO {})",
                 self.server,
-                names::quote(&self.server)
+                names::quote(&self.server),
+                names::quote(self.owner_name.as_deref().unwrap_or_default())
             ));
         }
         let endpoint =

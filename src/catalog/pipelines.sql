@@ -1,14 +1,26 @@
 SELECT pg_catalog.jsonb_build_object(
          'id', p.id, 'relation', p.relation, 'vectors', p.vectors,
          'source_id', s.id, 'source', s.relation, 'key_columns', s.key_columns,
-         'content', p.content, 'row_filter', p.row_filter, 'server', p.server,
+         'columns', p.columns, 'used_columns', p.used_columns, 'content', p.content, 'row_filter', p.row_filter, 'server', p.server,
          'schedule', p.schedule, 'every_s', extract(epoch FROM p.every), 'debounce_s', extract(epoch FROM p.debounce),
          'max_delay_s', extract(epoch FROM p.max_delay), 'into_column', p.into_column,
          'storage', p.storage, 'index', p.index, 'dimensions', p.dimensions,
          'monthly_budget', p.monthly_budget,
          'capture', p.capture, 'on_replica', p.on_replica,
          'paused', p.paused, 'paused_reason', p.paused_reason,
-         'owner', (SELECT c.relowner::bigint FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)),
+         'owner', w.relowner::bigint, 'owner_name', pg_catalog.pg_get_userbyid(w.relowner),
+         -- What creation asked for, and a change of owner or a REVOKE may have taken away.
+         'lacks', CASE
+             WHEN NOT pg_catalog.has_schema_privilege(w.relowner, c.relnamespace, 'USAGE')
+                  THEN pg_catalog.format('GRANT USAGE ON SCHEMA %s TO %I', c.relnamespace::regnamespace, pg_catalog.pg_get_userbyid(w.relowner))
+             WHEN NOT pg_catalog.has_table_privilege(w.relowner, c.oid, 'SELECT')
+                  THEN pg_catalog.format('GRANT SELECT ON %s TO %I', s.relation, pg_catalog.pg_get_userbyid(w.relowner))
+             WHEN p.into_column IS NOT NULL AND NOT pg_catalog.has_table_privilege(w.relowner, c.oid, 'UPDATE')
+                  THEN pg_catalog.format('GRANT UPDATE ON %s TO %I', s.relation, pg_catalog.pg_get_userbyid(w.relowner))
+             WHEN NOT (SELECT pg_catalog.bool_and(pg_catalog.has_table_privilege(w.relowner, e.oid, r.name))
+                         FROM pg_catalog.pg_class e, pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS r (name)
+                        WHERE e.oid = pg_catalog.to_regclass(p.vectors))
+                  THEN pg_catalog.format('ALTER TABLE %s OWNER TO %I', p.vectors, pg_catalog.pg_get_userbyid(w.relowner)) END,
          'hnsw', COALESCE(g.ready, false), 'indexed', COALESCE(g.declared, false),
          'column_misfit', (SELECT pg_catalog.format_type(a.atttypid, a.atttypmod)
                              FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -45,6 +57,7 @@ SELECT pg_catalog.jsonb_build_object(
   FROM recsync.pipeline p
   JOIN recsync.source s ON s.id = p.source_id
   LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(s.relation)
+  LEFT JOIN pg_catalog.pg_class w ON w.oid = pg_catalog.to_regclass(p.relation)
   CROSS JOIN LATERAL (
        SELECT pg_catalog.bool_or(i.indisready) AS ready,
               pg_catalog.bool_or(i.indisvalid AND i.indpred IS NULL AND CASE p.index
@@ -63,10 +76,10 @@ SELECT pg_catalog.jsonb_build_object(
                  FROM pg_catalog.pg_options_to_table(f.srvoptions) o) AS options,
               (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.option_name, o.option_value))
                  FROM (SELECT m.umoptions FROM pg_catalog.pg_user_mapping m
-                        WHERE m.umserver = f.oid AND m.umuser IN (0, (SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)))
+                        WHERE m.umserver = f.oid AND m.umuser IN (0, w.relowner)
                         ORDER BY m.umuser DESC LIMIT 1) m, pg_catalog.pg_options_to_table(m.umoptions) o) AS mapping,
-              pg_catalog.has_server_privilege((SELECT c.relowner FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(p.relation)), f.oid, 'USAGE') AS usable
-         FROM pg_catalog.pg_foreign_server f JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw
-        WHERE f.srvname = p.server AND w.fdwname = 'recsync') v ON true
+              pg_catalog.has_server_privilege(w.relowner, f.oid, 'USAGE') AS usable
+         FROM pg_catalog.pg_foreign_server f JOIN pg_catalog.pg_foreign_data_wrapper d ON d.oid = f.srvfdw
+        WHERE f.srvname = p.server AND d.fdwname = 'recsync') v ON true
  WHERE $1 IS NULL OR p.relation = $1
  ORDER BY p.id

@@ -51,6 +51,7 @@ unsafe extern "C-unwind" fn process_utility(
         let follow_up = follow_up(node);
         let declared = ddl::before(node);
         let servers = configured_servers(node);
+        let grants = grants(node);
         let run = || match PREVIOUS {
             Some(previous) => previous(
                 statement,
@@ -80,6 +81,9 @@ unsafe extern "C-unwind" fn process_utility(
         }
         if !servers.is_empty() {
             ddl::after_server_change(&servers);
+        }
+        if grants {
+            ddl::after_grant();
         }
         if let Some(follow_up) = follow_up {
             follow_up();
@@ -214,7 +218,10 @@ unsafe fn follow_up(node: *mut pg_sys::Node) -> Option<fn()> {
             | T::T_CreateUserMappingStmt
             | T::T_AlterUserMappingStmt
             | T::T_DropUserMappingStmt
-            | T::T_GrantStmt => Some(wake::after_catalog_change),
+            | T::T_GrantStmt
+            | T::T_GrantRoleStmt
+            | T::T_ReassignOwnedStmt
+            | T::T_DropOwnedStmt => Some(wake::after_catalog_change),
             T::T_DropStmt => {
                 let removed = (*node.cast::<pg_sys::DropStmt>()).removeType;
                 Some(match removed {
@@ -259,6 +266,19 @@ unsafe fn configured_servers(node: *mut pg_sys::Node) -> Vec<String> {
             _ => return Vec::new(),
         };
         vec![text(name)]
+    }
+}
+
+/// Whether a command gives somebody a right. Read before, likewise.
+unsafe fn grants(node: *mut pg_sys::Node) -> bool {
+    use pg_sys::NodeTag as T;
+    // SAFETY: each cast follows the node's tag.
+    unsafe {
+        match (*node).type_ {
+            T::T_GrantStmt => (*node.cast::<pg_sys::GrantStmt>()).is_grant,
+            T::T_GrantRoleStmt => (*node.cast::<pg_sys::GrantRoleStmt>()).is_grant,
+            _ => false,
+        }
     }
 }
 

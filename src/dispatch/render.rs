@@ -163,7 +163,8 @@ impl Renderer {
         })
     }
 
-    fn look<T>(&self, jobs: &[Job], each: impl Fn(Looked) -> Result<T>) -> Result<Vec<T>> {
+    /// Each of these rows as it stands, with the vector that it has. Their texts are rendered as the pipeline's owner.
+    pub fn look<T>(&self, jobs: &[Job], each: impl Fn(Looked) -> Result<T>) -> Result<Vec<T>> {
         let _as = As::owner(self.pipeline.owner());
         let rows = Spi::connect(|client| -> Result<Vec<T>> {
             let mut rows = Vec::with_capacity(jobs.len());

@@ -6,6 +6,9 @@ use pgrx::datum::{AnyNumeric, Interval};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+// What an alteration of a pipeline would come to.
+pub mod alteration;
+
 // Tokens of many texts by those of some.
 mod sample;
 

@@ -18,6 +18,7 @@ use crate::dispatch::fault::Fault;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::Job;
 use crate::error::{Error, OrReport, Result};
+pub(super) use walk::is_of_a_row;
 use walk::{Found, Walk};
 
 /// The columns of `recsync.verify`.

@@ -9,6 +9,9 @@ use pgrx::prelude::*;
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
 
+// The filter of the pipeline itself.
+mod passing;
+
 use super::filter::{self, Column};
 use super::query;
 use crate::catalog::index::bits_of;
@@ -110,6 +113,9 @@ pub fn similar(
     let Some((item, Numbers(vector))) = found else {
         return Ok(Vec::new());
     };
+    if passing::first(pipeline, 1, |_| Ok(vec![(item.clone(), 1.0, 1)]))?.is_empty() {
+        return Ok(Vec::new());
+    }
     let others = nearest(pipeline, &vector, k + 1, filter)?.into_iter();
     let others = others.filter(|(other, ..)| *other != item).take(k);
     Ok((1..)
@@ -151,7 +157,6 @@ fn nearest(
             2,
         )?,
     };
-    let search = Search::new(pipeline, &schema, &conditions, k);
     let run = |sql: &str| -> Result<Vec<Found>> {
         let mut arguments = vec![vector::single(values, vector_type)];
         arguments.extend(parameters.iter().map(|values| values.clone().into()));
@@ -167,24 +172,27 @@ fn nearest(
             Ok(found)
         })
     };
-    let all = search.of_vectors();
-    let by_index = if pipeline.index == "hnsw_bit" && pipeline.indexed {
-        let candidates = candidates(k);
-        let look_at = candidates.min(MOST_LOOKED_AT).to_string();
-        let look_at = CString::new(look_at).unwrap_or_default();
-        // In which order they are found does not matter: their vectors decide.
-        let settings: [(&CStr, &CStr); 2] = [
-            (c"hnsw.iterative_scan", c"relaxed_order"),
-            (c"hnsw.ef_search", &look_at),
-        ];
-        with_settings(&settings, || run(&search.of_bits(candidates)))?
-    } else {
-        with_settings(&[(c"hnsw.iterative_scan", c"strict_order")], || run(&all))?
-    };
-    if by_index.len() == k {
-        return Ok(by_index);
-    }
-    with_settings(&[(c"enable_indexscan", c"off")], || run(&all))
+    passing::first(pipeline, k, |k| {
+        let search = Search::new(pipeline, &schema, &conditions, k);
+        let all = search.of_vectors();
+        let by_index = if pipeline.index == "hnsw_bit" && pipeline.indexed {
+            let candidates = candidates(k);
+            let look_at = candidates.min(MOST_LOOKED_AT).to_string();
+            let look_at = CString::new(look_at).unwrap_or_default();
+            // In which order they are found does not matter: their vectors decide.
+            let settings: [(&CStr, &CStr); 2] = [
+                (c"hnsw.iterative_scan", c"relaxed_order"),
+                (c"hnsw.ef_search", &look_at),
+            ];
+            with_settings(&settings, || run(&search.of_bits(candidates)))?
+        } else {
+            with_settings(&[(c"hnsw.iterative_scan", c"strict_order")], || run(&all))?
+        };
+        if by_index.len() == k {
+            return Ok(by_index);
+        }
+        with_settings(&[(c"enable_indexscan", c"off")], || run(&all))
+    })
 }
 
 /// How many rows nearest by their bits are put in order by their vectors, so that the nearest are among them.
@@ -242,14 +250,9 @@ impl<'a> Search<'a> {
                 format!("pg_catalog.jsonb_build_object({})::text", pairs.join(", "))
             }
         };
-        let filter = pipeline
-            .row_filter
-            .iter()
-            .map(|filter| format!("({filter})"));
-        let passes: Vec<String> = filter.chain(conditions.iter().cloned()).collect();
-        let passes = match passes.is_empty() {
+        let passes = match conditions.is_empty() {
             true => String::new(),
-            false => format!(" WHERE {}", passes.join(" AND ")),
+            false => format!(" WHERE {}", conditions.join(" AND ")),
         };
         let (relation, rows_of) = (&pipeline.relation, &pipeline.rows_of);
         let on = on.join(" AND ");

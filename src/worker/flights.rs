@@ -23,11 +23,19 @@ struct Flight {
     rows: Vec<Ready>,
     /// Of each row: which input of the request is its text. Equal texts are sent once.
     input: Vec<usize>,
+    /// So many of the first rows have been rendered anew since, and are not its own any more: only their texts are.
+    retired: usize,
     sent: Instant,
     /// Its rows have been written down as jobs.
     written: bool,
     /// What it has cost of the account's limits, where there are some.
     spent: Option<Spent>,
+}
+
+impl Flight {
+    fn own_rows(&self) -> impl Iterator<Item = &Ready> {
+        self.rows.iter().skip(self.retired)
+    }
 }
 
 #[derive(Default)]
@@ -147,6 +155,7 @@ impl Flights {
                     lane: running.lane,
                     rows,
                     input,
+                    retired: 0,
                     sent: Instant::now(),
                     written: false,
                     spent: running.grant.take().map(Grant::spend),
@@ -181,6 +190,20 @@ impl Flights {
         None
     }
 
+    /// A pipeline is declared otherwise: what its flights bring counts only for rows whose text is still the same, which
+    /// ride along once they are rendered anew. Their rows.
+    pub fn retire(&mut self, pipeline: i32) -> Vec<RowKey> {
+        let flights = self.flights.values_mut();
+        let own = flights.filter(|flight| flight.pipeline == pipeline);
+        own.flat_map(|flight| {
+            let rows = flight.own_rows().map(|ready| ready.job.row.clone());
+            let rows: Vec<RowKey> = rows.collect();
+            flight.retired = flight.rows.len();
+            rows
+        })
+        .collect()
+    }
+
     /// Lets go of the flights of which `keeps` (pipeline, lane) does not hold: what they bring is for a declaration
     /// that is no more. Their rows.
     pub fn abandon(&mut self, keeps: impl Fn(i32, u64) -> bool) -> Vec<RowKey> {
@@ -188,7 +211,7 @@ impl Flights {
             .flights
             .extract_if(|_, flight| !keeps(flight.pipeline, flight.lane));
         let rows = gone
-            .flat_map(|(_, flight)| flight.rows)
+            .flat_map(|(_, flight)| flight.rows.into_iter().skip(flight.retired))
             .map(|ready| ready.job.row)
             .collect();
         let flights = &self.flights;
@@ -204,7 +227,8 @@ impl Flights {
             .filter(|flight| !flight.written && flight.sent.elapsed() >= age);
         old.map(|flight| {
             flight.written = true;
-            let jobs = flight.rows.iter_mut().map(|ready| {
+            let own = flight.rows.iter_mut().skip(flight.retired);
+            let jobs = own.map(|ready| {
                 ready.job.stored = true;
                 ready.job.clone()
             });
@@ -237,9 +261,10 @@ impl Flights {
             }
         }
         let now = Instant::now();
+        let own = flight.own_rows().count();
         let result = landed.entry(flight.pipeline).or_default();
         result.requests += 1;
-        result.rows += flight.rows.len();
+        result.rows += own;
         let server = lanes.get(flight.lane);
         let breaker = server.map(|server| {
             match &reply.result {
@@ -287,7 +312,7 @@ impl Flights {
             .map(|failure| (failure.class, failure.status));
         let running = running(flight.pipeline);
         if let Some(running) = running {
-            running.in_flight = running.in_flight.saturating_sub(flight.rows.len());
+            running.in_flight = running.in_flight.saturating_sub(own);
             match reply.result {
                 Ok(embeddings) => {
                     result.tokens += embeddings.tokens;
@@ -305,6 +330,7 @@ impl Flights {
                         }
                     }
                     let rows = flight.rows.into_iter().zip(flight.input);
+                    let rows = rows.skip(flight.retired);
                     result.embedded.extend(rows.filter_map(|(ready, input)| {
                         let embedded = Embedded {
                             vector: embeddings.vectors.get(input)?.clone(),
@@ -320,7 +346,8 @@ impl Flights {
                         provider_is_blamed,
                         healthy_since,
                     };
-                    fail(failure, flight.rows, running, result, blame, jitter);
+                    let rows = flight.rows.into_iter().skip(flight.retired);
+                    fail(failure, rows.collect(), running, result, blame, jitter);
                 }
             }
         }

@@ -114,6 +114,9 @@ impl Leader {
                     let mut model = None;
                     if let Some(State::Runs(mut running)) = before {
                         let_go_of_ready(&mut self.queue, &mut running);
+                        for row in self.flights.retire(pipeline.id) {
+                            self.queue.put_back(&row, QueueLane::Live);
+                        }
                         model = Some(running.endpoint.model);
                     }
                     let ran = model.is_some();
@@ -166,7 +169,8 @@ impl Leader {
         if pipeline.paused {
             return Ok(State::Off);
         }
-        if let Some(trouble) = pipeline.trouble() {
+        let lacks = || pipeline.lacks().map(Trouble::Broken);
+        if let Some(trouble) = pipeline.trouble().or_else(lacks) {
             // While a restore is under way, tables, keys and triggers come one after the other.
             let since = *self
                 .incomplete_since

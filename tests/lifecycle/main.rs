@@ -48,3 +48,9 @@ mod backfilling;
 
 /// The index, built after the load.
 mod indexing;
+
+/// A pipeline changed in place.
+mod altering;
+
+/// Whose it is.
+mod owning;

@@ -4,7 +4,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::json;
 
-use super::{Attribute, Before, Pipeline, Recommender, Source, quietly, state};
+use super::{Attribute, Before, Pipeline, Recommender, Source, owners, quietly, state};
 use crate::capture::buffer::{self, Change, Kind, Op};
 use crate::capture::wake;
 use crate::catalog::change::{Cause, pause_for};
@@ -46,6 +46,7 @@ pub fn follow(before: &Before) -> Result<()> {
     let Some(now) = state(Some(known.to_string()))? else {
         return Ok(());
     };
+    let ended = owners::follow(before, &now);
     for was in sources() {
         let mut current = now.sources.iter().flatten();
         let Some(is) = current.find(|is| is.id == was.id) else {
@@ -55,7 +56,7 @@ pub fn follow(before: &Before) -> Result<()> {
             .pipelines
             .iter()
             .flatten()
-            .filter(|pipeline| pipeline.source_id == is.id)
+            .filter(|pipeline| pipeline.source_id == is.id && !ended.contains(&pipeline.id))
             .collect();
         let recommenders: Vec<_> = now
             .recommenders

@@ -227,7 +227,7 @@ fn with_fault(jobs: &[Job], faults: Vec<Option<Fault>>) -> impl Iterator<Item = 
 }
 
 /// Whether an error may be due to one row's values: not the declaration, a lock, the server's resources or its faults.
-fn is_of_a_row(code: PgSqlErrorCode) -> bool {
+pub fn is_of_a_row(code: PgSqlErrorCode) -> bool {
     let class = crate::error::sqlstate_text(code);
     let of_the_server = ["53", "57", "58", "XX"];
     !is_definition(code)

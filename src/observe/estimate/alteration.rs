@@ -1,0 +1,204 @@
+//! What an alteration of a pipeline would come to: each row's text as it would be, beside the vector that it has.
+//!
+//! It never holds more than a slice of keys and a chunk of texts, and never changes anything.
+
+use pgrx::PgMemoryContexts;
+use pgrx::datum::{AnyNumeric, Interval};
+use std::sync::Arc;
+
+use super::sample::Sample;
+use super::size::Shape;
+use super::{AT_ONCE, estimate};
+use crate::catalog::names;
+use crate::catalog::pipeline::{Pipeline, Trouble};
+use crate::catalog::rights::{As, in_undone_subtransaction};
+use crate::dispatch::backfill::{self, Rows};
+use crate::dispatch::environment::Environment;
+use crate::dispatch::fault::Looked;
+use crate::dispatch::queue::{Job, RowKey};
+use crate::dispatch::read::in_snapshot_of_now;
+use crate::dispatch::render::{Renderer, content_hash, secret};
+use crate::embed::endpoint::Endpoint;
+use crate::error::{Error, Failed, Result};
+use crate::observe::verify::is_of_a_row;
+use crate::worker::process::is_definition;
+
+/// The columns of `recsync.alter_pipeline`; `None`: nobody has looked.
+pub struct Comes {
+    pub rows: Option<i64>,
+    pub unchanged: Option<i64>,
+    pub embeds: i64,
+    pub removes: i64,
+    pub fails: i64,
+    pub tokens: i64,
+    pub cost: Option<AnyNumeric>,
+    pub duration: Interval,
+}
+
+impl Comes {
+    /// Where no text can differ.
+    pub fn nothing() -> Comes {
+        Comes {
+            rows: None,
+            unchanged: None,
+            embeds: 0,
+            removes: 0,
+            fails: 0,
+            tokens: 0,
+            cost: Some(AnyNumeric::from(0)),
+            duration: Interval::from_micros(0),
+        }
+    }
+}
+
+/// Of a pipeline as it would be declared.
+pub fn of(pipeline: &Pipeline) -> Result<Comes> {
+    let broken = |reason| Error::BrokenPipeline {
+        name: pipeline.relation.clone(),
+        reason,
+    };
+    if let Some(Trouble::Broken(reason)) = pipeline.trouble() {
+        return Err(broken(reason));
+    }
+    let endpoint = pipeline.endpoint().map_err(broken)?;
+    let secret = {
+        let _as = As::extension();
+        secret()?
+    };
+    let schema = names::vector_schema().unwrap_or_default();
+    let mut counts = Counts {
+        pipeline,
+        renderer: Renderer::new(pipeline, &schema, None),
+        environment: Environment::noted()?,
+        texts: Sample::new(&endpoint.document_prefix),
+        endpoint,
+        secret,
+        unchanged: 0,
+        removes: 0,
+        fails: 0,
+    };
+    counts.count()?;
+    counts.comes()
+}
+
+struct Counts<'a> {
+    pipeline: &'a Pipeline,
+    renderer: Renderer,
+    environment: Environment,
+    endpoint: Endpoint,
+    secret: Vec<u8>,
+    /// Those that are to be sent.
+    texts: Sample,
+    unchanged: i64,
+    removes: i64,
+    fails: i64,
+}
+
+impl Counts<'_> {
+    fn count(&mut self) -> Result<()> {
+        let rows = Rows {
+            of: &self.pipeline.rows_of,
+            keys: self.pipeline.keys(),
+            column: |key| &key.column,
+            owner: self.pipeline.owner(),
+        };
+        let mut after: Option<Vec<String>> = None;
+        loop {
+            pgrx::check_for_interrupts!();
+            // What the statements are given is freed with each slice.
+            let mut memory = PgMemoryContexts::new("recsync alter_pipeline");
+            // SAFETY: nothing that is allocated in it is used after it.
+            let slice = unsafe {
+                memory.switch_to(|_| {
+                    let slice = in_snapshot_of_now(|| backfill::slice(&rows, after.as_deref()))?;
+                    self.count_slice(&slice)?;
+                    Ok::<_, Error>(slice)
+                })
+            }?;
+            if slice.len() < backfill::SLICE {
+                return Ok(());
+            }
+            after = slice.last().cloned();
+        }
+    }
+
+    fn count_slice(&mut self, slice: &[Vec<String>]) -> Result<()> {
+        let job = |key: &Vec<String>| {
+            Job::new(RowKey {
+                pipeline: self.pipeline.id,
+                key: Arc::from(key.as_slice()),
+            })
+        };
+        let jobs: Vec<Job> = slice.iter().map(job).collect();
+        for chunk in jobs.chunks(AT_ONCE as usize) {
+            self.look(chunk)?;
+        }
+        Ok(())
+    }
+
+    /// Where the texts of some rows cannot be rendered together, each half is looked at by itself.
+    fn look(&mut self, jobs: &[Job]) -> Result<()> {
+        let looked = in_undone_subtransaction(|| {
+            in_snapshot_of_now(|| self.environment.within(|| self.renderer.look(jobs, Ok)))
+        });
+        match looked {
+            Ok(rows) => rows.into_iter().try_for_each(|row| self.add(&row)),
+            Err(failed) if !is_of_a_row(failed.code) => self.fail(failed),
+            Err(_) if jobs.len() > 1 => {
+                let (one, other) = jobs.split_at(jobs.len() / 2);
+                self.look(one)?;
+                self.look(other)
+            }
+            Err(_) => {
+                self.fails += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn add(&mut self, row: &Looked) -> Result<()> {
+        let Some(text) = &row.text else {
+            self.removes += i64::from(row.has_something());
+            return Ok(());
+        };
+        let hash = content_hash(&self.secret, text)?;
+        let in_column = self.pipeline.into_column.is_some();
+        match row.fault(Some(&hash), &self.endpoint.model, in_column) {
+            Some(_) => self.texts.add(text),
+            None => self.unchanged += 1,
+        }
+        Ok(())
+    }
+
+    fn fail(&self, failed: Failed) -> Result<()> {
+        if is_definition(failed.code) {
+            return Err(Error::BrokenPipeline {
+                name: self.pipeline.relation.clone(),
+                reason: failed.message,
+            });
+        }
+        failed.raise()
+    }
+
+    fn comes(&self) -> Result<Comes> {
+        let shape = Shape {
+            dimensions: self.endpoint.dimensions as u64,
+            storage: &self.pipeline.storage,
+            index: &self.pipeline.index,
+            model: &self.endpoint.model,
+            key: 0.0,
+            source_row: None,
+        };
+        let (embeds, _, tokens, cost, duration, ..) = estimate(&self.texts, &self.endpoint, shape)?;
+        Ok(Comes {
+            rows: Some(self.unchanged + embeds),
+            unchanged: Some(self.unchanged),
+            embeds,
+            removes: self.removes,
+            fails: self.fails,
+            tokens,
+            cost,
+            duration,
+        })
+    }
+}

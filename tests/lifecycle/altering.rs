@@ -1,0 +1,535 @@
+//! alter_pipeline: each setting in place, what follows from it and nothing else; what is under way meanwhile.
+
+use std::time::Duration;
+
+use crate::support::{Api, Database, PATIENCE, Sql, shared, wait_until};
+
+/// `item` of twenty rows, of which each second one has a description, and pipeline `e` over their titles.
+fn items(db: &mut Database, api: &Api) {
+    db.server("api", api, "");
+    db.run(
+        "CREATE TABLE item (id int PRIMARY KEY, title text, description text, hidden boolean NOT NULL DEFAULT false);
+         INSERT INTO item SELECT i, 'row ' || i, CASE WHEN i % 2 = 0 THEN 'described ' || i END FROM generate_series(1, 20) i",
+    );
+    db.run("SELECT recsync.create_pipeline('e', 'item', columns => '{title}', server => 'api', index => 'none')");
+    db.settle("e");
+    api.forget();
+}
+
+fn alter(db: &mut Database, arguments: &str) -> Comes {
+    let row = &db.rows(&format!(
+        "SELECT * FROM recsync.alter_pipeline('e', {arguments})"
+    ))[0];
+    Comes {
+        rows: row.get("rows"),
+        unchanged: row.get("unchanged"),
+        embeds: row.get("embeds"),
+        removes: row.get("removes"),
+        fails: row.get("fails"),
+        tokens: row.get("tokens"),
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Comes {
+    rows: Option<i64>,
+    unchanged: Option<i64>,
+    embeds: i64,
+    removes: i64,
+    fails: i64,
+    tokens: i64,
+}
+
+const NOTHING: Comes = Comes {
+    rows: None,
+    unchanged: None,
+    embeds: 0,
+    removes: 0,
+    fails: 0,
+    tokens: 0,
+};
+
+/// What is declared and what has been looked at, as text.
+fn declared(db: &mut Database) -> String {
+    db.one("SELECT pg_catalog.format('%s %s', p, b.round) FROM recsync.pipeline p JOIN recsync.backfill b ON b.pipeline_id = p.id")
+}
+
+fn rounds(db: &mut Database) -> i32 {
+    db.one("SELECT round FROM recsync.backfill")
+}
+
+/// That each row has the vector of `text`, an SQL expression over a row `i`, and there is no other vector.
+#[track_caller]
+fn assert_texts(db: &mut Database, api: &Api, text: &str) {
+    db.assert_in_step(
+        api,
+        &format!("SELECT COALESCE(i.id, e.id)::text, {text}, e.embedding::text FROM item i FULL JOIN e ON e.id = i.id"),
+    );
+}
+
+#[test]
+fn only_rows_whose_text_changes_are_embedded_again_and_a_dry_run_says_how_many() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    let before = declared(&mut db);
+    let change = "columns => '{title,description}'";
+    let said = alter(&mut db, &format!("{change}, dry_run => true"));
+    assert_eq!(
+        (said.rows, said.unchanged, said.embeds, said.removes),
+        (Some(20), Some(10), 10, 0)
+    );
+    assert!(said.tokens >= 10, "{said:?}");
+    db.pause(Duration::from_millis(300));
+    assert_eq!(declared(&mut db), before, "a dry run changes nothing");
+    assert_eq!(api.requests_made(), 0, "a dry run sends nothing");
+
+    assert_eq!(alter(&mut db, change), said);
+    db.settle("e");
+    let mut sent = api.texts();
+    sent.sort();
+    let mut wanted: Vec<String> =
+        db.column("SELECT title || E'\\n' || description FROM item WHERE description IS NOT NULL");
+    wanted.sort();
+    assert_eq!(sent, wanted);
+    assert_texts(&mut db, &api, "concat_ws(E'\\n', i.title, i.description)");
+    // From now on the new column is watched.
+    db.run("UPDATE item SET description = 'by now' WHERE id = 1");
+    db.settle("e");
+    assert_texts(&mut db, &api, "concat_ws(E'\\n', i.title, i.description)");
+    // And the one that is not used any more is not.
+    alter(&mut db, "content => 'description'");
+    db.settle("e");
+    assert_texts(&mut db, &api, "i.description");
+    api.forget();
+    db.run("UPDATE item SET title = 'unused'");
+    db.settle("e");
+    assert_eq!(api.texts(), Vec::<String>::new());
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM recsync.change_log WHERE op = 'UPDATE' AND record_key ->> 'id' = '20'"),
+        0
+    );
+}
+
+#[test]
+fn rows_that_no_longer_match_lose_their_vector_and_get_it_back_with_the_filters_end() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    db.run("UPDATE item SET hidden = true WHERE id > 15");
+    db.settle("e");
+    let said = alter(&mut db, "row_filter => 'NOT hidden', dry_run => true");
+    assert_eq!(
+        (said.rows, said.unchanged, said.embeds, said.removes),
+        (Some(15), Some(15), 0, 5)
+    );
+    alter(&mut db, "row_filter => 'NOT hidden'");
+    db.settle("e");
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM e"), 15);
+    assert_texts(&mut db, &api, "CASE WHEN NOT i.hidden THEN i.title END");
+    // The filter's column is watched.
+    db.run("UPDATE item SET hidden = true WHERE id = 1");
+    db.settle("e");
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM e"), 14);
+    let said = alter(&mut db, "row_filter => '-'");
+    assert_eq!((said.unchanged, said.embeds), (Some(14), 6));
+    db.settle("e");
+    assert_texts(&mut db, &api, "i.title");
+    assert_eq!(
+        api.texts(),
+        Vec::<String>::new(),
+        "what is known costs no call"
+    );
+}
+
+#[test]
+fn text_of_before_that_is_in_the_air_is_never_stored_and_the_new_one_does_not_wait_for_it() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    api.hold_texts_with("slow");
+    db.run("UPDATE item SET title = 'slow ' || id, hidden = id = 3 WHERE id <= 3");
+    db.run("INSERT INTO item (id, title) VALUES (21, 'slow 21')");
+    api.wait_until_held(1);
+    alter(
+        &mut db,
+        "content => $$ 'item ' || upper(title) $$, row_filter => 'NOT hidden'",
+    );
+    // The answer of the old text is still to come.
+    wait_until(PATIENCE, "the new texts are stored", || {
+        db.one("SELECT recsync.wait_for('e', '100 ms')")
+    });
+    assert_eq!(api.held(), 1, "the request of before is still in flight");
+    const TEXT: &str = "CASE WHEN NOT i.hidden THEN 'item ' || upper(i.title) END";
+    assert_texts(&mut db, &api, TEXT);
+    api.release();
+    wait_until(PATIENCE, "the answer has landed", || api.held() == 0);
+    db.run("INSERT INTO item (id, title) VALUES (22, 'after it')");
+    db.settle("e");
+    assert_texts(&mut db, &api, TEXT);
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM e"), 21);
+}
+
+#[test]
+fn text_in_the_air_that_stays_the_same_is_not_sent_twice() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    api.hold_texts_with("slow");
+    db.run("UPDATE item SET title = 'slow ' || id WHERE id <= 3");
+    api.wait_until_held(1);
+    alter(&mut db, "row_filter => 'id <> 2'");
+    wait_until(
+        PATIENCE,
+        "the row that does not match has lost its vector",
+        || db.one("SELECT count(*) = 0 FROM e WHERE id = 2"),
+    );
+    api.release();
+    db.settle("e");
+    assert_texts(&mut db, &api, "CASE WHEN i.id <> 2 THEN i.title END");
+    for id in 1..=3 {
+        assert_eq!(api.times_asked(&format!("slow {id}")), 1);
+    }
+}
+
+#[test]
+fn change_of_a_column_that_is_used_from_now_on_is_not_lost_between_a_writer_and_the_alteration() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    let mut other = db.connect();
+    let mut writer = other.transaction().unwrap();
+    writer
+        .batch_execute("UPDATE item SET description = 'written meanwhile' WHERE id = 1")
+        .unwrap();
+    let before = declared(&mut db);
+    let error = db.refused("SELECT recsync.alter_pipeline('e', columns => '{title,description}')");
+    assert_eq!(error.code().code(), "55P03");
+    assert!(error.hint().is_some());
+    assert_eq!(declared(&mut db), before);
+    // What needs no lock on the source is changed all the same.
+    db.run("SELECT recsync.alter_pipeline('e', content => $$ 'new ' || title $$, schedule => 'near_realtime')");
+    writer.commit().unwrap();
+    alter(
+        &mut db,
+        "columns => '{title,description}', schedule => 'realtime'",
+    );
+    db.settle("e");
+    assert_texts(&mut db, &api, "concat_ws(E'\\n', i.title, i.description)");
+}
+
+#[test]
+fn another_server_of_the_same_width_is_taken_in_place_and_another_width_is_a_rebuild() {
+    let api = Api::start();
+    let other = Api::of_model("other", 16);
+    let wide = Api::with_dimensions(17);
+    let mut db = shared().database();
+    items(&mut db, &api);
+    db.run(&format!("CREATE SERVER same FOREIGN DATA WRAPPER recsync OPTIONS (api 'openai', url '{}', model 'test', dimensions '16', api_key_env 'TEST_API_KEY')", api.url()));
+    db.run(&format!("CREATE SERVER other FOREIGN DATA WRAPPER recsync OPTIONS (api 'openai', url '{}', model 'another', dimensions '16', api_key_env 'TEST_API_KEY', price_per_million_tokens '1000')", other.url()));
+    db.server("wide", &wide, "");
+    let round = rounds(&mut db);
+    assert_eq!(
+        alter(&mut db, "server => 'same'"),
+        NOTHING,
+        "the model is the same"
+    );
+    db.run("UPDATE item SET title = 'by the other one' WHERE id = 1");
+    db.settle("e");
+    assert_eq!(rounds(&mut db), round);
+    assert_eq!(api.texts(), ["by the other one"]);
+
+    let said = &db.rows("SELECT embeds, tokens, cost::text FROM recsync.alter_pipeline('e', server => 'other', dry_run => true)")[0];
+    let (embeds, tokens, cost): (i64, i64, String) = (said.get(0), said.get(1), said.get(2));
+    assert_eq!(embeds, 20);
+    assert_eq!(cost, format!("{:.6}", tokens as f64 / 1000.0));
+    alter(&mut db, "server => 'other'");
+    db.settle("e");
+    assert_eq!(
+        db.column::<String>("SELECT DISTINCT model FROM e"),
+        ["another"]
+    );
+    assert_texts(&mut db, &other, "i.title");
+
+    let error = db.refused("SELECT recsync.alter_pipeline('e', server => 'wide')");
+    assert_eq!(error.code().code(), "22023");
+    assert!(
+        error.hint().unwrap().contains("recsync.rebuild("),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn schedule_debounce_capture_and_on_replica_hold_at_once_and_no_row_is_looked_at() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    let round = rounds(&mut db);
+    assert_eq!(
+        alter(
+            &mut db,
+            "schedule => 'daily', capture => 'full', on_replica => true"
+        ),
+        NOTHING
+    );
+    db.run("SET session_replication_role = replica; UPDATE item SET title = 'later' WHERE id = 1; RESET session_replication_role");
+    db.pause(Duration::from_millis(300));
+    assert_eq!(api.texts(), Vec::<String>::new());
+    assert_eq!(
+        db.one::<String>("SELECT record ->> 'description' || ' ' || (record ->> 'title') FROM recsync.change_log WHERE record_key ->> 'id' = '2' AND op = 'UPDATE' UNION ALL SELECT 'none' LIMIT 1"),
+        "none"
+    );
+    db.run("UPDATE item SET title = 'full' WHERE id = 2");
+    assert_eq!(
+        db.one::<String>("SELECT record ->> 'description' FROM recsync.change_log WHERE record_key ->> 'id' = '2' AND op = 'UPDATE'"),
+        "described 2"
+    );
+    alter(&mut db, "schedule => 'near_realtime', debounce => '60 s'");
+    let when = "SELECT concat_ws(' ', schedule, debounce, max_delay) FROM recsync.pipeline";
+    assert_eq!(db.one::<String>(when), "near_realtime 00:01:00");
+    let error = db.refused("SELECT recsync.alter_pipeline('e', schedule => 'hourly')");
+    assert_eq!(
+        error.code().code(),
+        "22023",
+        "a debounce does not go with a timetable"
+    );
+    alter(&mut db, "schedule => 'realtime', debounce => '0'");
+    assert_eq!(db.one::<String>(when), "realtime");
+    db.run("UPDATE item SET title = 'now' WHERE id = 3");
+    db.run("SELECT recsync.run('e')"); // what was put off until tomorrow
+    db.settle("e");
+    assert_texts(&mut db, &api, "i.title");
+    assert_eq!(rounds(&mut db), round, "nobody had to look at all rows");
+}
+
+#[test]
+fn nothing_changed_is_a_notice_and_nobody_looks_at_anything() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    let before = declared(&mut db);
+    for arguments in [
+        "NULL",
+        "'{title}'",
+        "content => $$concat_ws(E'\\n', title::text)$$, server => 'api', schedule => 'realtime', row_filter => '-', storage => 'vector', index => 'none', \
+         capture => 'keys', on_replica => false, new_name => 'e', owner => 'postgres'",
+    ] {
+        assert_eq!(alter(&mut db, arguments), NOTHING, "{arguments}");
+    }
+    assert_eq!(declared(&mut db), before);
+    assert_eq!(api.requests_made(), 0);
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_a_hint_and_changes_nothing() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    db.run("CREATE TABLE taken (); CREATE TABLE f_g1 ()");
+    let before = declared(&mut db);
+    for (arguments, code, wanted) in [
+        ("columns => '{title,colour}'", "42703", "title"),
+        (
+            "columns => '{title}', content => 'title'",
+            "22023",
+            "content",
+        ),
+        ("content => $$title || random()$$", "22023", "stable"),
+        ("row_filter => 'random() < 0.5'", "22023", "stable"),
+        ("server => 'nowhere'", "42704", "CREATE SERVER"),
+        ("schedule => 'sometimes'", "22023", "realtime"),
+        ("storage => 'halfvec'", "22023", "recsync.rebuild("),
+        ("storage => 'floppy'", "22023", "halfvec"),
+        ("into_column => 'v'", "22023", "another pipeline"),
+        ("index => 'btree'", "22023", "hnsw"),
+        ("capture => 'all'", "22023", "columns"),
+        ("new_name => 'taken'", "42P07", "another"),
+        ("new_name => 'f'", "42P07", "another"),
+        ("new_name => 'elsewhere.f'", "22023", "schema"),
+        ("owner => 'nobody here'", "42704", "role"),
+    ] {
+        for dry_run in ["", ", dry_run => true"] {
+            let call = format!("SELECT recsync.alter_pipeline('e', {arguments}{dry_run})");
+            let error = db.refused(&call);
+            assert_eq!(error.code().code(), code, "{call}: {error:?}");
+            let hint = error.hint().unwrap_or_default();
+            assert!(hint.contains(wanted), "{call}: no \"{wanted}\" in: {hint}");
+        }
+    }
+    let error = db.refused("SELECT recsync.alter_pipeline('nothing', schedule => 'daily')");
+    assert_eq!(error.code().code(), "42704");
+    db.run("BEGIN; SELECT recsync.alter_pipeline('e', content => 'description', new_name => 'g', index => 'hnsw'); ROLLBACK");
+    db.settle("e");
+    assert_eq!(declared(&mut db), before);
+    assert_texts(&mut db, &api, "i.title");
+    let error = db.refused("SELECT recsync.create_pipeline('e', 'item', columns => '{description}', server => 'api', if_not_exists => true)");
+    assert!(
+        error.hint().unwrap().contains("recsync.alter_pipeline"),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn rows_whose_new_text_cannot_be_computed_are_counted_and_become_dead_letters() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    db.run("UPDATE item SET description = id::text; UPDATE item SET description = 'no number' WHERE id = 7");
+    let said = alter(&mut db, "content => $$ (100 / description::int)::text $$");
+    assert_eq!((said.fails, said.embeds, said.rows), (1, 19, Some(19)));
+    db.settle("e");
+    assert_eq!(
+        db.column::<Vec<String>>("SELECT record_key FROM recsync.dead_letter"),
+        [["7".to_owned()]]
+    );
+}
+
+#[test]
+fn altered_while_rows_change_all_the_time_each_row_ends_with_its_text() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    api.set_delay(Duration::from_millis(20));
+    let mut other = db.connect();
+    for round in 0..8 {
+        other.run(&format!("UPDATE item SET title = 'round {round} of ' || id, description = 'd {round}' WHERE id % 3 = {round} % 3"));
+        let columns = if round % 2 == 0 {
+            "title,description"
+        } else {
+            "title"
+        };
+        let filter = if round % 3 == 0 { "id <> 5" } else { "-" };
+        // Where the worker stores a moment after the UPDATE, nobody holds a lock on the source.
+        db.run(&format!("SELECT recsync.alter_pipeline('e', columns => '{{{columns}}}', row_filter => '{filter}')"));
+    }
+    db.settle("e");
+    assert_texts(&mut db, &api, "i.title");
+}
+
+#[test]
+fn the_index_is_changed_in_place_and_search_goes_on() {
+    let api = Api::start();
+    let mut db = shared().database();
+    db.server("api", &api, "");
+    db.run("CREATE TABLE item (id int PRIMARY KEY, title text); INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 1100) i");
+    db.run("SELECT recsync.create_pipeline('e', 'item', columns => '{title}', server => 'api')");
+    let indexes = "SELECT COALESCE(string_agg(x.relname::text, ' ' ORDER BY x.relname), 'none') FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am a ON a.oid = x.relam
+                    WHERE i.indrelid = 'e_g1'::regclass AND a.amname = 'hnsw' AND i.indisvalid";
+    let nearest = "SELECT item FROM recsync.search('e', 'row 42', k => 1)";
+    wait_until(PATIENCE, "the first index is built", || {
+        db.one::<String>(indexes) == "e_g1_hnsw_1"
+    });
+    let round = rounds(&mut db);
+    // A reader holds its lock: the call gives up after a second, and nobody queues behind it for long.
+    let mut other = db.connect();
+    let mut reader = other.transaction().unwrap();
+    reader.batch_execute("SELECT count(*) FROM e").unwrap();
+    let error = db.refused("SELECT recsync.alter_pipeline('e', index => 'hnsw_bit')");
+    assert_eq!(error.code().code(), "55P03");
+    reader.commit().unwrap();
+    assert_eq!(alter(&mut db, "index => 'hnsw_bit'"), NOTHING);
+    assert_eq!(db.one::<String>(indexes), "none");
+    assert_eq!(db.one::<String>(nearest), "42");
+    wait_until(PATIENCE, "the index over bits is built", || {
+        db.one::<String>(indexes) == "e_g1_hnsw_bit_1"
+    });
+    assert_eq!(db.one::<String>(nearest), "42");
+    // One of the user's own stays.
+    db.run("CREATE INDEX own ON e_g1 USING hnsw (embedding vector_cosine_ops)");
+    alter(&mut db, "index => 'none'");
+    assert_eq!(db.one::<String>(indexes), "own");
+    assert_eq!(db.one::<String>(nearest), "42");
+    assert_eq!(rounds(&mut db), round);
+    db.run("INSERT INTO item VALUES (2000, 'after it all')");
+    db.settle("e");
+    assert_texts(&mut db, &api, "i.title");
+}
+
+#[test]
+fn new_name_renames_view_table_and_function_and_the_old_name_is_free() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    db.run("SELECT recsync.create_pipeline('c', 'item', columns => '{description}', server => 'api', into_column => 'v')");
+    db.settle("c");
+    db.run("SELECT recsync.alter_pipeline('c', new_name => '\"In Column\"', content => $$ 'd: ' || description $$)");
+    alter(
+        &mut db,
+        "new_name => 'public.titles', schedule => 'near_realtime', debounce => '50 ms'",
+    );
+    let names: Vec<String> =
+        db.column("SELECT relation || ' ' || vectors FROM recsync.pipeline ORDER BY id");
+    assert_eq!(
+        names,
+        [
+            "public.titles public.titles_g1",
+            "public.\"In Column\" public.\"In Column_g1\""
+        ]
+    );
+    db.run("SELECT FROM \"In Column_g1\"()");
+    db.run("UPDATE item SET title = 'renamed ' || id, description = 'changed' WHERE id <= 2");
+    db.settle("titles");
+    db.settle("\"In Column\"");
+    db.assert_in_step(&api, "SELECT i.id::text, i.title, e.embedding::text FROM item i FULL JOIN titles e ON e.id = i.id");
+    db.assert_in_step(
+        &api,
+        "SELECT i.id::text, 'd: ' || i.description, i.v::text FROM item i",
+    );
+    db.run("SELECT recsync.create_pipeline('e', 'item', columns => '{title}', server => 'api', index => 'none');
+            SELECT recsync.drop_pipeline('titles'); SELECT recsync.drop_pipeline('\"In Column\"'); SELECT recsync.drop_pipeline('e')");
+    let left: Vec<String> = db.column("SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')");
+    assert_eq!(left, ["item"]);
+}
+
+#[test]
+fn a_recommender_over_an_altered_pipeline_goes_on() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    db.run("CREATE TABLE event (id int PRIMARY KEY, user_id int NOT NULL, item_id int NOT NULL REFERENCES item, created_at timestamptz NOT NULL DEFAULT now());
+            SELECT recsync.create_recommender('shop', items => 'e', interactions => 'event');
+            INSERT INTO event VALUES (1, 1, 1), (2, 1, 2), (3, 2, 3)");
+    db.settle("shop");
+    alter(
+        &mut db,
+        "content => $$ 'the ' || title $$, row_filter => 'id < 20', new_name => 'f'",
+    );
+    db.settle("f");
+    db.settle("shop");
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM shop_recommend(1, k => 30)"),
+        18
+    );
+    let by = "SELECT count(*) FROM shop_recommend(1, k => 30) WHERE reason ? 'interest'";
+    wait_until(PATIENCE, "interests are made of the new vectors", || {
+        db.one::<i64>(by) > 0
+    });
+    db.run("INSERT INTO event VALUES (4, 1, 7)");
+    db.settle("shop");
+    assert_eq!(
+        db.one::<i64>("SELECT count(*) FROM shop_recommend(1, k => 30)"),
+        17
+    );
+}
+
+#[test]
+fn paused_pipeline_is_mended_by_another_text_and_resumed() {
+    let api = Api::start();
+    let mut db = shared().database();
+    items(&mut db, &api);
+    alter(&mut db, "columns => '{title,description}'");
+    db.settle("e");
+    db.run("ALTER TABLE item DROP description");
+    wait_until(PATIENCE, "it is paused", || {
+        db.one("SELECT paused FROM recsync.pipeline")
+    });
+    let said = alter(&mut db, "columns => '{title}'");
+    assert_eq!((said.unchanged, said.embeds), (Some(10), 10));
+    assert!(
+        db.one::<bool>("SELECT paused FROM recsync.pipeline"),
+        "who paused it, or resume, ends that"
+    );
+    db.run("SELECT recsync.resume('e')");
+    db.settle("e");
+    assert_texts(&mut db, &api, "i.title");
+}
