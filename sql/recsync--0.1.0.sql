@@ -74,17 +74,25 @@ CREATE TABLE pipeline (
     max_delay     interval,
     storage       text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     index         text NOT NULL CHECK (index IN ('hnsw', 'hnsw_bit', 'none')),
+    distance      text NOT NULL DEFAULT 'cosine' CHECK (distance IN ('cosine', 'inner_product', 'l2')), -- by which vectors are near
+    index_options jsonb,                  -- m and ef_construction of the index, where they are not pgvector's own
     into_column   text,                   -- of the source, where the vectors are there
     dimensions    integer NOT NULL CHECK (dimensions > 0),
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
     generation    integer NOT NULL DEFAULT 1,
+    of_pipeline   integer REFERENCES pipeline ON DELETE CASCADE, -- another generation of that one, not in service: its name is its table's
+    builds        boolean NOT NULL DEFAULT false, -- such a one that is kept in step, and takes its place once it is complete
+    waits_for     text,                   -- what keeps it from that
     paused        boolean NOT NULL DEFAULT false,
     paused_reason text,
     paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
     created_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
+    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server),
+    CHECK (of_pipeline IS NOT NULL OR NOT builds),
+    CHECK (builds OR waits_for IS NULL)
 );
+CREATE UNIQUE INDEX pipeline_builds ON pipeline (of_pipeline) WHERE builds; -- one at a time
 
 -- What is recommended, by whose interactions. Its id is one of the pipelines' numbers: backfills, dead letters and the
 -- worker's counters know both by one number. What the worker keeps for it is in tables of its own, interaction_<id>,
@@ -437,10 +445,10 @@ AS 'MODULE_PATHNAME', 'counters_wrapper';
 
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
-    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    index text DEFAULT NULL, distance text DEFAULT 'cosine', index_options jsonb DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_pipeline_wrapper';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, jsonb, text, text, boolean, boolean, boolean) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; distance: cosine, inner_product or l2, by which search, similar and recommenders compare vectors, and the index is made; index_options: m and ef_construction of the index as JSON, pgvector''s own where they are not given; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -467,7 +475,7 @@ COMMENT ON FUNCTION drop_interactions(text, regclass) IS
 
 CREATE FUNCTION drop_pipeline(name text, keep_vectors boolean DEFAULT false, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_pipeline_wrapper';
 COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
-'Ends a pipeline: its view, its vectors (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin, 2BP01 where a recommender uses it.';
+'Ends a pipeline: its view, its vectors of all generations (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin, 2BP01 where a recommender uses it.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -686,7 +694,7 @@ AS 'MODULE_PATHNAME', 'search_wrapper';
 
 
 COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
-'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (cosine similarity, 1 = same direction), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
+'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (more for what is nearer: by distance cosine the cosine similarity, 1 = same direction; by inner_product the inner product; by l2 1 / (1 + distance)), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -835,6 +843,61 @@ COMMENT ON FUNCTION repair(text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::catalog::generation::rebuild
+
+CREATE FUNCTION rebuild(name text, server text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, distance text DEFAULT NULL, index_options jsonb DEFAULT NULL)
+RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'rebuild_wrapper';
+COMMENT ON FUNCTION rebuild(text, text, text, text, text, jsonb) IS
+'Builds a new generation of a pipeline''s vectors beside the one in service: by another server (model), in another storage, with another index, distance or index_options, as in create_pipeline; what is not given stays, unless the width of the new vectors forbids it. Texts whose model does not change cost no call: their vectors are copied. Changes go to both meanwhile; once all rows have their vector and the index is there, the worker swaps it in. recsync.generation shows how far it is. Returns the table of the new generation, by whose name wait_for, search, verify, run and the functions for dead letters know it. The generation before stays until the next rebuild or drop_generation, see rollback_rebuild. Locks: on the source ACCESS SHARE; at the swap ACCESS EXCLUSIVE on the pipeline''s view, in tries of 50 ms. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 55006 while one is under way, 2BP01 where the type of the vectors changes and others depend on the view, 0A000 where the vectors are in a column of the source, 22023 for an impossible argument, 55000 where it is broken, 25006 on a standby.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::catalog::generation::cancel_rebuild
+
+CREATE FUNCTION cancel_rebuild(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'cancel_rebuild_wrapper';
+COMMENT ON FUNCTION cancel_rebuild(text) IS
+'Ends a rebuild that is under way: the new generation is dropped, the one in service stays. One that is rolled back to stays kept instead. Errors: 42704 where there is no such pipeline, or no rebuild of it, 42501 for others than its owner and recsync_admin, 25006 on a standby.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::catalog::generation::rollback_rebuild
+
+CREATE FUNCTION rollback_rebuild(name text) RETURNS regclass LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'rollback_rebuild_wrapper';
+COMMENT ON FUNCTION rollback_rebuild(text) IS
+'Back to the generation that was in service before the last rebuild, which is kept until the next rebuild or drop_generation. It is brought into step first: all rows are looked at, what has not changed since costs no call, and changes go to both meanwhile; then the worker swaps it in as after a rebuild, and the other one is kept. Returns its table. Errors: 42704 where there is no such pipeline, or none is kept, 42501 for others than its owner and recsync_admin, 55006 while a rebuild is under way, 2BP01 where the type of the vectors changes and others depend on the view, 25006 on a standby.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::catalog::generation::drop_generation
+
+CREATE FUNCTION drop_generation(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_generation_wrapper';
+COMMENT ON FUNCTION drop_generation(text) IS
+'Drops the generation that a rebuild has kept, and frees its space: there is nothing to roll back to after that. Errors: 42704 where there is no such pipeline, or none is kept, 42501 for others than its owner and recsync_admin, 55006 while it is rolled back to, 25006 on a standby.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::generations::index_progress
+CREATE  FUNCTION "index_progress"(
+	"relation" TEXT /* & str */
+) RETURNS TABLE (
+	"valid" bool,  /* bool */
+	"phase" TEXT,  /* Option < String > */
+	"done" double precision  /* Option < f64 > */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'index_progress_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   index_progress
+
+
+COMMENT ON FUNCTION index_progress(text) IS 'Whether a table has a valid index over vectors, and how far its build is; for recsync.generation.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::observe::wait::wait_for
 
 CREATE FUNCTION wait_for(name text, timeout interval DEFAULT '30 s') RETURNS boolean LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'wait_for_wrapper';
@@ -916,8 +979,9 @@ CREATE VIEW status WITH (security_barrier) AS
                             FROM checkpoint k, log l
                            WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = p.source_id AND NOT l.audit_only
                              AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
-     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
-        OR pg_catalog.pg_has_role(o.owner, 'USAGE')
+     WHERE p.of_pipeline IS NULL
+       AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+            OR pg_catalog.pg_has_role(o.owner, 'USAGE'))
     UNION ALL
     SELECT 'recommender', r.name,
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
@@ -948,6 +1012,28 @@ CREATE VIEW status WITH (security_barrier) AS
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
 COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
 
+CREATE VIEW generation WITH (security_barrier) AS
+    SELECT COALESCE(s.relation, p.relation) AS pipeline, p.generation,
+           CASE WHEN s.id IS NULL THEN 'in service' WHEN p.builds AND p.generation < s.generation THEN 'rolling back'
+                WHEN p.builds THEN 'building' ELSE 'kept' END AS state,
+           p.vectors, p.server, p.dimensions, p.storage, p.index, p.distance, p.index_options,
+           b.done AS backfilled, b.finished_at AS backfilled_at,
+           CASE WHEN s.id IS NULL OR p.builds THEN COALESCE(n.pending, 0) + j.jobs END AS pending, d.dead,
+           COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
+           i.valid AS indexed, i.phase AS index_phase, i.done AS index_done,
+           COALESCE(p.paused_reason, p.waits_for) AS waits_for, p.created_at
+      FROM pipeline p
+      LEFT JOIN pipeline s ON s.id = p.of_pipeline
+      LEFT JOIN backfill b ON b.pipeline_id = p.id
+      LEFT JOIN counters() n ON n.pipeline_id = p.id
+      CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS jobs FROM job WHERE pipeline_id = p.id) j
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead FROM dead_letter_log WHERE pipeline_id = p.id) d
+      CROSS JOIN LATERAL index_progress(p.vectors) i
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE');
+COMMENT ON VIEW generation IS 'One row a generation of a pipeline''s vectors: the one in service, one that rebuild makes (building) or rollback_rebuild brings into step (rolling back), and the one before, which is kept until the next rebuild. What it is made by; rows that its backfill has come to, when that ended, what is pending, dead letters, what was embedded by how many requests and tokens since the server''s start; whether there is a valid index, else the phase of its build (as in pg_stat_progress_create_index) and how much of the table it has read, from 0 to 1; and what keeps it from taking its place.';
+
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error
       FROM trained_model m JOIN recommender r ON r.id = m.recommender_id
@@ -969,7 +1055,7 @@ CREATE VIEW attribution WITH (security_barrier) AS
     SELECT recommender, placement, source, shown, attributable, clicked, converted FROM attribution();
 COMMENT ON VIEW attribution IS 'What has come of what was shown, by recommender, placement and source: the function attribution() without arguments. Readable by the owner of the recommender''s items, recsync_admin and pg_monitor.';
 
-GRANT SELECT ON change_log, dead_letter, status, model, shown, attribution TO PUBLIC;
+GRANT SELECT ON change_log, dead_letter, status, generation, model, shown, attribution TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

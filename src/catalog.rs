@@ -43,6 +43,9 @@ mod ddl;
 // drop_pipeline, pause, resume.
 pub mod change;
 
+// rebuild, cancel_rebuild, rollback_rebuild, drop_generation.
+pub mod generation;
+
 // Models that are known by name.
 mod presets;
 

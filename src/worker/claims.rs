@@ -77,8 +77,9 @@ impl Leader {
             return Ok(());
         };
         let now = Instant::now();
+        let held = running.held;
         let claims = &mut running.claims;
-        if claims.next.is_none_or(|at| at > now) {
+        if held || claims.next.is_none_or(|at| at > now) {
             return Ok(());
         }
         let rests = self

@@ -16,6 +16,7 @@ use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
 use super::process::{self, Bell, Failed, transaction};
+use super::rebuilding::Swaps;
 use super::running::{Lanes, State, Turns};
 use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
@@ -69,6 +70,7 @@ pub(super) struct Leader {
     pub(super) flights: Flights,
     pub(super) writers: Writers,
     pub(super) indexer: Indexer,
+    pub(super) swaps: Swaps,
     pub(super) trainer: Trainer,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
@@ -191,6 +193,7 @@ impl Leader {
             flights: Flights::default(),
             writers: Writers::default(),
             indexer: Indexer::default(),
+            swaps: Swaps::default(),
             trainer: Trainer::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
@@ -251,6 +254,7 @@ impl Leader {
         if self.suspended {
             return Ok(true);
         }
+        self.hold_what_is_indexed();
         self.land()?;
         self.hear_writers()?;
         self.store_a_slice()?;
@@ -271,6 +275,7 @@ impl Leader {
             }
             self.sweep()?;
             self.index()?;
+            self.swap_generations()?;
             self.train()?;
         }
         self.put_aside()?;
@@ -347,6 +352,9 @@ impl Leader {
                 let Some(running) = state.running() else {
                     continue;
                 };
+                if running.held {
+                    continue; // the end of its index's build rings the bell
+                }
                 let waits = self.queue.waits(*id, QueueLane::Removal) > 0
                     || [QueueLane::Live, QueueLane::Backfill]
                         .into_iter()
@@ -386,6 +394,7 @@ impl Leader {
                 .next_index()
                 .into_iter()
                 .chain(self.next_training())
+                .chain(self.next_swap())
                 .min()
         {
             wait = wait.min(at.saturating_duration_since(now) + TICK);
@@ -427,6 +436,7 @@ impl Leader {
             && self.keeps_on().is_none()
             && !self.has_jobs()
             && !self.is_about_to_index()
+            && !self.is_about_to_swap()
             && !self.is_about_to_train();
         if idle {
             // Whoever commits from here on wakes the launcher; what was committed before has to be looked at once more.

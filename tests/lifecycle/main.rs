@@ -28,3 +28,6 @@ mod verifying_meanwhile;
 
 /// The index, built after the load.
 mod indexing;
+
+/// A new generation of the vectors, swapped in.
+mod rebuilding;
