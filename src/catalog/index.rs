@@ -88,6 +88,9 @@ const USUAL_EF_CONSTRUCTION: i32 = 64;
 impl Options {
     /// What is wrong with the argument `index_options`, where it is none of these.
     pub fn of(given: &Value) -> std::result::Result<Options, String> {
+        if !given.is_object() {
+            return Err(format!("{given} is no JSON object"));
+        }
         let options = Options::deserialize(given).map_err(|error| error.to_string())?;
         let (m, ef) = (
             options.m.unwrap_or(USUAL_M),
@@ -213,6 +216,7 @@ mod tests {
             (json!({"m": 33}), "at least twice m"),
             (json!({"m": "16"}), "invalid type"),
             (json!({"lists": 100}), "unknown field"),
+            (json!([16, 64]), "no JSON object"),
         ] {
             let refused = of(given.clone()).unwrap_err();
             assert!(refused.contains(says), "{given}: {refused}");

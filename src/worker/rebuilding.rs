@@ -37,13 +37,11 @@ SELECT CASE WHEN NOT EXISTS (SELECT FROM recsync.backfill WHERE pipeline_id = $1
             THEN pg_catalog.format('%s rows that were given up: see recsync.dead_letter, retry_dead_letters and purge_dead_letters', d.dead) END
   FROM (SELECT pg_catalog.count(*) AS dead FROM recsync.dead_letter_log WHERE pipeline_id = $1) d";
 
-/// Who reads by a snapshot from before transaction `$1`.
+/// Who reads by a snapshot now, by process and transaction.
 const READERS: &str = "\
-SELECT pg_catalog.format('a transaction that began before it was complete (process %s)', pg_catalog.min(pid))
-  FROM pg_catalog.pg_stat_activity
- WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND backend_type <> 'autovacuum worker'
-   AND pg_catalog.age(backend_xmin) > pg_catalog.age($1::text::xid)
-HAVING pg_catalog.count(*) > 0";
+SELECT pg_catalog.array_agg(pg_catalog.format('%s, since %s', pid, xact_start) ORDER BY xact_start) FROM pg_catalog.pg_stat_activity
+ WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND backend_xmin IS NOT NULL
+   AND backend_type <> 'autovacuum worker'";
 
 /// What is known of generations on their way into service.
 #[derive(Default)]
@@ -53,8 +51,8 @@ pub struct Swaps(HashMap<i32, Try>);
 struct Try {
     /// Not before that.
     at: Option<Instant>,
-    /// A transaction from which on everybody sees that it is complete.
-    complete: Option<String>,
+    /// Once it is complete: those who have read since before that, and may not see it.
+    readers: Option<Vec<String>>,
     waits_for: Option<String>,
 }
 
@@ -85,10 +83,10 @@ impl Leader {
             return Ok(());
         };
         let known = self.swaps.0.entry(id).or_default();
-        let (complete, waited_for) = (known.complete.clone(), known.waits_for.clone());
+        let (readers, waited_for) = (known.readers.clone(), known.waits_for.clone());
         let outcome = transaction(|| {
             Spi::run("SET LOCAL lock_timeout = '50ms'")?;
-            let step = step(running, complete)?;
+            let step = step(running, readers)?;
             if let Step::Waits(_, reason) = &step
                 && waited_for.as_ref() != Some(reason)
             {
@@ -108,9 +106,13 @@ impl Leader {
                 self.database.catalog_changed.store(true, SeqCst);
                 (LATER, None)
             }
-            Ok(Step::Waits(complete, reason)) => {
-                known.complete = complete;
-                (LATER, Some(reason))
+            Ok(Step::Waits(readers, reason)) => {
+                let wait = match readers.as_deref() {
+                    None | Some([]) => LATER,
+                    Some(_) => SOON,
+                };
+                known.readers = readers;
+                (wait, Some(reason))
             }
             Err(failed) if is_passing(failed.code) => (SOON, waited_for),
             Err(failed) => {
@@ -149,12 +151,12 @@ enum Step {
     Done(String),
     /// It is declared otherwise than this worker knows.
     Otherwise,
-    /// Since which transaction it is complete, if it is, and for what it waits.
-    Waits(Option<String>, String),
+    /// For whom, where it is complete, and for what.
+    Waits(Option<Vec<String>>, String),
 }
 
 /// Swaps, if nothing is in the way. As recsync's owner.
-fn step(running: &Running, complete: Option<String>) -> Result<Step> {
+fn step(running: &Running, readers: Option<Vec<String>>) -> Result<Step> {
     let id = running.pipeline.id;
     let all = pipeline::load_all()?;
     let find = |id: i32| all.iter().find(|pipeline| pipeline.id == id);
@@ -174,25 +176,23 @@ fn step(running: &Running, complete: Option<String>) -> Result<Step> {
     if next.index != "none" && !next.indexed && look(running)?.missing == 0 {
         return Ok(Step::Waits(None, "its index".into()));
     }
-    let complete = match complete {
-        Some(complete) => complete,
-        None => Spi::get_one::<String>("SELECT pg_catalog.pg_current_xact_id()::text")?
-            .unwrap_or_default(),
+    let reading = select_one::<Vec<String>>(READERS, &[])?.unwrap_or_default();
+    let readers = match readers {
+        // Whoever begins from now on sees that it is complete.
+        None => reading,
+        Some(mut readers) => {
+            readers.retain(|reader| reading.contains(reader));
+            readers
+        }
     };
-    let complete_xid = low_half(&complete);
-    if let Some(reader) = select_one::<String>(READERS, &[complete_xid.into()])? {
-        return Ok(Step::Waits(Some(complete), reader));
+    if let Some(reader) = readers.first() {
+        let reason = format!("a transaction that began before it was complete (process {reader})");
+        return Ok(Step::Waits(Some(readers), reason));
     }
     match swap(next, now)? {
         None => Ok(Step::Done(now.relation.clone())),
-        Some(reason) => Ok(Step::Waits(Some(complete), reason)),
+        Some(reason) => Ok(Step::Waits(Some(readers), reason)),
     }
-}
-
-/// A transaction's number without its epoch.
-fn low_half(number: &str) -> String {
-    let number = number.parse::<u64>().unwrap_or_default();
-    (number as u32).to_string()
 }
 
 /// For recsync.generation.

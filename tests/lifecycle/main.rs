@@ -31,3 +31,6 @@ mod indexing;
 
 /// A new generation of the vectors, swapped in.
 mod rebuilding;
+
+/// The same while other things happen.
+mod rebuilding_meanwhile;

@@ -1,20 +1,17 @@
 //! rebuild: a new generation of a pipeline's vectors beside the one in service, and the swap.
 
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use postgres::Client;
 
-use crate::support::cluster::bin;
 use crate::support::sql::describe;
-use crate::support::{Api, Cluster, Database, PATIENCE, Sql, process, shared, wait_until};
+use crate::support::{Api, Cluster, Database, PATIENCE, Sql, eventually, shared, wait_until};
 
 const ROWS: i64 = 300;
 
 /// `item` with [`ROWS`] rows, pipeline `item_embedding` by server `api`, and server `new` for another model.
-fn embedded(db: &mut Database, api: &Api, new: &Api, index: &str) {
+pub fn embedded(db: &mut Database, api: &Api, new: &Api, index: &str) {
     db.server("api", api, "");
     db.server("new", new, "");
     db.run("ALTER SERVER new OPTIONS (SET model 'another')");
@@ -29,14 +26,14 @@ fn embedded(db: &mut Database, api: &Api, new: &Api, index: &str) {
 }
 
 /// The number of the generation in service.
-fn generation(db: &mut Database) -> i32 {
+pub fn generation(db: &mut Database) -> i32 {
     db.one("SELECT generation FROM recsync.generation WHERE state = 'in service'")
 }
 
 #[track_caller]
-fn wait_for_generation(db: &mut Database, number: i32) {
+pub fn wait_for_generation(db: &mut Database, number: i32) {
     let mut states = Vec::new();
-    let swapped = crate::support::eventually(PATIENCE, || {
+    let swapped = eventually(PATIENCE, || {
         states = db.column::<String>("SELECT g::text FROM recsync.generation g");
         generation(db) == number
     });
@@ -47,7 +44,19 @@ fn wait_for_generation(db: &mut Database, number: i32) {
     );
 }
 
-fn states(db: &mut Database) -> Vec<String> {
+#[track_caller]
+fn wait_until_it_waits_for(db: &mut Database, what: &str) {
+    let mut states = Vec::new();
+    let waits = eventually(PATIENCE, || {
+        states = db.column::<String>("SELECT g::text FROM recsync.generation g");
+        let waits_for: Vec<Option<String>> =
+            db.column("SELECT waits_for FROM recsync.generation WHERE state = 'building'");
+        matches!(&waits_for[..], [Some(waits_for)] if waits_for.contains(what))
+    });
+    assert!(waits, "not for {what}:\n{}", states.join("\n"));
+}
+
+pub fn states(db: &mut Database) -> Vec<String> {
     db.column("SELECT generation || ' ' || state FROM recsync.generation ORDER BY generation")
 }
 
@@ -256,8 +265,6 @@ fn view_that_came_meanwhile_or_a_reader_keeps_the_swap_waiting_and_says_so() {
     let (api, new) = (Api::start(), Api::start());
     let mut db = shared().database();
     embedded(&mut db, &api, &new, "none");
-    const WAITS: &str =
-        "SELECT COALESCE(waits_for, '') FROM recsync.generation WHERE state = 'building'";
     let mut other = db.connect();
     let mut open = other.transaction().unwrap();
     open.batch_execute(
@@ -265,10 +272,7 @@ fn view_that_came_meanwhile_or_a_reader_keeps_the_swap_waiting_and_says_so() {
     )
     .unwrap();
     db.run("SELECT recsync.rebuild('item_embedding', storage => 'halfvec')");
-    wait_until(PATIENCE, "it waits for the reader", || {
-        db.one::<String>(WAITS)
-            .contains("began before it was complete")
-    });
+    wait_until_it_waits_for(&mut db, "began before it was complete");
     // To whom nothing has changed. A search waits for nobody.
     let found = open
         .query(
@@ -279,9 +283,7 @@ fn view_that_came_meanwhile_or_a_reader_keeps_the_swap_waiting_and_says_so() {
     assert_eq!(found.len(), 2);
     db.run("CREATE VIEW near AS SELECT id, embedding FROM item_embedding");
     open.commit().unwrap();
-    wait_until(PATIENCE, "it waits for the view", || {
-        db.one::<String>(WAITS).contains("view near")
-    });
+    wait_until_it_waits_for(&mut db, "view near");
     db.run("DROP VIEW near");
     wait_for_generation(&mut db, 2);
 }
@@ -392,178 +394,4 @@ fn row_that_was_given_up_keeps_the_swap_waiting_until_it_is_tried_again_or_purge
     db.run("SELECT recsync.retry_dead_letters('item_embedding_g2')");
     wait_for_generation(&mut db, 2);
     db.assert_items_in_step(&new);
-}
-
-#[test]
-fn renamed_columns_and_tables_are_followed_by_both_generations() {
-    let (api, new) = (Api::start(), Api::of_model("new", 24));
-    let mut db = shared().database();
-    embedded(&mut db, &api, &new, "none");
-    new.hold();
-    db.run("SELECT recsync.rebuild('item_embedding', server => 'new')");
-    new.wait_until_held(1);
-    db.run("ALTER TABLE item RENAME title TO name; ALTER TABLE item RENAME id TO number; ALTER TABLE item RENAME TO thing; ALTER SERVER new RENAME TO newer");
-    db.run("UPDATE thing SET name = 'renamed' WHERE number = 3");
-    new.release();
-    wait_for_generation(&mut db, 2);
-    db.settle("item_embedding");
-    db.assert_in_step(
-        &new,
-        "SELECT t.number::text, t.name, e.embedding::text FROM thing t FULL JOIN item_embedding e USING (number)",
-    );
-    db.run("DROP TABLE thing CASCADE");
-    assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.pipeline"), 0);
-    assert_eq!(
-        db.one::<i64>("SELECT count(*) FROM pg_class WHERE relname LIKE 'item\\_embedding%'"),
-        0
-    );
-}
-
-#[test]
-fn paused_pipeline_rests_with_the_generation_that_is_being_built() {
-    let (api, new) = (Api::start(), Api::of_model("new", 24));
-    let mut db = shared().database();
-    embedded(&mut db, &api, &new, "none");
-    new.hold();
-    db.run("SELECT recsync.rebuild('item_embedding', server => 'new')");
-    new.wait_until_held(1);
-    db.run("SELECT recsync.pause('item_embedding')");
-    new.release();
-    db.run("UPDATE item SET title = 'meanwhile' WHERE id = 3");
-    db.pause(Duration::from_secs(1));
-    assert_eq!(generation(&mut db), 1);
-    db.run("SELECT recsync.resume('item_embedding')");
-    wait_for_generation(&mut db, 2);
-    db.settle("item_embedding");
-    db.assert_items_in_step(&new);
-}
-
-#[test]
-fn dumped_in_the_middle_of_a_rebuild_it_is_finished_after_the_restore_and_pays_for_the_rest_alone()
-{
-    let cluster = Cluster::start(&[]);
-    let (api, new) = (Api::of_model("old", 16), Api::of_model("new", 24));
-    let mut db = cluster.database();
-    embedded(&mut db, &api, &new, "none");
-    new.hold_texts_with("row 299");
-    db.run("SELECT recsync.rebuild('item_embedding', server => 'new')");
-    wait_until(PATIENCE, "most rows have their vector", || {
-        db.one::<i64>("SELECT count(*) FROM item_embedding_g2") >= 200
-    });
-    let mut copy = cluster.empty_database();
-    let host: String = db.one("SHOW unix_socket_directories");
-    let client = |program: &str, database: &str| {
-        let mut command = Command::new(bin().join(program));
-        command.args(["-h", &host, "-U", "postgres", "-d", database]);
-        command
-    };
-    let mut dump = client("pg_dump", &db.name);
-    let mut dump = dump.stdout(Stdio::piped()).spawn().unwrap();
-    let restored = client("psql", &copy.name)
-        .args(["-q", "-v", "ON_ERROR_STOP=1"])
-        .stdin(dump.stdout.take().unwrap())
-        .stdout(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(restored.success() && dump.wait().unwrap().success());
-    db.run("SELECT recsync.drop_pipeline('item_embedding')");
-    new.release();
-    let before = new.texts().len();
-    wait_for_generation(&mut copy, 2);
-    copy.settle("item_embedding");
-    copy.assert_items_in_step(&new);
-    assert!(
-        new.texts().len() - before <= 100,
-        "{}",
-        new.texts().len() - before
-    );
-    assert_eq!(states(&mut copy), ["1 kept", "2 in service"]);
-}
-
-#[test]
-fn killed_in_the_middle_of_a_rebuild_it_goes_on_and_around_the_swap_it_is_one_or_the_other() {
-    let cluster = Cluster::start(&[]);
-    let (api, new) = (Api::of_model("old", 16), Api::of_model("new", 24));
-    let mut db = cluster.database();
-    embedded(&mut db, &api, &new, "none");
-    new.hold_texts_with("row 29");
-    db.run("SELECT recsync.rebuild('item_embedding', server => 'new')");
-    new.wait_until_held(1);
-    db.kill9_worker();
-    assert_eq!(states(&mut db), ["1 in service", "2 building"]);
-    new.release();
-    wait_for_generation(&mut db, 2);
-    db.assert_items_in_step(&new);
-    for round in 0..4u64 {
-        let before = generation(&mut db);
-        let server = ["api", "new"][round as usize % 2];
-        db.run(&format!(
-            "SELECT recsync.rebuild('item_embedding', server => '{server}')"
-        ));
-        let next: i32 = db.one("SELECT max(generation) FROM recsync.generation");
-        db.run(&format!(
-            "SELECT recsync.wait_for('item_embedding_g{next}', '60 s')"
-        ));
-        thread::sleep(Duration::from_millis(70 * round));
-        db.kill9_worker();
-        let now = generation(&mut db);
-        assert!(now == before || now == next, "{now}");
-        let (of, api) = match now == before {
-            true => (
-                ["new", "api"][round as usize % 2],
-                [&new, &api][round as usize % 2],
-            ),
-            false => (server, [&api, &new][round as usize % 2]),
-        };
-        assert_eq!(
-            db.one::<String>("SELECT server FROM recsync.generation WHERE state = 'in service'"),
-            of
-        );
-        db.assert_items_in_step(api);
-        wait_for_generation(&mut db, next);
-        db.settle("item_embedding");
-    }
-}
-
-#[test]
-fn index_of_a_new_generation_is_built_while_changes_wait_and_its_progress_is_seen() {
-    let cluster = Cluster::start(&[
-        ("max_worker_processes", "16"),
-        ("recsync.max_workers", "4"),
-        ("maintenance_work_mem", "1MB"),
-        ("max_parallel_maintenance_workers", "0"),
-    ]);
-    let api = Api::with_dimensions(100);
-    let mut db = cluster.database();
-    db.server("api", &api, "max_batch_inputs '1000'");
-    db.run("CREATE TABLE item (id int PRIMARY KEY, title text, stock int NOT NULL DEFAULT 0)");
-    db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 12000) i");
-    db.run("SELECT recsync.create_pipeline('item_embedding', 'item', columns => '{title}', server => 'api', index => 'none')");
-    db.settle("item_embedding");
-    db.run("SELECT recsync.rebuild('item_embedding', index => 'hnsw')");
-    db.wait_until_index_is_being_built();
-    db.run("UPDATE item SET title = 'meanwhile' WHERE id = 77; DELETE FROM item WHERE id = 78; INSERT INTO other VALUES (1, 'x')".split("; INSERT INTO other").next().unwrap());
-    // The one in service does not wait for it.
-    db.settle("item_embedding");
-    db.assert_items_in_step(&api);
-    let (phase, done): (String, f64) = {
-        let mut seen = None;
-        wait_until(PATIENCE, "its progress is seen", || {
-            let rows = db.rows("SELECT index_phase, index_done FROM recsync.generation WHERE state = 'building' AND index_phase LIKE 'building index%' AND index_done > 0");
-            seen = rows.first().map(|row| (row.get(0), row.get(1)));
-            seen.is_some()
-        });
-        seen.unwrap()
-    };
-    assert!(done <= 1.0, "{phase}: {done}");
-    let statement: String = db.one("SELECT query FROM pg_stat_activity WHERE backend_type = 'recsync indexer' AND datname = current_database()");
-    println!("{phase} {done} {statement}");
-    let locks: Vec<String> = db.column("SELECT mode FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE a.backend_type = 'recsync indexer' AND l.relation = 'item_embedding_g2'::regclass");
-    assert!(locks.contains(&"ShareLock".to_owned()), "{locks:?}");
-    cluster.set("maintenance_work_mem", "64MB");
-    process::signal(db.indexer().unwrap(), libc::SIGTERM);
-    wait_for_generation(&mut db, 2);
-    db.settle("item_embedding");
-    db.assert_items_in_step(&api);
-    assert!(db.one::<bool>("SELECT indexed FROM recsync.generation WHERE state = 'in service'"));
 }

@@ -74,7 +74,8 @@ fn search_and_similar_compare_by_the_pipelines_distance_with_and_without_an_inde
             ("halfvec", "hnsw"),
             ("vector", "hnsw_bit"),
         ] {
-            let pipeline = format!("{distance}_{storage}_{index}");
+            let what = format!("{distance}, {storage}, {index}");
+            let pipeline = format!("e{}", orders.len());
             db.run(&format!(
                 "SELECT recsync.create_pipeline('{pipeline}', 'item', columns => '{{title}}', server => 'api', storage => '{storage}', index => '{index}', distance => '{distance}')"
             ));
@@ -86,7 +87,7 @@ fn search_and_similar_compare_by_the_pipelines_distance_with_and_without_an_inde
                     db.one(&format!("SELECT indexed FROM recsync.generation WHERE pipeline = 'public.{pipeline}'"))
                 });
                 let definition: String = db.one(&format!(
-                    "SELECT indexdef FROM pg_indexes WHERE tablename = '{pipeline}_g1' AND indexdef LIKE '%hnsw%'"
+                    "SELECT indexdef FROM pg_indexes WHERE tablename = '{pipeline}_g1' AND indexdef LIKE '%USING hnsw%'"
                 ));
                 let class = match index {
                     "hnsw" => format!("{storage}_{class}"),
@@ -98,7 +99,7 @@ fn search_and_similar_compare_by_the_pipelines_distance_with_and_without_an_inde
             db.run("SET enable_seqscan = off; SET enable_sort = off; SET hnsw.ef_search = 200");
             let before = index_scans(&mut db, &format!("{pipeline}_g1"));
             let call = format!("recsync.search('{pipeline}', 'row 17', 10)");
-            assert_alike(&found(&mut db, &call), &wanted, &pipeline);
+            assert_alike(&found(&mut db, &call), &wanted, &what);
             if index != "none" {
                 wait_until(PATIENCE, "the index is used", || {
                     index_scans(&mut db, &format!("{pipeline}_g1")) > before
@@ -117,7 +118,7 @@ fn search_and_similar_compare_by_the_pipelines_distance_with_and_without_an_inde
                 .iter()
                 .map(|row| (row.get(0), row.get(1)))
                 .collect();
-            assert_alike(&similar, &wanted, &format!("similar, {pipeline}"));
+            assert_alike(&similar, &wanted, &format!("similar, {what}"));
             if (storage, index) == ("vector", "none") {
                 orders.push(wanted.into_iter().map(|(item, _)| item).collect::<Vec<_>>());
             }
@@ -188,7 +189,7 @@ fn impossible_distances_and_options_of_an_index_are_refused_with_what_is_possibl
             "from 4 to 1000",
         ),
         ("index_options => '{\"lists\": 100}'", "unknown field"),
-        ("index_options => '[16, 64]'", ""),
+        ("index_options => '[16, 64]'", "no JSON object"),
         (
             "index => 'none', index_options => '{\"m\": 8}'",
             "there is no index",
