@@ -145,8 +145,12 @@ fn changeable(name: &str) -> Result<Pipeline> {
         let _as = As::extension();
         Spi::run_with_args(LOCK, &[pipeline.id.into()])?;
     }
-    // As it is now: a swap may have been quicker.
-    pipeline::find(&pipeline.relation)
+    // A swap may have been quicker.
+    let now = pipeline::find(&pipeline.relation)?;
+    match now.id == pipeline.id {
+        true => Ok(now),
+        false => changeable(name),
+    }
 }
 
 /// The generations of a pipeline that are not in service.

@@ -118,7 +118,7 @@ impl Indexer {
 
 impl Running {
     /// It was declared with an index that is not there.
-    pub(super) fn lacks_index(&self) -> bool {
+    fn lacks_index(&self) -> bool {
         self.pipeline.index != "none" && !self.pipeline.indexed
     }
 }

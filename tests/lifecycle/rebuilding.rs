@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use postgres::Client;
 
@@ -286,6 +287,38 @@ fn view_that_came_meanwhile_or_a_reader_keeps_the_swap_waiting_and_says_so() {
     wait_until_it_waits_for(&mut db, "view near");
     db.run("DROP VIEW near");
     wait_for_generation(&mut db, 2);
+}
+
+#[test]
+fn transaction_with_a_snapshot_from_before_the_swap_searches_the_new_generation_after_it() {
+    let (api, new) = (Api::start(), Api::of_model("new", 24));
+    let mut db = shared().database();
+    embedded(&mut db, &api, &new, "none");
+    let (mut one, mut other) = (db.connect(), db.connect());
+    let mut holder = one.transaction().unwrap();
+    holder
+        .batch_execute("SELECT count(*) FROM item_embedding")
+        .unwrap();
+    db.run("SELECT recsync.rebuild('item_embedding', server => 'new'); SELECT recsync.embed('new', 'row 3')");
+    db.settle("item_embedding_g2");
+    db.pause(Duration::from_secs(1)); // it is complete, and the view is in the way
+    let mut reader = other.transaction().unwrap();
+    reader
+        .batch_execute(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM item",
+        )
+        .unwrap();
+    assert_eq!(generation(&mut db), 1);
+    holder.commit().unwrap();
+    wait_for_generation(&mut db, 2);
+    let found = reader
+        .query(
+            "SELECT item, score FROM recsync.search('item_embedding', 'row 3', k => 1)",
+            &[],
+        )
+        .unwrap_or_else(|error| panic!("{}", describe(&error)));
+    assert_eq!(found[0].get::<_, String>(0), "3");
+    assert!(found[0].get::<_, f64>(1) > 0.999);
 }
 
 #[test]

@@ -53,6 +53,23 @@ fn paused_pipeline_rests_with_the_generation_that_is_being_built() {
 }
 
 #[test]
+fn pipeline_whose_provider_refuses_it_is_rebuilt_by_another_one_and_runs_again() {
+    let (api, new) = (Api::start(), Api::of_model("new", 24));
+    let mut db = shared().database();
+    embedded(&mut db, &api, &new, "none");
+    api.accept_only_key("another");
+    db.run("UPDATE item SET title = 'refused' WHERE id = 3");
+    const STATE: &str = "SELECT state FROM recsync.status";
+    wait_until(PATIENCE, "it is paused", || {
+        db.one::<String>(STATE) == "paused"
+    });
+    db.run("SELECT recsync.rebuild('item_embedding', server => 'new')");
+    wait_for_generation(&mut db, 2);
+    db.assert_items_in_step(&new);
+    assert_eq!(db.one::<String>(STATE), "running");
+}
+
+#[test]
 fn dumped_in_the_middle_of_a_rebuild_it_is_finished_after_the_restore_and_pays_for_the_rest_alone()
 {
     let cluster = Cluster::start(&[]);
