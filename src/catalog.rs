@@ -48,8 +48,12 @@ pub mod change;
 
 // Where a database is at home, and what a copy of it does.
 pub mod site;
+
 // adopt_vectors: what was there before a pipeline.
 mod adopt;
+
+// rebuild, cancel_rebuild, rollback_rebuild, drop_generation.
+pub mod generation;
 
 // Models that are known by name.
 mod presets;

@@ -68,6 +68,19 @@ pub enum Error {
         pipeline: String,
         recommenders: String,
     },
+    #[error("pipeline \"{0}\" is being rebuilt")]
+    BeingRebuilt(String),
+    #[error("no generation of pipeline \"{pipeline}\" {which}")]
+    NoGeneration {
+        pipeline: String,
+        which: &'static str,
+    },
+    #[error(
+        "the vectors of pipeline \"{pipeline}\" are in column \"{column}\" of its source, which holds those of one model"
+    )]
+    CannotRebuild { pipeline: String, column: String },
+    #[error("others depend on {view}, whose type would change: {dependents}")]
+    ViewInUse { view: String, dependents: String },
     #[error("table \"{0}\" is not audited")]
     NotAudited(String),
     #[error("column \"{column}\" of \"{relation}\" does not exist")]
@@ -268,6 +281,22 @@ impl Error {
                 C::ERRCODE_DUPLICATE_TABLE,
                 Some("A pipeline's name is also the name of the relation that holds its vectors: choose another.".into()),
             ),
+            Error::BeingRebuilt(_) => (
+                C::ERRCODE_OBJECT_IN_USE,
+                Some("recsync.generation shows how far it is; recsync.cancel_rebuild ends it.".into()),
+            ),
+            Error::NoGeneration { .. } => (
+                C::ERRCODE_UNDEFINED_OBJECT,
+                Some("recsync.generation shows those that there are; the one before is kept until the next rebuild or drop_generation.".into()),
+            ),
+            Error::CannotRebuild { .. } => (
+                C::ERRCODE_FEATURE_NOT_SUPPORTED,
+                Some("Make a second pipeline over the source with another into_column and server, let the application read that column once recsync.wait_for says so, and drop the first pipeline and its column.".into()),
+            ),
+            Error::ViewInUse { .. } => (
+                C::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
+                Some("Drop them and make them again after the rebuild; or rebuild to the same type, storage and dimensions, for which they may stay.".into()),
+            ),
             Error::NotAudited(_) => (
                 C::ERRCODE_UNDEFINED_OBJECT,
                 Some("SELECT name FROM recsync.status WHERE kind = 'audit' lists the audited tables; if_exists => true accepts it.".into()),
@@ -286,7 +315,7 @@ impl Error {
             ),
             Error::ServerInUse { .. } => (
                 C::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
-                Some("Drop them with recsync.drop_pipeline first, or DROP SERVER … CASCADE to pause them.".into()),
+                Some("Drop them with recsync.drop_pipeline first, or by recsync.drop_generation where a rebuild has kept them, or DROP SERVER … CASCADE to pause them.".into()),
             ),
             Error::Denied { grant, .. } => (C::ERRCODE_INSUFFICIENT_PRIVILEGE, Some(grant.clone())),
             Error::LockBusy(_) => (

@@ -20,5 +20,8 @@ mod filling;
 // status and the numbers that the worker keeps.
 mod status;
 
+// How far the build of an index is.
+mod generations;
+
 // retry_dead_letters, purge_dead_letters.
 mod dead_letters;

@@ -63,6 +63,9 @@ mod writers;
 // The index over the vectors, built after the load.
 mod indexer;
 
+// Generations that are complete take the place of those in service.
+mod rebuilding;
+
 // Models of recommenders, trained when it is time.
 mod trainer;
 

@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::column;
+use super::generation;
 use super::names::quote;
 use super::pipeline::{self, Pipeline};
 use super::recommender;
@@ -18,7 +19,7 @@ use crate::error::{Error, OrReport, Result};
 #[pg_extern(sql = r#"
 CREATE FUNCTION drop_pipeline(name text, keep_vectors boolean DEFAULT false, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
-'Ends a pipeline: its view, its vectors (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin, 2BP01 where a recommender uses it.';
+'Ends a pipeline: its view, its vectors of all generations (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin, 2BP01 where a recommender uses it.';
 "#)]
 fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
     (|| -> Result<()> {
@@ -42,6 +43,9 @@ fn drop_pipeline(name: &str, keep_vectors: bool, if_exists: bool) {
 
 /// The pipeline with its relations, and the triggers where nothing else needs them.
 pub fn end(pipeline: &Pipeline, keep_vectors: bool) -> Result<()> {
+    for generation in generation::of(pipeline.id)? {
+        generation::drop_one(&generation)?;
+    }
     {
         let _as = As::extension();
         pipeline::delete(pipeline.id)?;
@@ -102,13 +106,20 @@ fn set_paused(name: &str, paused: bool) -> Result<()> {
         found => found?,
     };
     pipeline::require_owner(&pipeline)?;
+    // One that is being built beside it, too.
+    let others = generation::of(pipeline.id)?;
+    let both = others.iter().filter(|other| other.builds);
+    let both: Vec<&Pipeline> = both.chain([&pipeline]).collect();
+    let ids: Vec<i32> = both.iter().map(|of| of.id).collect();
+    let paused_now = both.iter().filter(|of| of.paused).map(|of| of.id);
+    let resumed: Vec<i32> = paused_now.filter(|_| !paused).collect();
     let _as = As::extension();
     Spi::run_with_args(
-        "UPDATE recsync.pipeline SET paused = $2, paused_reason = NULL, paused_by_server = false, backfill_held = CASE WHEN $2 THEN backfill_held END WHERE id = $1",
-        &[pipeline.id.into(), paused.into()],
+        "UPDATE recsync.pipeline SET paused = $2, paused_reason = NULL, paused_by_server = false, backfill_held = CASE WHEN $2 THEN backfill_held END WHERE id = ANY ($1)",
+        &[ids.into(), paused.into()],
     )?;
-    if !paused && pipeline.paused {
-        backfill::restart(&[pipeline.id])?;
+    if !resumed.is_empty() {
+        backfill::restart(&resumed)?;
     }
     wake::after_catalog_change();
     Ok(())

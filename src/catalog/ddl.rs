@@ -88,6 +88,13 @@ struct Pipeline {
     shown: Option<Vec<String>>,
 }
 
+impl Pipeline {
+    /// It is a generation that is not in service: its name is that of its table.
+    fn has_no_view(&self) -> bool {
+        self.oid.is_some() && self.oid == self.vectors_oid
+    }
+}
+
 /// What was declared before a command, and its expressions by OIDs.
 pub struct Before {
     state: State,

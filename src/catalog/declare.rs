@@ -2,6 +2,7 @@
 //!
 //! It never writes anything before everything has been checked.
 
+use pgrx::JsonB;
 use pgrx::datum::{AnyNumeric, Interval};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
@@ -15,6 +16,7 @@ pub mod confirm;
 use super::column;
 use super::ddl::seeing_its_effects;
 use super::expression::{self, Wanted};
+use super::index::{Distance, Options};
 use super::names::{qualified, quote, select_one};
 use super::pipeline::{self, Pipeline, When};
 use super::relations::make_relations;
@@ -24,7 +26,7 @@ use super::watch::{CAPTURES, describe_source, lock_in_tries, notice_of_source, r
 use crate::capture::wake;
 use crate::error::{Error, OrReport, Result};
 use crate::ledger::budget;
-use checks::{content_of_columns, form, relation_name, when};
+use checks::{content_of_columns, form, options, relation_name, when};
 
 /// What create_pipeline was asked for.
 struct Declaration {
@@ -37,6 +39,8 @@ struct Declaration {
     row_filter: Option<String>,
     storage: Option<String>,
     index: Option<String>,
+    distance: Distance,
+    index_options: Option<Options>,
     into_column: Option<String>,
     capture: String,
     on_replica: bool,
@@ -47,10 +51,11 @@ struct Declaration {
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
-    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false, monthly_budget numeric DEFAULT NULL)
+    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false,
+    distance text DEFAULT 'cosine', index_options jsonb DEFAULT NULL, monthly_budget numeric DEFAULT NULL)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean, numeric) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there; monthly_budget: what may be spent in a calendar month (UTC), in the server''s currency: see set_budget. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean, text, jsonb, numeric) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; distance: cosine, inner_product or l2, by which search, similar and recommenders compare vectors, and the index is made; index_options: m and ef_construction of the index as JSON, pgvector''s own where they are not given; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there; monthly_budget: what may be spent in a calendar month (UTC), in the server''s currency: see set_budget. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_pipeline(
@@ -70,6 +75,8 @@ fn create_pipeline(
     on_replica: Option<bool>,
     backfill: Option<bool>,
     if_not_exists: Option<bool>,
+    distance: Option<&str>,
+    index_options: Option<JsonB>,
     monthly_budget: Option<AnyNumeric>,
 ) -> pg_sys::Oid {
     (|| {
@@ -94,6 +101,8 @@ fn create_pipeline(
             row_filter: row_filter.map(str::to_owned),
             storage: storage.map(str::to_owned),
             index: index.map(str::to_owned),
+            distance: Distance::of(distance.unwrap_or("cosine"))?,
+            index_options: options(index_options, into_column.map_or(index, |_| Some("none")))?,
             into_column: into_column.map(str::to_owned),
             capture: capture.unwrap_or("keys").to_owned(),
             on_replica: on_replica.unwrap_or(false),
@@ -122,6 +131,8 @@ pub fn create_for_items(
         row_filter: None,
         storage: None,
         index: None,
+        distance: Distance::default(),
+        index_options: None,
         into_column: None,
         capture: "keys".to_owned(),
         on_replica: false,
@@ -275,8 +286,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     {
         let _as = As::extension();
         Spi::run_with_args(
-            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, into_column, dimensions, capture, on_replica, monthly_budget)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $19, $11, $13, $14, $20) RETURNING id)
+            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, into_column, dimensions, capture, on_replica, monthly_budget, distance, index_options)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $19, $11, $13, $14, $20, $21, $22) RETURNING id)
              INSERT INTO recsync.backfill (pipeline_id, finished_at) SELECT id, CASE WHEN $12 THEN NULL ELSE pg_catalog.now() END FROM p",
             &[
                 relation.as_str().into(),
@@ -299,6 +310,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
                 wanted.when.max_delay_s.into(),
                 into_column.into(),
                 wanted.monthly_budget.clone().into(),
+                wanted.distance.name().into(),
+                wanted.index_options.map(Options::json).into(),
             ],
         )?;
     }
@@ -326,8 +339,10 @@ fn index_asked_for(wanted: &Declaration) -> Result<Option<&str>> {
             "index",
             "recsync makes no index on a column of the source",
             format!(
-                "Leave index out, and make one that search uses: CREATE INDEX CONCURRENTLY ON … USING hnsw ({} vector_cosine_ops), or halfvec_cosine_ops.",
-                quote(column)
+                "Leave index out, and make one that search uses: CREATE INDEX CONCURRENTLY ON … USING hnsw ({} {}), or {}.",
+                quote(column),
+                wanted.distance.operator_class("vector"),
+                wanted.distance.operator_class("halfvec"),
             ),
         )),
         (_, index) => Ok(index),
@@ -355,6 +370,7 @@ fn difference(
     let given = given.and_then(|budget| f64::try_from(budget).ok());
     let budgets = (amount(is.monthly_budget), amount(given));
     let schedules = (is.when.text(), wanted.when.text());
+    let index_options = (text_of(is.index_options), text_of(wanted.index_options));
     let pairs = [
         ("source", is.source.as_str(), source),
         ("content", is.content.as_str(), content),
@@ -367,6 +383,12 @@ fn difference(
         ("schedule", schedules.0.as_str(), schedules.1.as_str()),
         ("storage", is.storage.as_str(), storage),
         ("index", is.index.as_str(), index),
+        ("distance", is.distance.name(), wanted.distance.name()),
+        (
+            "index_options",
+            index_options.0.as_str(),
+            index_options.1.as_str(),
+        ),
         (
             "into_column",
             is.into_column.as_deref().unwrap_or("none"),
@@ -386,4 +408,8 @@ fn difference(
         .map(|(name, is, wanted)| format!("{name} (is {is}, given {wanted})"))
         .collect();
     (!differing.is_empty()).then(|| differing.join(", "))
+}
+
+fn text_of(options: Option<Options>) -> String {
+    options.map_or("none".to_owned(), |options| options.json().0.to_string())
 }

@@ -103,6 +103,34 @@ pub fn resolve(name: &str) -> Result<Option<pg_sys::Oid>> {
     select_one::<pg_sys::Oid>("SELECT pg_catalog.to_regclass($1)::oid", &[name.into()])
 }
 
+/// Holds the relation that a name means, as a reader does, to the end of the transaction; where there is none, nothing.
+pub fn hold(name: &str) {
+    let Some(parts) = parts(name) else {
+        return;
+    };
+    let texts: Vec<CString> = parts
+        .into_iter()
+        .filter_map(|part| CString::new(part).ok())
+        .collect();
+    let (schema, relation) = match texts.as_slice() {
+        [relation] => (std::ptr::null(), relation),
+        [schema, relation] => (schema.as_ptr(), relation),
+        _ => return,
+    };
+    // SAFETY: the names outlive the call; the range variable is in the current context. Whoever replaces the relation
+    // while this waits for its lock, has done so when it is looked up again.
+    unsafe {
+        let name = pg_sys::makeRangeVar(schema.cast_mut(), relation.as_ptr().cast_mut(), -1);
+        pg_sys::RangeVarGetRelidExtended(
+            name,
+            pg_sys::AccessShareLock as _,
+            pg_sys::RVROption::RVR_MISSING_OK,
+            None,
+            std::ptr::null_mut(),
+        );
+    }
+}
+
 /// The first value of a read-only query. Allocates no transaction id, works on a standby.
 pub fn select_one<T: FromDatum + IntoDatum>(
     sql: &str,

@@ -7,8 +7,10 @@ use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+use super::index::{self, Distance};
 use super::names;
 use super::rights::As;
+use crate::dispatch::read::in_latest_snapshot;
 use crate::dispatch::schedule::Schedule;
 use crate::embed::endpoint::{Endpoint, MONEY_OPTIONS};
 use crate::error::{Error, Result};
@@ -56,6 +58,17 @@ pub struct Pipeline {
     pub dimensions: i64,
     /// What may be spent for it in a month, in the server's currency.
     pub monthly_budget: Option<f64>,
+    pub distance: Distance,
+    pub index_options: Option<index::Options>,
+    /// Counts the tables of vectors that it has had.
+    pub generation: i32,
+    /// It is another generation of that pipeline, called as its table is;
+    pub of_pipeline: Option<i32>,
+    /// that is kept in step, and takes the place of the one in service once it is complete.
+    pub builds: bool,
+    /// The table of the generation in service, where the same text has the same vector there.
+    #[serde(default)]
+    pub copies_from: Option<String>,
     /// Its vectors have an HNSW index, which makes each of them cost milliseconds.
     pub hnsw: bool,
     /// The index that was declared is there and valid, whoever made it.
@@ -230,6 +243,16 @@ impl Pipeline {
         *self == other
     }
 
+    /// Whether its vectors are of the same type.
+    pub fn has_type_of(&self, other: &Pipeline) -> bool {
+        (&self.storage, self.dimensions) == (&other.storage, other.dimensions)
+    }
+
+    /// The generation before, which is not kept in step.
+    pub fn is_kept(&self) -> bool {
+        self.of_pipeline.is_some() && !self.builds
+    }
+
     /// What is wrong with it, if anything.
     pub fn trouble(&self) -> Option<Trouble> {
         let broken = |reason: String| Some(Trouble::Broken(reason));
@@ -312,6 +335,26 @@ fn without_money(options: &Option<Vec<(String, String)>>) -> Vec<&(String, Strin
         .collect()
 }
 
+/// Which generations that are being built may copy from the one in service: where the same text has the same vector.
+pub fn find_copies(pipelines: &mut [Pipeline]) {
+    let recipe = |pipeline: &Pipeline| pipeline.endpoint().ok().map(|e| e.recipe());
+    let builds = pipelines.iter().filter(|pipeline| pipeline.builds);
+    let copies: Vec<(i32, String)> = builds
+        .filter_map(|next| {
+            let now = pipelines
+                .iter()
+                .find(|now| Some(now.id) == next.of_pipeline)?;
+            (recipe(next)? == recipe(now)?).then(|| (next.id, now.vectors.clone()))
+        })
+        .collect();
+    for (id, table) in copies {
+        let next = pipelines.iter_mut().find(|pipeline| pipeline.id == id);
+        if let Some(next) = next {
+            next.copies_from = Some(table);
+        }
+    }
+}
+
 /// For [`keys_sql`]: the primary key.
 pub const PRIMARY: &str = "i.indisprimary";
 
@@ -359,14 +402,30 @@ pub fn forget(id: i32) -> Result<()> {
 
 /// Every pipeline of the database. Runs as recsync's owner.
 pub fn load_all() -> Result<Vec<Pipeline>> {
-    load(None)
+    load(&STATEMENT, None)
 }
 
 /// The pipeline that `name` means: its full name as recsync.status shows it, or a name by search_path.
 pub fn find(name: &str) -> Result<Pipeline> {
+    find_where(name, &STATEMENT, |pipeline, relation| {
+        pipeline.of_pipeline.is_none() && pipeline.relation == relation
+    })
+}
+
+/// The same, or one of its generations, by the name of its table.
+pub fn find_any(name: &str) -> Result<Pipeline> {
+    find_where(name, &STATEMENT, |_, _| true)
+}
+
+fn find_where(
+    name: &str,
+    statement: &'static std::thread::LocalKey<Statement>,
+    is_it: impl Fn(&Pipeline, &str) -> bool,
+) -> Result<Pipeline> {
     let by_name = |relation: &str| {
         let _as = As::extension();
-        Ok::<_, Error>(load(Some(relation))?.pop())
+        let mut of_that_name = load(statement, Some(relation))?.into_iter();
+        Ok::<_, Error>(of_that_name.find(|pipeline| is_it(pipeline, relation)))
     };
     if let Some(pipeline) = by_name(name)? {
         return Ok(pipeline);
@@ -378,14 +437,38 @@ pub fn find(name: &str) -> Result<Pipeline> {
     found.ok_or_else(|| Error::NoSuchPipeline(name.to_owned()))
 }
 
-fn load(relation: Option<&str>) -> Result<Vec<Pipeline>> {
+/// The same, and the generation that is in service stays so until the end of the transaction: what is asked of the
+/// view goes to the table, and is by the model, that the pipeline has here.
+pub fn hold(name: &str) -> Result<Pipeline> {
     thread_local! {
-        static STATEMENT: Statement = Statement::new(LOAD.replace("{keys}", &keys_sql("s.relation", PRIMARY, &column_of("p.vectors"), &column_of("p.relation"))));
+        static NOW: Statement = loading().under_active_snapshot();
     }
+    names::hold(name);
+    in_latest_snapshot(|| find_where(name, &NOW, |_, _| true))
+}
+
+fn loading() -> Statement {
+    let keys = keys_sql(
+        "s.relation",
+        PRIMARY,
+        &column_of("p.vectors"),
+        &column_of("p.relation"),
+    );
+    Statement::new(LOAD.replace("{keys}", &keys))
+}
+
+thread_local! {
+    static STATEMENT: Statement = loading();
+}
+
+fn load(
+    statement: &'static std::thread::LocalKey<Statement>,
+    relation: Option<&str>,
+) -> Result<Vec<Pipeline>> {
     let _canonical = names::Canonical::begin();
     Spi::connect(|client| {
         let mut pipelines = Vec::new();
-        let rows = STATEMENT.with(|statement| statement.select(client, &[relation.into()]))?;
+        let rows = statement.with(|statement| statement.select(client, &[relation.into()]))?;
         for row in rows {
             let json = row.get::<String>(1)?.unwrap_or_default();
             pipelines.push(

@@ -6,6 +6,8 @@ SELECT pg_catalog.jsonb_build_object(
          'max_delay_s', extract(epoch FROM p.max_delay), 'into_column', p.into_column,
          'storage', p.storage, 'index', p.index, 'dimensions', p.dimensions,
          'monthly_budget', p.monthly_budget,
+         'distance', p.distance, 'index_options', p.index_options,
+         'generation', p.generation, 'of_pipeline', p.of_pipeline, 'builds', p.builds,
          'capture', p.capture, 'on_replica', p.on_replica,
          'paused', p.paused, 'paused_reason', p.paused_reason,
          'owner', w.relowner::bigint, 'owner_name', pg_catalog.pg_get_userbyid(w.relowner),
@@ -61,7 +63,7 @@ SELECT pg_catalog.jsonb_build_object(
   CROSS JOIN LATERAL (
        SELECT pg_catalog.bool_or(i.indisready) AS ready,
               pg_catalog.bool_or(i.indisvalid AND i.indpred IS NULL AND CASE p.index
-                  WHEN 'hnsw' THEN o.opcname = p.storage || '_cosine_ops'
+                  WHEN 'hnsw' THEN o.opcname = p.storage || CASE p.distance WHEN 'inner_product' THEN '_ip_ops' WHEN 'l2' THEN '_l2_ops' ELSE '_cosine_ops' END
                        AND pg_catalog.pg_get_indexdef(i.indexrelid, 1, false) = 'embedding'
                   WHEN 'hnsw_bit' THEN o.opcname = 'bit_hamming_ops'
                        AND pg_catalog.pg_get_indexdef(i.indexrelid, 1, false) LIKE '%binary_quantize(embedding)%'
@@ -81,5 +83,5 @@ SELECT pg_catalog.jsonb_build_object(
               pg_catalog.has_server_privilege(w.relowner, f.oid, 'USAGE') AS usable
          FROM pg_catalog.pg_foreign_server f JOIN pg_catalog.pg_foreign_data_wrapper d ON d.oid = f.srvfdw
         WHERE f.srvname = p.server AND d.fdwname = 'recsync') v ON true
- WHERE $1 IS NULL OR p.relation = $1
+ WHERE $1 IS NULL OR $1 IN (p.relation, p.vectors)
  ORDER BY p.id

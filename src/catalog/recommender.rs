@@ -43,6 +43,7 @@ use super::pipeline::{Key, PRIMARY, Trouble, keys_sql};
 use super::rights::{As, in_catalog};
 use crate::capture::wake;
 use crate::dispatch::backfill;
+use crate::dispatch::read::in_latest_snapshot;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
 use embedding::Vectors;
@@ -306,7 +307,7 @@ impl Recommender {
 
 /// Every recommender of the database. Runs as recsync's owner.
 pub fn load_all() -> Result<Vec<Recommender>> {
-    load(None)
+    load(None, false)
 }
 
 /// The recommender that `name` means: its full name as recsync.status shows it, or a name by search_path.
@@ -326,7 +327,28 @@ pub fn number(name: &str) -> Result<i32> {
 /// The recommender of that number.
 pub fn by_id(id: i32) -> Result<Option<Recommender>> {
     let _as = As::extension();
-    Ok(load(Some(id))?.pop())
+    Ok(load(Some(id), false)?.pop())
+}
+
+/// The recommender of that number. The generations of its items' and users' vectors that are in service stay so until the
+/// end of the transaction.
+pub fn hold(id: i32) -> Result<Option<Recommender>> {
+    const PIPELINES: &str = "\
+SELECT pg_catalog.array_agg(p.relation) FROM recsync.recommender r JOIN recsync.pipeline p ON p.id IN (r.pipeline_id, r.users_pipeline_id)
+ WHERE r.id = (SELECT m.recommender_id FROM recsync.member m WHERE m.id = $1)";
+    let pipelines = {
+        let _as = As::extension();
+        names::select_kept::<Vec<String>>(PIPELINES, &[id.into()])?
+    };
+    let pipelines = pipelines.unwrap_or_default();
+    if pipelines.is_empty() {
+        return by_id(id);
+    }
+    for pipeline in pipelines {
+        names::hold(&pipeline);
+    }
+    let _as = As::extension();
+    in_latest_snapshot(|| Ok(load(Some(id), true)?.pop()))
 }
 
 /// The full names that a name may stand for, in the order of the search path.
@@ -347,7 +369,7 @@ fn names_of(name: &str) -> Result<Vec<String>> {
     }
 }
 
-fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
+fn load(id: Option<i32>, held: bool) -> Result<Vec<Recommender>> {
     fn loading(which: &str) -> Statement {
         Statement::planned_once(
             LOAD.replace("{which}", which)
@@ -366,6 +388,7 @@ fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
     thread_local! {
         static ALL: Statement = loading("true");
         static ONE: Statement = loading("m.id = $1");
+        static ONE_NOW: Statement = loading("m.id = $1").under_active_snapshot();
     }
     let _canonical = names::Canonical::begin();
     // Types are called as they are for whom the worker and `As::owner` run.
@@ -374,6 +397,9 @@ fn load(id: Option<i32>) -> Result<Vec<Recommender>> {
             let mut recommenders = Vec::new();
             let rows = match id {
                 None => ALL.with(|statement| statement.select(client, &[]))?,
+                Some(id) if held => {
+                    ONE_NOW.with(|statement| statement.select(client, &[id.into()]))?
+                }
                 Some(id) => ONE.with(|statement| statement.select(client, &[id.into()]))?,
             };
             for row in rows {

@@ -22,6 +22,30 @@ pub fn make_relations(
     storage: &str,
     dimensions: usize,
 ) -> Result<()> {
+    make_table(vectors, source, table, storage, dimensions)?;
+    let keys: Vec<String> = table.key_columns.iter().map(|key| quote(key)).collect();
+    let keys = keys.join(", ");
+    let _as = As::maker(table.owner);
+    Spi::run(&format!(
+        "CREATE VIEW {relation} AS SELECT {keys}, embedding, content_hash, model, embedded_at FROM {vectors}"
+    ))?;
+    Spi::run(&format!(
+        "COMMENT ON VIEW {relation} IS {}",
+        literal(&format!(
+            "Embeddings of {source}, kept by recsync; drop it with recsync.drop_pipeline."
+        ))
+    ))?;
+    Ok(())
+}
+
+/// The table of a generation.
+pub fn make_table(
+    vectors: &str,
+    source: &str,
+    table: &SourceTable,
+    storage: &str,
+    dimensions: usize,
+) -> Result<()> {
     let schema = super::names::vector_schema()
         .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
     let keys: Vec<String> = table.key_columns.iter().map(|key| quote(key)).collect();
@@ -44,14 +68,5 @@ pub fn make_relations(
     }
     // By which a text is found that another row has.
     Spi::run(&format!("CREATE INDEX ON {vectors} (content_hash)"))?;
-    Spi::run(&format!(
-        "CREATE VIEW {relation} AS SELECT {keys}, embedding, content_hash, model, embedded_at FROM {vectors}"
-    ))?;
-    Spi::run(&format!(
-        "COMMENT ON VIEW {relation} IS {}",
-        literal(&format!(
-            "Embeddings of {source}, kept by recsync; drop it with recsync.drop_pipeline."
-        ))
-    ))?;
     Ok(())
 }

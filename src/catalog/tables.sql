@@ -63,19 +63,27 @@ CREATE TABLE pipeline (
     max_delay     interval,
     storage       text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     index         text NOT NULL CHECK (index IN ('hnsw', 'hnsw_bit', 'none')),
+    distance      text NOT NULL DEFAULT 'cosine' CHECK (distance IN ('cosine', 'inner_product', 'l2')), -- by which vectors are near
+    index_options jsonb,                  -- m and ef_construction of the index, where they are not pgvector's own
     into_column   text,                   -- of the source, where the vectors are there
     monthly_budget numeric CHECK (monthly_budget >= 0), -- in the server's currency
     dimensions    integer NOT NULL CHECK (dimensions > 0),
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
     generation    integer NOT NULL DEFAULT 1,
+    of_pipeline   integer REFERENCES pipeline ON DELETE CASCADE, -- another generation of that one, not in service: its name is its table's
+    builds        boolean NOT NULL DEFAULT false, -- such a one that is kept in step, and takes its place once it is complete
+    waits_for     text,                   -- what keeps it from that
     paused        boolean NOT NULL DEFAULT false,
     paused_reason text,
     paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
     backfill_held text,                   -- why its backfill waits for resume, while changes do not
     created_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
+    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server),
+    CHECK (of_pipeline IS NOT NULL OR NOT builds),
+    CHECK (builds OR waits_for IS NULL)
 );
+CREATE UNIQUE INDEX pipeline_builds ON pipeline (of_pipeline) WHERE builds; -- one at a time
 
 -- What is recommended, by whose interactions. Its id is one of the pipelines' numbers: backfills, dead letters and the
 -- worker's counters know both by one number. What the worker keeps for it is in tables of its own, interaction_<id>,

@@ -87,8 +87,9 @@ CREATE VIEW status WITH (security_barrier) AS
                             FROM checkpoint k, log l
                            WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = p.source_id AND NOT l.audit_only
                              AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
-     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
-        OR pg_catalog.pg_has_role(o.owner, 'USAGE')
+     WHERE p.of_pipeline IS NULL
+       AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+            OR pg_catalog.pg_has_role(o.owner, 'USAGE'))
     UNION ALL
     SELECT 'recommender', r.name,
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
@@ -120,6 +121,28 @@ CREATE VIEW status WITH (security_barrier) AS
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
 COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent.';
 
+CREATE VIEW generation WITH (security_barrier) AS
+    SELECT COALESCE(s.relation, p.relation) AS pipeline, p.generation,
+           CASE WHEN s.id IS NULL THEN 'in service' WHEN p.builds AND p.generation < s.generation THEN 'rolling back'
+                WHEN p.builds THEN 'building' ELSE 'kept' END AS state,
+           p.vectors, p.server, p.dimensions, p.storage, p.index, p.distance, p.index_options,
+           b.done AS backfilled, b.finished_at AS backfilled_at,
+           CASE WHEN s.id IS NULL OR p.builds THEN COALESCE(n.pending, 0) + j.jobs END AS pending, d.dead,
+           COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
+           i.valid AS indexed, i.phase AS index_phase, i.done AS index_done,
+           COALESCE(p.paused_reason, p.waits_for) AS waits_for, p.created_at
+      FROM pipeline p
+      LEFT JOIN pipeline s ON s.id = p.of_pipeline
+      LEFT JOIN backfill b ON b.pipeline_id = p.id
+      LEFT JOIN counters() n ON n.pipeline_id = p.id
+      CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS jobs FROM job WHERE pipeline_id = p.id) j
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead FROM dead_letter_log WHERE pipeline_id = p.id) d
+      CROSS JOIN LATERAL index_progress(p.vectors) i
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE');
+COMMENT ON VIEW generation IS 'One row a generation of a pipeline''s vectors: the one in service, one that rebuild makes (building) or rollback_rebuild brings into step (rolling back), and the one before, which is kept until the next rebuild. What it is made by; rows that its backfill has come to, when that ended, what is pending, dead letters, what was embedded by how many requests and tokens since the server''s start; whether there is a valid index, else the phase of its build (as in pg_stat_progress_create_index) and how much of the table it has read, from 0 to 1; and what keeps it from taking its place.';
+
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error
       FROM trained_model m JOIN recommender r ON r.id = m.recommender_id
@@ -141,7 +164,7 @@ CREATE VIEW attribution WITH (security_barrier) AS
     SELECT recommender, placement, source, shown, attributable, clicked, converted FROM attribution();
 COMMENT ON VIEW attribution IS 'What has come of what was shown, by recommender, placement and source: the function attribution() without arguments. Readable by the owner of the recommender''s items, recsync_admin and pg_monitor.';
 
-GRANT SELECT ON change_log, dead_letter, usage, status, model, shown, attribution TO PUBLIC;
+GRANT SELECT ON change_log, dead_letter, usage, status, generation, model, shown, attribution TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

@@ -245,6 +245,15 @@ pub fn complete<'a>(pipeline: i32, rows: impl Iterator<Item = &'a RowKey>) -> Re
 }
 
 /// Takes a lease on jobs that were written down while they are in flight, as a claim would have.
+/// All jobs of a pipeline that is not kept in step any more. As recsync's owner.
+pub fn forget(pipeline: i32) -> Result<()> {
+    Spi::run_with_args(
+        "DELETE FROM recsync.job WHERE pipeline_id = $1",
+        &[pipeline.into()],
+    )?;
+    Ok(())
+}
+
 pub fn lease<'a>(pipeline: i32, rows: impl Iterator<Item = &'a RowKey>) -> Result<()> {
     let hold = format!(
         "UPDATE recsync.job r SET leased_until = pg_catalog.clock_timestamp() + interval '{LEASE}' FROM"

@@ -215,6 +215,21 @@ pub fn in_snapshot_of_now<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     done
 }
 
+/// Runs `body` in a snapshot of now, also where the transaction has one of its own: what is declared is what the catalog,
+/// which has none, says. Not where a statement runs in several processes, which share one.
+pub fn in_latest_snapshot<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: a plain question to the server.
+    if unsafe { pg_sys::IsInParallelMode() } {
+        return body();
+    }
+    // SAFETY: as above.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let done = body();
+    // SAFETY: as above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    done
+}
+
 /// The keys of a JSON array of objects: their values as the text of their types; JSON's own numbers keep every digit.
 pub fn keys(json: Option<&str>) -> Result<Vec<Key>> {
     let Some(json) = json else {

@@ -56,6 +56,8 @@ pub struct Renderer {
     remove: Remove,
     /// The vectors that other rows of the pipeline have.
     same_text: Statement,
+    /// Those that the generation in service has.
+    copies: Option<Statement>,
     recipe: Option<Recipe>,
     /// There are vectors that were there before the pipeline.
     adopts: Cell<bool>,
@@ -117,12 +119,11 @@ impl Renderer {
             pipeline: pipeline.clone(),
             look: Statement::by_key(look).under_active_snapshot(),
             remove,
-            same_text: Statement::by_key(format!(
-                "SELECT k.content_hash, k.vector FROM pg_catalog.unnest($1::bytea[]) AS h (hash)
-                  CROSS JOIN LATERAL (SELECT e.content_hash, {}::pg_catalog.float4[] AS vector FROM {}
-                                       WHERE e.content_hash = h.hash AND e.model = $2::text LIMIT 1) k",
-                held.vector, held.from
-            )),
+            same_text: same_text(&held.vector, &held.from),
+            copies: pipeline.copies_from.as_ref().map(|table| {
+                let vector = format!("e.embedding::{vector_schema}.vector");
+                same_text(&vector, &format!("{table} e"))
+            }),
             rate: TokenRate::new(recipe.is_none()),
             recipe,
             adopts: Cell::new(pipeline.filling.adopted),
@@ -289,9 +290,11 @@ impl Renderer {
         {
             let _as = As::owner(self.pipeline.owner());
             let arguments = [hashes.into(), model.to_owned().into()];
-            vectors.extend(Spi::connect(|client| {
-                vectors_of(self.same_text.select(client, &arguments)?)
-            })?);
+            for statement in self.copies.iter().chain([&self.same_text]) {
+                vectors.extend(Spi::connect(|client| {
+                    vectors_of(statement.select(client, &arguments)?)
+                })?);
+            }
         }
         know(rendered, &vectors, &self.rate);
         Ok(())
@@ -302,6 +305,15 @@ impl Renderer {
         let _as = As::owner(self.pipeline.owner());
         Spi::connect_mut(|client| Ok(self.remove_orphans.update(client, &[])?.len() == ORPHANS))
     }
+}
+
+/// The vectors that texts have in a table, by their hashes.
+fn same_text(vector: &str, from: &str) -> Statement {
+    Statement::by_key(format!(
+        "SELECT k.content_hash, k.vector FROM pg_catalog.unnest($1::bytea[]) AS h (hash)
+          CROSS JOIN LATERAL (SELECT e.content_hash, {vector}::pg_catalog.float4[] AS vector FROM {from}
+                               WHERE e.content_hash = h.hash AND e.model = $2::text LIMIT 1) k"
+    ))
 }
 
 /// What [`looked`] reads of a row `s` of the source and its row `e` in the pipeline's table.
@@ -376,11 +388,7 @@ fn unknown(rendered: &[Rendered]) -> Vec<Vec<u8>> {
 }
 
 /// Texts whose vector is among these need no call.
-pub fn know(
-    rendered: &mut [Rendered],
-    vectors: &HashMap<Vec<u8>, Vec<f32>>,
-    rate: &TokenRate,
-) {
+pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>, rate: &TokenRate) {
     for rendered in rendered {
         if let Rendered::Text {
             text,

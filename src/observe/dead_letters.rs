@@ -38,7 +38,7 @@ fn retry_dead_letters(
     keys: Option<Vec<Option<String>>>,
 ) -> i64 {
     (|| -> Result<i64> {
-        let pipeline = pipeline::find(name.unwrap_or_default())?;
+        let pipeline = pipeline::find_any(name.unwrap_or_default())?;
         pipeline::require_owner(&pipeline)?;
         if let Some(class) = class
             && !CLASSES.map(Class::as_str).contains(&class)
@@ -98,7 +98,7 @@ COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
 "#)]
 fn purge_dead_letters(name: Option<&str>, before: Option<TimestampWithTimeZone>) -> i64 {
     (|| -> Result<i64> {
-        let pipeline = pipeline::find(name.unwrap_or_default())?;
+        let pipeline = pipeline::find_any(name.unwrap_or_default())?;
         pipeline::require_owner(&pipeline)?;
         let _as = As::extension();
         let count = Spi::get_one_with_args::<i64>(PURGE, &[pipeline.id.into(), before.into()])?;

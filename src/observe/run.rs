@@ -60,7 +60,7 @@ COMMENT ON FUNCTION run(text) IS
 
 fn run_now(name: &str) -> Result<Outcome> {
     let database = waitable()?;
-    match pipeline::find(name) {
+    match pipeline::find_any(name) {
         Err(unknown @ Error::NoSuchPipeline(_)) => {
             let recommender = recommender::find(name).map_err(|_| unknown)?;
             recommender::require_owner(&recommender)?;

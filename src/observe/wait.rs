@@ -55,7 +55,7 @@ fn wait_for(name: &str, timeout: Interval) -> bool {
 /// Whether it got there in time.
 pub fn is_settled(name: &str, timeout: Duration) -> Result<bool> {
     let database = waitable()?;
-    let ids = match pipeline::find(name) {
+    let ids = match pipeline::find_any(name) {
         Err(unknown @ Error::NoSuchPipeline(_)) => {
             let recommender = recommender::find(name).map_err(|_| unknown)?;
             let of_items = recommender.vectors.map(|vectors| vectors.pipeline_id);

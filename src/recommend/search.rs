@@ -47,7 +47,7 @@ fn search(
 extension_sql!(
     r#"
 COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
-'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (cosine similarity, 1 = same direction), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
+'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (more for what is nearer: by distance cosine the cosine similarity, 1 = same direction; by inner_product the inner product; by l2 1 / (1 + distance)), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
 "#,
     name = "search_comment",
     requires = [search]
@@ -61,7 +61,7 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
             "Give 1 to 10000.",
         ));
     }
-    let pipeline = pipeline::find(name)?;
+    let pipeline = pipeline::hold(name)?;
     require_readable(&pipeline)?;
     let values = query::vector_of(Some(pipeline.id), &pipeline.server, query, Purpose::Query)?;
     nearest(&pipeline, &values, k as usize, filter.as_ref())
@@ -257,13 +257,14 @@ impl<'a> Search<'a> {
         let (relation, rows_of) = (&pipeline.relation, &pipeline.rows_of);
         let on = on.join(" AND ");
         let wanted = format!("$1::{schema}.{}({})", pipeline.storage, pipeline.dimensions);
+        let operator = pipeline.distance.operator();
         Search {
             pipeline,
             schema,
             k,
             item,
             rows: format!("FROM {relation} e JOIN {rows_of} s ON {on}{passes}"),
-            distance: format!("e.embedding OPERATOR({schema}.<=>) {wanted}"),
+            distance: format!("e.embedding OPERATOR({schema}.{operator}) {wanted}"),
             wanted,
         }
     }
@@ -277,7 +278,8 @@ impl<'a> Search<'a> {
             distance,
             ..
         } = self;
-        format!("SELECT {item}, (1 - ({distance}))::float8 {rows} ORDER BY {distance} LIMIT {k}")
+        let score = self.pipeline.distance.score(distance);
+        format!("SELECT {item}, ({score})::float8 {rows} ORDER BY {distance} LIMIT {k}")
     }
 
     /// The nearest by their vectors of the `candidates` nearest by their bits.
@@ -291,11 +293,12 @@ impl<'a> Search<'a> {
             ..
         } = self;
         let dimensions = self.pipeline.dimensions;
+        let score = self.pipeline.distance.score("distance");
         let [theirs, its] = ["e.embedding", &self.wanted].map(|of| bits_of(of, dimensions, schema));
         format!(
             "WITH candidate AS MATERIALIZED (SELECT {item} AS item, {distance} AS distance {rows}
                     ORDER BY {theirs} OPERATOR({schema}.<~>) {its} LIMIT {candidates})
-             SELECT item, (1 - distance)::float8 FROM candidate ORDER BY distance LIMIT {k}"
+             SELECT item, ({score})::float8 FROM candidate ORDER BY distance LIMIT {k}"
         )
     }
 }

@@ -77,17 +77,16 @@ impl Leader {
             return Ok(());
         };
         let now = Instant::now();
+        let held = running.held;
         let claims = &mut running.claims;
-        if claims.next.is_none_or(|at| at > now) {
+        if held || claims.next.is_none_or(|at| at > now) {
             return Ok(());
         }
         let rests = self
             .lanes
             .get(running.lane)
             .is_some_and(|lane| lane.rests_until().is_some());
-        if rests
-            || running.is_spent
-            || self.queue.waits(id, QueueLane::Live) >= ENOUGH {
+        if rests || running.is_spent || self.queue.waits(id, QueueLane::Live) >= ENOUGH {
             claims.next = Some(now + LATER);
             return Ok(());
         }

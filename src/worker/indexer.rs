@@ -163,7 +163,7 @@ impl Leader {
     }
 
     /// Whether the first load is over, as far as memory knows.
-    fn is_calm(&mut self, id: i32) -> bool {
+    pub(super) fn is_calm(&mut self, id: i32) -> bool {
         if self.reader.has_more() {
             return false;
         }
@@ -173,6 +173,19 @@ impl Leader {
         };
         let own = running.ready_count() + running.in_flight + running.unstored.len();
         running.pipeline.backfilled && waiting + own <= FEW
+    }
+
+    /// A generation that is not in service is indexed while nobody writes to it: what it misses waits, in memory or
+    /// written down, until that is done.
+    pub(super) fn hold_what_is_indexed(&mut self) {
+        let indexing = self.is_indexing();
+        let indexed = self.database.indexed_pipeline.load(SeqCst);
+        for (id, state) in &mut self.pipelines {
+            if let Some(running) = state.running() {
+                let aside = running.pipeline.of_pipeline.is_some();
+                running.held = aside && indexing && *id == indexed;
+            }
+        }
     }
 
     /// Whether a process builds an index of this database, whoever has asked for it.
@@ -250,14 +263,14 @@ impl Leader {
 }
 
 /// What the tables say of a pipeline.
-struct Look {
+pub(super) struct Look {
     /// Vectors that are missing to as many as an index is worth.
-    missing: usize,
+    pub(super) missing: usize,
     /// Jobs that are written down, as far as they were counted.
     jobs: usize,
 }
 
-fn look(running: &Running) -> Result<Look> {
+pub(super) fn look(running: &Running) -> Result<Look> {
     guard_user_code()?;
     let pipeline = &running.pipeline;
     let wanted = settings::index_min_rows().max(1);

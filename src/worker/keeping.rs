@@ -61,7 +61,10 @@ impl Leader {
         for recommender in declared {
             let id = recommender.id;
             let keeping = match known.remove(&id) {
-                Some(mut keeping) if keeping.recommender.is_declared_as(&recommender) => {
+                Some(mut keeping)
+                    if keeping.recommender.is_declared_as(&recommender)
+                        && !is_outdated(&recommender) =>
+                {
                     let read = recommender.backfilled && !keeping.recommender.backfilled;
                     if read || keeping.recommender.backfill_round != recommender.backfill_round {
                         keeping.recommender.take_position(&recommender);
@@ -128,6 +131,21 @@ impl Leader {
                     report(&recommender, &failed);
                     note_pause(&recommender, &failed.message)?;
                     return Ok(None);
+                }
+            }
+        }
+        if is_outdated(&recommender) {
+            // The items' vectors are of another generation: those of interests are made of the interactions until then.
+            let made = transaction(|| {
+                wait_briefly()?;
+                tables::interests_again(id)
+            });
+            match made {
+                Ok(Some(made)) => recommender = made,
+                Ok(None) => return Ok(None),
+                Err(failed) => {
+                    report(&recommender, &failed);
+                    self.restoring = true; // soon again
                 }
             }
         }
@@ -404,6 +422,12 @@ pub fn require_round(recommender: i32, round: i32, read: bool) -> Result<()> {
         detail: None,
         hint: None,
     })
+}
+
+/// Whether the interests that are kept are of other vectors than the items have.
+fn is_outdated(recommender: &Recommender) -> bool {
+    let vectors = recommender.vectors.as_ref();
+    vectors.is_some_and(|vectors| vectors.outdated)
 }
 
 pub(super) fn row_of(recommender: i32, key: &Arc<[String]>) -> RowKey {

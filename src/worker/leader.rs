@@ -17,6 +17,7 @@ use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
 use super::process::{self, Bell, Failed, transaction};
+use super::rebuilding::Swaps;
 use super::rest::works;
 use super::running::{Lanes, State, Turns};
 use super::spending::Spending;
@@ -72,6 +73,7 @@ pub(super) struct Leader {
     pub(super) flights: Flights,
     pub(super) writers: Writers,
     pub(super) indexer: Indexer,
+    pub(super) swaps: Swaps,
     pub(super) trainer: Trainer,
     pub(super) standbys: Standbys,
     /// What is spent and saved, and not written yet.
@@ -198,6 +200,7 @@ impl Leader {
             flights: Flights::default(),
             writers: Writers::default(),
             indexer: Indexer::default(),
+            swaps: Swaps::default(),
             trainer: Trainer::default(),
             standbys: Standbys::default(),
             spending: Spending::new(spent),
@@ -265,6 +268,7 @@ impl Leader {
         if self.suspended {
             return Ok(true);
         }
+        self.hold_what_is_indexed();
         self.land()?;
         self.hear_writers()?;
         self.store_a_slice()?;
@@ -286,6 +290,7 @@ impl Leader {
             }
             self.sweep()?;
             self.index()?;
+            self.swap_generations()?;
             self.train()?;
         }
         self.put_aside()?;
@@ -364,6 +369,9 @@ impl Leader {
                 let Some(running) = state.running() else {
                     continue;
                 };
+                if running.held {
+                    continue; // the end of its index's build rings the bell
+                }
                 let waits = self.queue.waits(*id, QueueLane::Removal) > 0
                     || !running.is_full(QueueLane::Live)
                         && self.queue.waits(*id, QueueLane::Live) > 0;
@@ -404,6 +412,7 @@ impl Leader {
                 .next_index()
                 .into_iter()
                 .chain(self.next_training())
+                .chain(self.next_swap())
                 .min()
         {
             wait = wait.min(at.saturating_duration_since(now) + TICK);
@@ -446,6 +455,7 @@ impl Leader {
             && self.keeps_on().is_none()
             && !self.has_jobs()
             && !self.is_about_to_index()
+            && !self.is_about_to_swap()
             && !self.is_about_to_train();
         if idle {
             // Whoever commits from here on wakes the launcher; what was committed before has to be looked at once more.

@@ -46,7 +46,8 @@ impl Leader {
                 return Ok((version, Vec::new(), Vec::new(), String::new(), Vec::new()));
             }
             let schema = names::vector_schema().unwrap_or_default();
-            let (pipelines, recommenders) = (pipeline::load_all()?, recommender::load_all()?);
+            let (mut pipelines, recommenders) = (pipeline::load_all()?, recommender::load_all()?);
+            pipeline::find_copies(&mut pipelines);
             Ok((version, pipelines, recommenders, schema, secret()?))
         };
         let is_broken = |trouble| matches!(trouble, Some(Trouble::Broken(_)));
@@ -166,7 +167,7 @@ impl Leader {
         vector_schema: &str,
         model: Option<String>,
     ) -> std::result::Result<State, Failed> {
-        if pipeline.paused {
+        if pipeline.paused || pipeline.is_kept() {
             return Ok(State::Off);
         }
         let lacks = || pipeline.lacks().map(Trouble::Broken);
@@ -262,6 +263,7 @@ impl Leader {
             sweep: unlogged.then(Instant::now),
             changed: false,
             in_flight: 0,
+            held: false,
             grant: None,
             unstored: Unstored::new(slow),
             index: Progress::unknown(),
@@ -301,7 +303,11 @@ impl Leader {
         reason: &str,
     ) -> std::result::Result<bool, Failed> {
         self.database.catalog_changed.store(true, SeqCst);
-        let declared = transaction(pipeline::load_all)?;
+        let declared = transaction(|| {
+            let mut declared = pipeline::load_all()?;
+            pipeline::find_copies(&mut declared);
+            Ok(declared)
+        })?;
         let Some(declared) = declared.iter().find(|pipeline| pipeline.id == id) else {
             return Ok(true);
         };

@@ -67,9 +67,11 @@ impl Leader {
         Ok(more)
     }
 
-    /// The pipelines' numbers, another one first in each round.
+    /// The pipelines' numbers, another one first in each round; without those whose table nobody may write to.
     pub(super) fn in_turn(&self) -> Vec<i32> {
-        let mut ids: Vec<i32> = self.pipelines.keys().copied().collect();
+        let held = |state: &State| matches!(state, State::Runs(running) if running.held);
+        let ids = self.pipelines.iter().filter(|(_, state)| !held(state));
+        let mut ids: Vec<i32> = ids.map(|(id, _)| *id).collect();
         let first = self.first_in_turn % ids.len().max(1);
         ids.rotate_left(first);
         ids
@@ -228,7 +230,8 @@ impl Leader {
             let Some(running) = state.running() else {
                 continue;
             };
-            while self.writers.rows(running.pipeline.id).is_empty()
+            while !running.held
+                && self.writers.rows(running.pipeline.id).is_empty()
                 && running.sweep.is_some_and(|at| at <= Instant::now())
             {
                 let renderer = &running.renderer;

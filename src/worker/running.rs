@@ -84,6 +84,8 @@ pub struct Running {
     pub dead_letters: bool,
     /// Rows in flight.
     pub in_flight: usize,
+    /// Its table is being indexed while nobody writes to it.
+    pub held: bool,
     /// When the account's limits let the next request go.
     pub grant: Option<Grant>,
     /// Vectors that have come.
@@ -138,7 +140,7 @@ impl Running {
     /// would be waited for.
     pub fn bulk(&self) -> usize {
         let sweeps = self.sweep.is_some_and(|at| at <= Instant::now());
-        match self.pipeline.hnsw && !sweeps {
+        match self.pipeline.hnsw && !sweeps && !self.held {
             true => self.unstored.bulk(),
             false => 0,
         }

@@ -210,11 +210,15 @@ impl Leader {
             let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
                 continue;
             };
-            let of_server = running.endpoint.monthly_budget.is_some() && text.contains(" of server ");
+            let of_server =
+                running.endpoint.monthly_budget.is_some() && text.contains(" of server ");
             if of_server && told.contains(&text) {
                 continue;
             }
-            log!("recsync worker: pipeline {}: {text}", running.pipeline.relation);
+            log!(
+                "recsync worker: pipeline {}: {text}",
+                running.pipeline.relation
+            );
             told.push(text);
         }
     }

@@ -117,6 +117,7 @@ impl Leader {
                 .pipelines
                 .values_mut()
                 .filter_map(State::running)
+                .filter(|running| !running.held)
                 .any(|running| {
                     [QueueLane::Live, QueueLane::Backfill].iter().any(|lane| {
                         running.is_stored_by_leader(*lane, writers) && running.unstored.has(*lane)

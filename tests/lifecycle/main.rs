@@ -35,10 +35,10 @@ mod verifying_meanwhile;
 /// Copied, dumped and restored, upgraded with its server.
 mod moving;
 
-/// Updated from older versions of recsync.
-mod upgrading;
 /// Vectors from before the pipeline.
 mod adopting;
+/// Updated from older versions of recsync.
+mod upgrading;
 
 /// What triggers have not seen.
 mod unseen;
@@ -54,3 +54,8 @@ mod altering;
 
 /// Whose it is.
 mod owning;
+/// A new generation of the vectors, swapped in.
+mod rebuilding;
+
+/// The same while other things happen.
+mod rebuilding_meanwhile;

@@ -61,7 +61,7 @@ fn differences(db: &mut Database) -> Vec<String> {
 }
 
 #[track_caller]
-fn assert_kept_right(db: &mut Database) {
+pub fn assert_kept_right(db: &mut Database) {
     settle(db);
     let wrong = differences(db);
     assert!(

@@ -35,6 +35,9 @@ mod counting;
 /// Vectors of items and of users' interests.
 mod interests;
 
+/// Another generation of the items' vectors.
+mod rebuilding;
+
 /// recommend, similar, popular.
 mod lists;
 

@@ -19,6 +19,10 @@ mod reading;
 
 /// Indexes by width, searches by them.
 mod indexes;
+
+/// What near means, how an index is made.
+mod distances;
+
 /// Vectors in a column of the source.
 mod into_column;
 

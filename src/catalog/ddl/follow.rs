@@ -260,6 +260,9 @@ fn show_keys(pipeline: &Pipeline, key: &[String]) -> Result<()> {
     let (Some(view), Some(oid)) = (&pipeline.current, pipeline.oid) else {
         return Ok(());
     };
+    if pipeline.has_no_view() {
+        return Ok(());
+    }
     let shown = pipeline.shown.iter().flatten().zip(key);
     let renamed: Vec<_> = shown.filter(|(shown, key)| shown != key).collect();
     if !renamed.is_empty() {
@@ -295,7 +298,11 @@ fn clean_up(source: &Source, pipelines: &[&Pipeline], recommenders: &[&Recommend
                 None => None,
             };
             let _as = As::maker(owner);
-            if let Some(view) = &pipeline.current {
+            if let Some(view) = pipeline
+                .current
+                .as_ref()
+                .filter(|_| !pipeline.has_no_view())
+            {
                 Spi::run(&format!("DROP VIEW {view}"))?;
             }
             if let Some(function) = function {

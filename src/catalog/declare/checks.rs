@@ -2,10 +2,12 @@
 //!
 //! It never writes anything.
 
+use pgrx::JsonB;
 use pgrx::datum::Interval;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use crate::catalog::index::Options;
 use crate::catalog::names::{self, quote, select_one};
 use crate::catalog::pipeline::When;
 use crate::catalog::rights::in_subtransaction;
@@ -123,6 +125,35 @@ pub fn content_of_columns(source: pg_sys::Oid, name: &str, columns: &[String]) -
     ))
 }
 
+/// The dimensions that pgvector's graphs take.
+pub fn widest(storage: &str) -> usize {
+    match storage {
+        "halfvec" => 4_000,
+        _ => 2_000,
+    }
+}
+
+/// How the index is to be made, where there is one.
+pub fn options(given: Option<JsonB>, index: Option<&str>) -> Result<Option<Options>> {
+    let Some(JsonB(given)) = given else {
+        return Ok(None);
+    };
+    let refused = |reason: String, hint: &str| Err(Error::argument("index_options", reason, hint));
+    if index == Some("none") {
+        return refused(
+            "there is no index".into(),
+            "Leave it out, or index => 'none'.",
+        );
+    }
+    match Options::of(&given) {
+        Ok(options) => Ok(Some(options)),
+        Err(reason) => refused(
+            reason,
+            "Give what pgvector's hnsw takes, for example '{\"m\": 24, \"ef_construction\": 128}': m from 2 to 100 (16 if it is not given), ef_construction from 4 to 1000 (64), at least twice m.",
+        ),
+    }
+}
+
 /// How vectors of that width are stored, and the index over them: what was asked for, or what the width allows.
 pub fn form(
     storage: Option<&str>,
@@ -152,8 +183,6 @@ pub fn form(
         index,
         "The valid ones are hnsw, hnsw_bit and none.",
     )?;
-    // What pgvector's graphs take.
-    let widest = |storage| if storage == "halfvec" { 4_000 } else { 2_000 };
     let storage = given.unwrap_or(match dimensions {
         2_001..=4_000 => {
             notice!(

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use serde::Deserialize;
 
 use super::Recommender;
+use crate::catalog::index::Distance;
 use crate::catalog::names::{parts, qualified, quote, resolve, select_one};
 use crate::catalog::pipeline::{self, Pipeline};
 use crate::catalog::rights::As;
@@ -35,6 +36,9 @@ pub struct Vectors {
     pub by_bits: bool,
     /// Whether each change of a vector is noted, so that what is made of it is known to be right.
     pub noted: bool,
+    /// The interests that are kept are of another generation of the vectors.
+    pub outdated: bool,
+    pub distance: Distance,
 }
 
 /// What create_recommender was asked for.
@@ -164,10 +168,35 @@ pub fn note_changes(recommender: &Recommender) -> Result<()> {
     let id = recommender.id;
     if let Some(oid) = resolve(table)? {
         lock_in_tries(oid, table, pg_sys::ShareRowExclusiveLock)?;
+        let name = format!("00_recsync_revise_{id}");
+        let is_there = select_one::<bool>(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = $1 AND tgname = $2)",
+            &[oid.into(), name.as_str().into()],
+        )?;
         let _as = As::maker(table_owner(oid)?);
+        if is_there == Some(true) {
+            return Ok(Spi::run(&format!(
+                "ALTER TABLE {table} ENABLE TRIGGER \"{name}\""
+            ))?);
+        }
         Spi::run(&format!(
-            "CREATE TRIGGER \"00_recsync_revise_{id}\" AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION recsync.revise_v1('{id}')"
+            "CREATE TRIGGER \"{name}\" AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION recsync.revise_v1('{id}')"
         ))?;
+    }
+    Ok(())
+}
+
+/// Changes of a pipeline's vectors are not noted any more, for no recommender: its table is not the one in service from
+/// now on. Nobody who reads it is in the way.
+pub fn stop_noting_all(pipeline: &Pipeline) -> Result<()> {
+    const NOTED: &str = "\
+SELECT pg_catalog.array_agg(pg_catalog.quote_ident(tgname)) FROM pg_catalog.pg_trigger
+ WHERE tgrelid = pg_catalog.to_regclass($1) AND tgname ~ '^00_recsync_revise_[0-9]+$' AND tgenabled IN ('O', 'A')";
+    let table = &pipeline.vectors;
+    let _as = As::maker(pipeline.owner());
+    let noted = select_one::<Vec<String>>(NOTED, &[table.as_str().into()])?;
+    for trigger in noted.unwrap_or_default() {
+        Spi::run(&format!("ALTER TABLE {table} DISABLE TRIGGER {trigger}"))?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 (SELECT pg_catalog.jsonb_build_object(
-          'pipeline_id', p.id, 'relation', p.relation, 'table', p.vectors, 'storage', p.storage, 'dimensions', p.dimensions,
+          'pipeline_id', p.id, 'relation', p.relation, 'table', p.vectors, 'storage', p.storage, 'dimensions', p.dimensions, 'distance', p.distance,
           'schema', (SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_extension x JOIN pg_catalog.pg_namespace n ON n.oid = x.extnamespace WHERE x.extname = 'vector'),
           'key', (SELECT pg_catalog.quote_ident(a.attname) FROM pg_catalog.pg_attribute a
                    WHERE a.attrelid = pg_catalog.to_regclass(p.relation) AND a.attnum = 1),
@@ -9,6 +9,10 @@
           -- Changes of the vectors are noted, and all there is of a vector is in the table; and so are interests kept.
           'noted', p.into_column IS NULL AND pg_catalog.to_regclass('recsync.interest_' || r.id) IS NOT NULL
                AND pg_catalog.to_regclass('recsync.revised_' || r.id) IS NOT NULL AND EXISTS (
+               SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = pg_catalog.to_regclass(p.vectors)
+                  AND t.tgname = '00_recsync_revise_' || r.id AND t.tgenabled IN ('O', 'A')),
+          'outdated', p.into_column IS NULL AND pg_catalog.to_regclass('recsync.interest_' || r.id) IS NOT NULL
+               AND pg_catalog.to_regclass('recsync.revised_' || r.id) IS NOT NULL AND NOT EXISTS (
                SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = pg_catalog.to_regclass(p.vectors)
                   AND t.tgname = '00_recsync_revise_' || r.id AND t.tgenabled IN ('O', 'A')))
    FROM recsync.pipeline p

@@ -250,6 +250,30 @@ fn statements_of_vectors(id: i32, vectors: &Vectors, owner: &str) -> Vec<String>
     ]
 }
 
+/// Makes the tables of the users' interests anew where they are of another generation of the items' vectors, and has
+/// changes of these noted. An error where somebody holds one of them.
+pub fn interests_again(id: i32) -> Result<Option<Recommender>> {
+    let outdated = |recommender: &Recommender| {
+        let vectors = recommender.vectors.as_ref();
+        vectors.filter(|vectors| vectors.outdated).cloned()
+    };
+    if let Some(recommender) = by_id(id)?
+        && let Some(vectors) = outdated(&recommender)
+    {
+        let id = recommender.of;
+        let owner = owner_name(recommender.owner());
+        {
+            let _as = As::extension();
+            drop_tables([interests(id), revised(id)].into_iter())?;
+            for sql in statements_of_vectors(id, &vectors, &owner) {
+                Spi::run(&sql)?;
+            }
+        }
+        super::embedding::note_changes(&recommender)?;
+    }
+    by_id(id)
+}
+
 /// The vectors of users' interests are made anew, where they are kept.
 pub fn forget_interests(id: i32) -> Result<()> {
     let _as = As::extension();
@@ -267,7 +291,11 @@ pub fn drop(id: i32, members: &[i32]) -> Result<()> {
         .into_iter()
         .chain([interests(id), revised(id)])
         .chain(models::all(id));
-    for table in of_members.chain(others) {
+    drop_tables(of_members.chain(others))
+}
+
+fn drop_tables(tables: impl Iterator<Item = String>) -> Result<()> {
+    for table in tables {
         let there = crate::catalog::names::resolve(&table)?;
         if there.is_some() {
             Spi::run(&format!("ALTER EXTENSION recsync DROP TABLE {table}"))?;

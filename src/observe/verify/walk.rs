@@ -50,7 +50,7 @@ pub struct Walk {
 impl Walk {
     /// Of the pipeline that `name` means, for its owner.
     pub fn of(name: &str) -> Result<Walk> {
-        let pipeline = pipeline::find(name)?;
+        let pipeline = pipeline::find_any(name)?;
         pipeline::require_owner(&pipeline)?;
         require_new_snapshots()?;
         if pipeline.paused {

@@ -56,9 +56,9 @@ pub struct Walked {
 }
 
 impl Interests {
-    /// `None` where the items have no vectors.
+    /// `None` where the items have no vectors, or other ones than what is kept was made of.
     pub fn of(r: &Recommender) -> Result<Option<Interests>> {
-        let Some(vectors) = &r.vectors else {
+        let Some(vectors) = r.vectors.as_ref().filter(|vectors| !vectors.outdated) else {
             return Ok(None);
         };
         let (user, item, schema) = (r.user_key()?, r.item_key()?, &vectors.schema);

@@ -191,9 +191,10 @@ pub fn nearest(
         schema,
         ..
     } = vectors;
+    let operator = vectors.distance.operator();
     let wanted = wanted(vectors, number);
     let from = format!("{relation} v JOIN {rows} s ON {key} {equals} v.{of_vector} WHERE {passes}");
-    let distance = format!("v.embedding OPERATOR({schema}.<=>) {wanted}");
+    let distance = format!("v.embedding OPERATOR({schema}.{operator}) {wanted}");
     if !vectors.by_bits {
         return Ok(format!(
             "SELECT {key} AS item_id, {distance} AS distance FROM {from} ORDER BY {distance} LIMIT {most}"
@@ -232,7 +233,8 @@ fn others(r: &Recommender, parts: &Parts) -> String {
 pub fn similar(r: &Recommender, vectors: &Vectors) -> Result<String> {
     let passes = others(r, &Parts::new(r)?);
     Ok(format!(
-        "SELECT n.item_id::text, 1 - n.distance, NULL::int4[] FROM ({}) n ORDER BY n.distance, n.item_id",
+        "SELECT n.item_id::text, {}, NULL::int4[] FROM ({}) n ORDER BY n.distance, n.item_id",
+        vectors.distance.score("n.distance"),
         nearest(r, vectors, 2, &passes, NEAREST)?
     ))
 }
@@ -256,11 +258,12 @@ pub fn rest(r: &Recommender, vectors: &Vectors, score: &str) -> Result<String> {
     } = vectors;
     Ok(format!(
         "SELECT n.item_id::text, {score}, NULL::int4[]
-           FROM (SELECT {key} AS item_id, (v.embedding OPERATOR({schema}.<=>) {wanted}) + 0::float8 AS distance
+           FROM (SELECT {key} AS item_id, (v.embedding OPERATOR({schema}.{operator}) {wanted}) + 0::float8 AS distance
                    FROM {relation} v JOIN {rows} s ON {key} {equals} v.{of_vector}
                   WHERE {passes} AND NOT {key} {equals} ANY (SELECT given::{kind} FROM pg_catalog.unnest($3::text[]) AS given)) n
           ORDER BY n.distance, n.item_id",
         wanted = wanted(vectors, 2),
+        operator = vectors.distance.operator(),
     ))
 }
 

@@ -14,7 +14,7 @@ use super::rank::ranked_for;
 use super::similar::{require_content, similar_to};
 use super::{Listed, most_popular, recommended};
 use crate::catalog::pipeline;
-use crate::catalog::recommender::{Recommender, find, number};
+use crate::catalog::recommender::{Recommender, number};
 use crate::error::{Error, OrReport, Result};
 use crate::recommend::search;
 
@@ -85,14 +85,14 @@ fn similar_by_name(
 
 fn similar_in(name: &str, item: Option<&str>, asked: Option<JsonB>) -> Result<Listed> {
     let question = question(asked)?;
-    match find(name) {
+    match number(name) {
         Err(unknown @ Error::NoSuchRecommender(_)) => {
-            let pipeline = pipeline::find(name).map_err(|_| unknown)?;
+            let pipeline = pipeline::hold(name).map_err(|_| unknown)?;
             require_content(&question)?;
             let found = search::similar(&pipeline, item, question.k, question.filter.as_ref())?;
             Ok(TableIterator::new(found))
         }
-        found => similar_to(&found?, item, &question),
+        found => similar_to(&*once::recommender(found?)?, item, &question),
     }
 }
 

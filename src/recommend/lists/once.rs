@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::catalog::recommender::functions::Kind;
-use crate::catalog::recommender::{Recommender, by_id};
+use crate::catalog::recommender::{Recommender, hold};
 use crate::error::{Error, Result};
 
 /// When and for whom something was looked up: a statement's snapshots that are alike in this show the same.
@@ -65,7 +65,7 @@ pub fn recommender(id: i32) -> Result<Rc<Recommender>> {
     if let Some(known) = known(id, |found| Rc::clone(&found.recommender)) {
         return Ok(known);
     }
-    let recommender = by_id(id)?.ok_or_else(|| Error::NoSuchRecommender(id.to_string()))?;
+    let recommender = hold(id)?.ok_or_else(|| Error::NoSuchRecommender(id.to_string()))?;
     let recommender = Rc::new(recommender);
     FOUND.set(now().map(|moment| Found {
         moment,

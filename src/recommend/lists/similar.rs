@@ -98,7 +98,7 @@ fn near(
     let (first, rest) = match by_content {
         true => (
             content::similar(recommender, vectors)?,
-            content::rest(recommender, vectors, "1 - n.distance")?,
+            content::rest(recommender, vectors, &vectors.distance.score("n.distance"))?,
         ),
         false => (
             content::blend(recommender, vectors, &statements::similar(recommender)?)?,

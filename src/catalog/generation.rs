@@ -1,0 +1,352 @@
+//! Generations of a pipeline: rebuild, cancel_rebuild, rollback_rebuild, drop_generation.
+//!
+//! A new generation is a pipeline of its own beside the one in service, with a table of its own and without a view: it
+//! is backfilled, kept in step, indexed and retried as any. Once it is complete the worker swaps it in ([`swap`]). Here
+//! nothing of the generation in service is ever touched.
+
+// A complete generation takes the place of the one in service.
+pub mod swap;
+
+use pgrx::JsonB;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::declare::checks::{form, options, widest};
+use super::index::{Distance, Options};
+use super::names::{parts, quote, resolve};
+use super::pipeline::{self, Pipeline, Trouble};
+use super::relations::make_table;
+use super::rights::As;
+use super::server;
+use super::watch::describe_source;
+use crate::capture::wake;
+use crate::dispatch::{backfill, jobs};
+use crate::error::{Error, OrReport, Result};
+
+/// Bytes of a name in PostgreSQL.
+const LONGEST_NAME: usize = 63;
+
+/// What rebuild was asked for; what is not given stays as it is.
+struct Wish<'a> {
+    server: Option<&'a str>,
+    storage: Option<&'a str>,
+    index: Option<&'a str>,
+    distance: Option<&'a str>,
+    index_options: Option<JsonB>,
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION rebuild(name text, server text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, distance text DEFAULT NULL, index_options jsonb DEFAULT NULL)
+RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION rebuild(text, text, text, text, text, jsonb) IS
+'Builds a new generation of a pipeline''s vectors beside the one in service: by another server (model), in another storage, with another index, distance or index_options, as in create_pipeline; what is not given stays, unless the width of the new vectors forbids it. Texts whose model does not change cost no call: their vectors are copied. Changes go to both meanwhile; once all rows have their vector and the index is there, the worker swaps it in. recsync.generation shows how far it is. Returns the table of the new generation, by whose name wait_for, search, verify, run and the functions for dead letters know it. The generation before stays until the next rebuild or drop_generation, see rollback_rebuild. Locks: on the source ACCESS SHARE; at the swap ACCESS EXCLUSIVE on the pipeline''s view, in tries of 50 ms. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 55006 while one is under way, 2BP01 where the type of the vectors changes and others depend on the view, 0A000 where the vectors are in a column of the source, 22023 for an impossible argument, 55000 where it is broken, 25006 on a standby.';
+"#)]
+fn rebuild(
+    name: Option<&str>,
+    server: Option<&str>,
+    storage: Option<&str>,
+    index: Option<&str>,
+    distance: Option<&str>,
+    index_options: Option<JsonB>,
+) -> pg_sys::Oid {
+    let wish = Wish {
+        server,
+        storage,
+        index,
+        distance,
+        index_options,
+    };
+    begin(name.unwrap_or_default(), wish).or_report()
+}
+
+fn begin(name: &str, wish: Wish) -> Result<pg_sys::Oid> {
+    let pipeline = changeable(name)?;
+    super::install::require_worker()?;
+    if let Some(Trouble::Broken(reason)) = pipeline.trouble() {
+        return Err(Error::BrokenPipeline {
+            name: pipeline.relation,
+            reason,
+        });
+    }
+    if let Some(column) = &pipeline.into_column {
+        return Err(Error::CannotRebuild {
+            pipeline: pipeline.relation.clone(),
+            column: column.clone(),
+        });
+    }
+    let others = of(pipeline.id)?;
+    require_none_builds(&pipeline, &others)?;
+    let server = wish.server.unwrap_or(&pipeline.server).to_owned();
+    // SAFETY: the current user's OID.
+    server::endpoint(&server, unsafe { pg_sys::GetUserId() })?;
+    let dimensions = server::endpoint(&server, pipeline.owner())?.dimensions;
+    let (storage, index) = form_of(&pipeline, &wish, dimensions)?;
+    let distance = match wish.distance {
+        Some(distance) => Distance::of(distance)?,
+        None => pipeline.distance,
+    };
+    let options = match wish.index_options {
+        Some(given) => options(Some(given), Some(index))?,
+        None if index == "none" => None,
+        None => pipeline.index_options,
+    };
+    if (storage, dimensions as i64) != (pipeline.storage.as_str(), pipeline.dimensions) {
+        require_no_dependents(&pipeline)?;
+    }
+    for kept in &others {
+        notice!(
+            "generation {} of {}, which was kept, is dropped",
+            kept.generation,
+            pipeline.relation
+        );
+        drop_one(kept)?;
+    }
+    let number = 1 + others
+        .iter()
+        .chain([&pipeline])
+        .map(|of| of.generation)
+        .max()
+        .unwrap_or_default();
+    let vectors = table_name(&pipeline.relation, number)?;
+    if resolve(&vectors)?.is_some() {
+        return Err(Error::RelationExists(vectors));
+    }
+    let table = {
+        let _as = As::maker(pipeline.owner());
+        describe_source(pipeline.source_oid(), &pipeline.source)?
+    };
+    table.require_create()?;
+    make_table(&vectors, &pipeline.source, &table, storage, dimensions)?;
+    let new = New {
+        vectors: &vectors,
+        server: &server,
+        storage,
+        index,
+        dimensions: dimensions as i32,
+        distance,
+        options,
+        number,
+    };
+    new.write(pipeline.id)?;
+    wake::after_catalog_change();
+    Ok(resolve(&vectors)?.unwrap_or(pg_sys::InvalidOid))
+}
+
+/// The pipeline of that name, for its owner, whose generations nobody else changes until the transaction's end.
+fn changeable(name: &str) -> Result<Pipeline> {
+    const LOCK: &str = "SELECT id FROM recsync.pipeline WHERE id = $1 FOR NO KEY UPDATE";
+    // SAFETY: a plain question to the server.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        return Err(Error::Recovery);
+    }
+    let pipeline = pipeline::find(name)?;
+    pipeline::require_owner(&pipeline)?;
+    {
+        let _as = As::extension();
+        Spi::run_with_args(LOCK, &[pipeline.id.into()])?;
+    }
+    // A swap may have been quicker.
+    let now = pipeline::find(&pipeline.relation)?;
+    match now.id == pipeline.id {
+        true => Ok(now),
+        false => changeable(name),
+    }
+}
+
+/// The generations of a pipeline that are not in service.
+pub fn of(pipeline: i32) -> Result<Vec<Pipeline>> {
+    let _as = As::extension();
+    let all = pipeline::load_all()?.into_iter();
+    Ok(all
+        .filter(|other| other.of_pipeline == Some(pipeline))
+        .collect())
+}
+
+/// Refuses while a generation is being built, or rolled back to.
+pub fn require_none_builds(pipeline: &Pipeline, others: &[Pipeline]) -> Result<()> {
+    match others.iter().any(|other| other.builds) {
+        true => Err(Error::BeingRebuilt(pipeline.relation.clone())),
+        false => Ok(()),
+    }
+}
+
+/// Storage and index: what is given, else what the pipeline has, where the width allows that.
+fn form_of(
+    pipeline: &Pipeline,
+    wish: &Wish,
+    dimensions: usize,
+) -> Result<(&'static str, &'static str)> {
+    let mut storage = Some(wish.storage.unwrap_or(&pipeline.storage));
+    let mut index = Some(wish.index.unwrap_or(&pipeline.index));
+    if index == Some("hnsw") && dimensions > widest(storage.unwrap_or_default()) {
+        (storage, index) = (wish.storage, wish.index);
+    }
+    form(storage, index, dimensions)
+}
+
+fn require_no_dependents(pipeline: &Pipeline) -> Result<()> {
+    match swap::dependents(&pipeline.relation)? {
+        None => Ok(()),
+        Some(dependents) => Err(Error::ViewInUse {
+            view: pipeline.relation.clone(),
+            dependents,
+        }),
+    }
+}
+
+/// `<name>_g<number>`, beside the pipeline's view.
+fn table_name(relation: &str, number: i32) -> Result<String> {
+    let parts = parts(relation).unwrap_or_default();
+    let [schema, name] = parts.as_slice() else {
+        return Err(Error::Internal(format!("{relation} has no schema")));
+    };
+    let end = format!("_g{number}");
+    let room = name.floor_char_boundary(LONGEST_NAME - end.len());
+    Ok(format!(
+        "{}.{}",
+        quote(schema),
+        quote(&format!("{}{end}", &name[..room]))
+    ))
+}
+
+/// A generation that is to be built.
+struct New<'a> {
+    vectors: &'a str,
+    server: &'a str,
+    storage: &'a str,
+    index: &'a str,
+    dimensions: i32,
+    distance: Distance,
+    options: Option<Options>,
+    number: i32,
+}
+
+impl New<'_> {
+    /// Everything else is as it is declared of the pipeline. Where that rests because of its server, this one need not.
+    fn write(&self, pipeline: i32) -> Result<()> {
+        const WRITE: &str = "\
+WITH new AS (
+    INSERT INTO recsync.pipeline
+    SELECT n.* FROM recsync.pipeline p CROSS JOIN LATERAL pg_catalog.jsonb_populate_record(p, pg_catalog.jsonb_build_object(
+               'id', pg_catalog.nextval('recsync.pipeline_id_seq'), 'relation', $2::text, 'vectors', $2::text, 'server', $3::text,
+               'storage', $4::text, 'index', $5::text, 'dimensions', $6::int4, 'distance', $7::text, 'index_options', $8::jsonb,
+               'generation', $9::int4, 'of_pipeline', p.id, 'builds', true, 'created_at', pg_catalog.now(),
+               'paused', p.paused AND p.paused_reason IS NULL, 'paused_reason', NULL, 'paused_by_server', false)) n
+     WHERE p.id = $1 RETURNING id)
+INSERT INTO recsync.backfill (pipeline_id) SELECT id FROM new";
+        let _as = As::extension();
+        Spi::run_with_args(
+            WRITE,
+            &[
+                pipeline.into(),
+                self.vectors.into(),
+                self.server.into(),
+                self.storage.into(),
+                self.index.into(),
+                self.dimensions.into(),
+                self.distance.name().into(),
+                self.options.map(Options::json).into(),
+                self.number.into(),
+            ],
+        )?;
+        Ok(())
+    }
+}
+
+/// A generation that is not in service goes, with its vectors and its work.
+pub fn drop_one(generation: &Pipeline) -> Result<()> {
+    {
+        let _as = As::extension();
+        pipeline::delete(generation.id)?;
+    }
+    if generation.owner() != pg_sys::InvalidOid {
+        let _as = As::maker(generation.owner());
+        Spi::run(&format!("DROP TABLE IF EXISTS {}", generation.vectors))?;
+    }
+    Ok(())
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION cancel_rebuild(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION cancel_rebuild(text) IS
+'Ends a rebuild that is under way: the new generation is dropped, the one in service stays. One that is rolled back to stays kept instead. Errors: 42704 where there is no such pipeline, or no rebuild of it, 42501 for others than its owner and recsync_admin, 25006 on a standby.';
+"#)]
+fn cancel_rebuild(name: &str) {
+    (|| -> Result<()> {
+        let pipeline = changeable(name)?;
+        let building = of(pipeline.id)?.into_iter().find(|other| other.builds);
+        let building = building.ok_or_else(|| Error::NoGeneration {
+            pipeline: pipeline.relation.clone(),
+            which: "is being built",
+        })?;
+        match building.generation < pipeline.generation {
+            true => keep(building.id)?,
+            false => drop_one(&building)?,
+        }
+        wake::after_catalog_change();
+        Ok(())
+    })()
+    .or_report();
+}
+
+/// A generation is not kept in step any more.
+fn keep(id: i32) -> Result<()> {
+    const KEEP: &str = "UPDATE recsync.pipeline SET builds = false, waits_for = NULL WHERE id = $1";
+    let _as = As::extension();
+    Spi::run_with_args(KEEP, &[id.into()])?;
+    jobs::forget(id)?;
+    pipeline::forget(id)
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION rollback_rebuild(name text) RETURNS regclass LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION rollback_rebuild(text) IS
+'Back to the generation that was in service before the last rebuild, which is kept until the next rebuild or drop_generation. It is brought into step first: all rows are looked at, what has not changed since costs no call, and changes go to both meanwhile; then the worker swaps it in as after a rebuild, and the other one is kept. Returns its table. Errors: 42704 where there is no such pipeline, or none is kept, 42501 for others than its owner and recsync_admin, 55006 while a rebuild is under way, 2BP01 where the type of the vectors changes and others depend on the view, 25006 on a standby.';
+"#)]
+fn rollback_rebuild(name: &str) -> pg_sys::Oid {
+    roll_back(name).or_report()
+}
+
+fn roll_back(name: &str) -> Result<pg_sys::Oid> {
+    const BUILD: &str = "UPDATE recsync.pipeline SET builds = true, paused = false, paused_reason = NULL, paused_by_server = false WHERE id = $1";
+    let pipeline = changeable(name)?;
+    let others = of(pipeline.id)?;
+    require_none_builds(&pipeline, &others)?;
+    let kept = others.first().ok_or_else(|| Error::NoGeneration {
+        pipeline: pipeline.relation.clone(),
+        which: "is kept",
+    })?;
+    if !kept.has_type_of(&pipeline) {
+        require_no_dependents(&pipeline)?;
+    }
+    {
+        let _as = As::extension();
+        Spi::run_with_args(BUILD, &[kept.id.into()])?;
+        backfill::restart(&[kept.id])?;
+    }
+    wake::after_catalog_change();
+    Ok(resolve(&kept.vectors)?.unwrap_or(pg_sys::InvalidOid))
+}
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION drop_generation(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION drop_generation(text) IS
+'Drops the generation that a rebuild has kept, and frees its space: there is nothing to roll back to after that. Errors: 42704 where there is no such pipeline, or none is kept, 42501 for others than its owner and recsync_admin, 55006 while it is rolled back to, 25006 on a standby.';
+"#)]
+fn drop_generation(name: &str) {
+    (|| -> Result<()> {
+        let pipeline = changeable(name)?;
+        let others = of(pipeline.id)?;
+        match others.as_slice() {
+            [] => Err(Error::NoGeneration {
+                pipeline: pipeline.relation.clone(),
+                which: "is kept",
+            }),
+            others => {
+                require_none_builds(&pipeline, others)?;
+                others.iter().try_for_each(drop_one)
+            }
+        }
+    })()
+    .or_report();
+}
