@@ -32,5 +32,8 @@ mod indexing;
 /// A pipeline changed in place.
 mod altering;
 
+/// The same while work is under way.
+mod altering_meanwhile;
+
 /// Whose it is.
 mod owning;
