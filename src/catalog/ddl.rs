@@ -219,13 +219,28 @@ unsafe fn has_triggers(name: *mut pg_sys::RangeVar) -> bool {
 /// After the command: names, triggers and pauses follow what it did.
 pub fn after(before: Before) {
     seeing_its_effects(|| {
-        FOLLOWING.set(true);
+        let _following = Following::begin();
         if is_installed() {
             quietly(|| follow::follow(&before));
         }
         wake::after_catalog_change();
-        FOLLOWING.set(false);
     });
+}
+
+/// It ends with this value, also where the statement is cancelled meanwhile.
+struct Following;
+
+impl Following {
+    fn begin() -> Following {
+        FOLLOWING.set(true);
+        Following
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        FOLLOWING.set(false);
+    }
 }
 
 /// After a command that has made or changed these servers, or who may use them and how: what waited for that goes on.

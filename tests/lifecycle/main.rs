@@ -52,6 +52,9 @@ mod indexing;
 /// A pipeline changed in place.
 mod altering;
 
+/// The same while work is under way.
+mod altering_meanwhile;
+
 /// Whose it is.
 mod owning;
 /// A new generation of the vectors, swapped in.

@@ -339,3 +339,35 @@ fn a_filter_runs_with_its_owners_rights_whoever_searches() {
     assert_eq!(db.one::<i64>(similar), 2);
     drop_roles(&mut db, &roles);
 }
+
+#[test]
+fn table_that_somebody_holds_is_left_to_its_owner_and_a_cancelled_command_is_no_harm() {
+    let api = Api::start();
+    let mut db = shared().database();
+    let roles = roles(&mut db);
+    pipeline(&mut db, &api, &roles);
+    let new = &roles.new;
+    db.run(&format!(
+        "GRANT SELECT ON item TO {new}; GRANT USAGE ON FOREIGN SERVER api TO {new}"
+    ));
+    let mut other = db.connect();
+    let mut reader = other.transaction().unwrap();
+    reader
+        .batch_execute("LOCK TABLE e_g1 IN ACCESS SHARE MODE")
+        .unwrap();
+    let give = format!("ALTER VIEW e OWNER TO {new}");
+    db.run("SET statement_timeout = '300 ms'");
+    let error = db.refused(&give);
+    assert_eq!(error.code().code(), "57014");
+    db.run("SET statement_timeout = 0; ALTER VIEW e RENAME TO f; ALTER VIEW f RENAME TO e");
+    db.run(&give);
+    let reason =
+        db.one::<String>("SELECT paused_reason FROM recsync.pipeline WHERE relation = 'public.e'");
+    let left = format!("ALTER TABLE public.e_g1 OWNER TO {new}");
+    assert!(reason.contains(&left), "{reason}");
+    reader.commit().unwrap();
+    db.run(&left);
+    db.run("UPDATE item SET title = 'changed'");
+    assert_rendered_by(&mut db, &api, new);
+    drop_roles(&mut db, &roles);
+}

@@ -42,30 +42,32 @@ pub fn follow(before: &Before, now: &State) -> Vec<i32> {
             quietly(|| pause(pipeline.id, &pipeline.stored, &reason, Cause::Server));
         }
     }
+    seeing_its_effects(|| quietly(go_on_where_nothing_lacks));
     ended
 }
 
 /// After a GRANT: what waited for it goes on.
 pub fn after_grant() {
-    const WAITING: &str = "SELECT pg_catalog.array_agg(relation) FROM recsync.pipeline WHERE paused AND pg_catalog.starts_with(paused_reason, $1)";
     seeing_its_effects(|| {
-        if !is_installed() {
-            return;
+        if is_installed() {
+            quietly(go_on_where_nothing_lacks);
         }
-        quietly(|| {
-            let waiting = {
-                let _as = As::extension();
-                select_one::<Vec<String>>(WAITING, &[LACKS.into()])?
-            };
-            waiting.unwrap_or_default().iter().try_for_each(|name| {
-                let pipeline = pipeline::find(name)?;
-                match pipeline.lacks() {
-                    None => go_on(pipeline.id),
-                    Some(_) => Ok(()),
-                }
-            })
-        });
     });
+}
+
+fn go_on_where_nothing_lacks() -> Result<()> {
+    const WAITING: &str = "SELECT pg_catalog.array_agg(relation) FROM recsync.pipeline WHERE paused AND pg_catalog.starts_with(paused_reason, $1)";
+    let waiting = {
+        let _as = As::extension();
+        select_one::<Vec<String>>(WAITING, &[LACKS.into()])?
+    };
+    waiting.unwrap_or_default().iter().try_for_each(|name| {
+        let pipeline = pipeline::find(name)?;
+        match pipeline.lacks() {
+            None => go_on(pipeline.id),
+            Some(_) => Ok(()),
+        }
+    })
 }
 
 fn oid(number: Option<i64>) -> pg_sys::Oid {
