@@ -151,8 +151,7 @@ impl Leader {
             let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
                 continue;
             };
-            if running.pipeline.backfilled
-                || running.is_spent
+            if !running.reads_rows()
                 || self.queue.waits(id, QueueLane::Backfill) > backfill::SLICE / 2
             {
                 continue;

@@ -368,8 +368,7 @@ impl Leader {
                 if relieved {
                     continue; // only what flies is waited for, and that rings the bell
                 }
-                let reads = !running.pipeline.backfilled && !running.is_spent;
-                if waits || (reads && !self.queue.has_slice(*id)) {
+                if waits || (running.reads_rows() && !self.queue.has_slice(*id)) {
                     return Duration::ZERO;
                 }
                 let Some(lane) = self.lanes.get(running.lane) else {
