@@ -12,9 +12,38 @@ const REPEATS: usize = 4;
 const LENGTH: std::ops::Range<usize> = 40..80;
 
 const WORDS: [&str; 32] = [
-    "light", "running", "shoe", "for", "wet", "and", "rocky", "trails", "canvas", "jacket", "waterproof", "mountain",
-    "weather", "small", "gas", "stove", "warm", "cotton", "with", "zip", "pockets", "recycled", "nylon", "breathable",
-    "sole", "grip", "summer", "winter", "blue", "green", "adjustable", "strap",
+    "light",
+    "running",
+    "shoe",
+    "for",
+    "wet",
+    "and",
+    "rocky",
+    "trails",
+    "canvas",
+    "jacket",
+    "waterproof",
+    "mountain",
+    "weather",
+    "small",
+    "gas",
+    "stove",
+    "warm",
+    "cotton",
+    "with",
+    "zip",
+    "pockets",
+    "recycled",
+    "nylon",
+    "breathable",
+    "sole",
+    "grip",
+    "summer",
+    "winter",
+    "blue",
+    "green",
+    "adjustable",
+    "strap",
 ];
 
 pub struct Catalogue {
@@ -68,7 +97,9 @@ impl Catalogue {
     fn new_text(&mut self) -> String {
         self.texts += 1;
         let length = self.rng.usize(LENGTH);
-        let words: Vec<&str> = (0..length).map(|_| WORDS[self.rng.usize(..WORDS.len())]).collect();
+        let words: Vec<&str> = (0..length)
+            .map(|_| WORDS[self.rng.usize(..WORDS.len())])
+            .collect();
         format!("Article {} {}", self.texts, words.join(" "))
     }
 

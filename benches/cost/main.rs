@@ -73,7 +73,10 @@ impl Traffic {
             tokens,
             bytes,
         } = self;
-        format!("{label} | {requests} | {inputs} | {tokens} | {:.1}", *bytes as f64 / 1e6)
+        format!(
+            "{label} | {requests} | {inputs} | {tokens} | {:.1}",
+            *bytes as f64 / 1e6
+        )
     }
 
     fn csv(&self, label: &str) -> String {
@@ -104,7 +107,10 @@ fn main() {
     let load = received(&api);
     let reckoned = Traffic::of(catalogue.texts());
     let error = reckoned.bytes as f64 / load.bytes as f64 - 1.0;
-    assert!(error.abs() < 0.01, "a reload is reckoned {error:+.4} of what it is");
+    assert!(
+        error.abs() < 0.01,
+        "a reload is reckoned {error:+.4} of what it is"
+    );
 
     let started = Instant::now();
     let (every, nightly) = replay(&mut client, &mut catalogue, changes);
@@ -123,13 +129,24 @@ fn main() {
         ("(a) every change embedded", every),
         ("(b) 30 nightly reloads", nightly),
     ];
-    let lines: Vec<String> = parts.iter().map(|(label, traffic)| traffic.row(label)).collect();
+    let lines: Vec<String> = parts
+        .iter()
+        .map(|(label, traffic)| traffic.row(label))
+        .collect();
     table("sent", "what | requests | inputs | tokens | MB", &lines);
     usage(&mut client, load, month);
     let whole = (load.bytes + month.bytes) as f64;
     print_goals(&[
-        most("the month's tokens, share of (a)", 0.1, month.tokens as f64 / every.tokens as f64),
-        most("bytes, first load included, share of (b)", 0.1, whole / nightly.bytes as f64),
+        most(
+            "the month's tokens, share of (a)",
+            0.1,
+            month.tokens as f64 / every.tokens as f64,
+        ),
+        most(
+            "bytes, first load included, share of (b)",
+            0.1,
+            whole / nightly.bytes as f64,
+        ),
     ]);
     let head = "what,requests,inputs,tokens,bytes\n".to_owned();
     let csv = parts.iter().map(|(label, traffic)| traffic.csv(label));
@@ -139,7 +156,10 @@ fn main() {
 
 /// The table, its rows, the pipeline; until all is embedded.
 fn load(client: &mut Client, api: &Loopback, catalogue: &Catalogue) {
-    client.run(&api.server("loopback", &["price_per_million_tokens '0.02'", "max_concurrency '4'"]));
+    client.run(&api.server(
+        "loopback",
+        &["price_per_million_tokens '0.02'", "max_concurrency '4'"],
+    ));
     client.run("CREATE TABLE product (id int PRIMARY KEY, description text NOT NULL, price int NOT NULL DEFAULT 0, stock int NOT NULL DEFAULT 0)");
     let texts: Vec<&str> = catalogue.texts().collect();
     let insert = "INSERT INTO product (id, description) SELECT n - 1, t FROM unnest($1::text[]) WITH ORDINALITY AS u (t, n)";
@@ -211,13 +231,21 @@ fn usage(client: &mut Client, load: Traffic, month: Traffic) {
     let mut all = load;
     all.add(month);
     let wanted = [all.requests, all.inputs, all.tokens, all.bytes];
-    assert_eq!([0, 1, 2, 3].map(number), wanted, "recsync.usage is what the API has had");
+    assert_eq!(
+        [0, 1, 2, 3].map(number),
+        wanted,
+        "recsync.usage is what the API has had"
+    );
     let cost: f64 = row.get(4);
     let saved = ["coalesced", "unchanged", "known"].iter().zip([5, 7, 9]);
     let lines: Vec<String> = saved
         .map(|(what, column)| format!("{what} | {} | {}", number(column), number(column + 1)))
         .collect();
-    table("saved, as recsync.usage has it", "what | changes or texts | tokens", &lines);
+    table(
+        "saved, as recsync.usage has it",
+        "what | changes or texts | tokens",
+        &lines,
+    );
     println!("\ncost: {cost:.4} USD at 0.02 a million tokens");
 }
 

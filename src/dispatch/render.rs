@@ -351,11 +351,7 @@ fn same_row(keys: &[Key]) -> String {
 }
 
 /// Texts whose vector is among these need no call.
-pub fn know(
-    rendered: &mut [Rendered],
-    vectors: &HashMap<Vec<u8>, Vec<f32>>,
-    rate: &TokenRate,
-) {
+pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>, rate: &TokenRate) {
     for rendered in rendered {
         if let Rendered::Text {
             text,

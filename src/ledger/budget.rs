@@ -43,7 +43,10 @@ impl Account<'_> {
             Some(server) => format!(" of server \"{server}\""),
             None => String::new(),
         };
-        let budget = format!("the monthly budget of {} {}{whose}", self.budget, self.currency);
+        let budget = format!(
+            "the monthly budget of {} {}{whose}",
+            self.budget, self.currency
+        );
         let text = match stops {
             true => format!("{budget} is spent"),
             false => format!("80% of {budget} is spent"),
@@ -55,7 +58,13 @@ impl Account<'_> {
 /// What is to be said first.
 pub fn notice(accounts: &[Account]) -> Option<Notice> {
     let notices = accounts.iter().filter_map(Account::notice);
-    notices.reduce(|one, other| if other.stops && !one.stops { other } else { one })
+    notices.reduce(|one, other| {
+        if other.stops && !one.stops {
+            other
+        } else {
+            one
+        }
+    })
 }
 
 /// Notices by pipeline.

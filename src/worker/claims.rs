@@ -85,9 +85,7 @@ impl Leader {
             .lanes
             .get(running.lane)
             .is_some_and(|lane| lane.rests_until().is_some());
-        if rests
-            || running.is_spent
-            || self.queue.waits(id, QueueLane::Live) >= ENOUGH {
+        if rests || running.is_spent || self.queue.waits(id, QueueLane::Live) >= ENOUGH {
             claims.next = Some(now + LATER);
             return Ok(());
         }

@@ -299,7 +299,9 @@ impl Flights {
                         let tokens = rate.of(&ready.text);
                         let coalesced = ready.job.coalesced();
                         result.saved.coalesced.add(coalesced, coalesced * tokens);
-                        let before = sent.get_mut(*input).map(|sent| std::mem::replace(sent, true));
+                        let before = sent
+                            .get_mut(*input)
+                            .map(|sent| std::mem::replace(sent, true));
                         if before == Some(true) {
                             result.saved.known.add(1, tokens);
                         }

@@ -3,7 +3,6 @@
 //! It never lets a store wait: bills go with the vectors, and by themselves where none are stored. What is in here when
 //! the worker dies, a second's worth at the most beside requests whose vectors were not stored yet, is not counted.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
@@ -139,6 +138,14 @@ impl Spending {
 
     /// What is to be said of a pipeline's budgets.
     fn notice(&self, running: &Running) -> Option<budget::Notice> {
+        if running
+            .pipeline
+            .monthly_budget
+            .or(running.endpoint.monthly_budget)
+            .is_none()
+        {
+            return None;
+        }
         let (payer, currency) = (&running.payer, &running.payer.currency);
         let own = running.pipeline.monthly_budget.map(|budget| {
             let of_pipeline = (payer.pipeline, currency.clone());
@@ -210,11 +217,15 @@ impl Leader {
             let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
                 continue;
             };
-            let of_server = running.endpoint.monthly_budget.is_some() && text.contains(" of server ");
+            let of_server =
+                running.endpoint.monthly_budget.is_some() && text.contains(" of server ");
             if of_server && told.contains(&text) {
                 continue;
             }
-            log!("recsync worker: pipeline {}: {text}", running.pipeline.relation);
+            log!(
+                "recsync worker: pipeline {}: {text}",
+                running.pipeline.relation
+            );
             told.push(text);
         }
     }
@@ -255,21 +266,14 @@ impl Leader {
         if self.database.checkpoint_wanted.load(SeqCst) {
             self.spending.hurried = Some(Instant::now());
         }
-        let waited_for: HashMap<i32, bool> = match self.spending.open.since() {
-            None => HashMap::new(),
-            Some(_) => {
-                let writers = &self.writers;
-                let pipelines = self.pipelines.iter_mut();
-                let waits = pipelines.filter_map(|(id, state)| {
-                    let unstored = !state.running()?.unstored.is_empty();
-                    Some((*id, unstored || !writers.rows(*id).is_empty()))
-                });
-                waits.collect()
-            }
-        };
         let age = if all { Duration::ZERO } else { AGE };
         let hurries = self.spending.hurried.is_some_and(|at| at.elapsed() < AGE);
-        let is_waited_for = |id| waited_for.get(&id) == Some(&true);
+        let (pipelines, writers) = (&mut self.pipelines, &self.writers);
+        let is_waited_for = |id| {
+            let running = pipelines.get_mut(&id).and_then(State::running);
+            running
+                .is_some_and(|running| !running.unstored.is_empty() || !writers.rows(id).is_empty())
+        };
         let due = self.spending.open.take_due(age, hurries, is_waited_for);
         if !due.is_empty() {
             let written = transaction(|| log::append(&due));

@@ -38,12 +38,21 @@ fn pipeline_warns_at_80_percent_stops_at_its_budget_and_goes_on_when_that_is_rai
     let cluster = Cluster::start(&[]);
     let api = Api::start();
     let mut db = cluster.database();
-    db.items(&api, &format!("{PRICE}, max_batch_inputs '1', max_concurrency '2'"));
+    db.items(
+        &api,
+        &format!("{PRICE}, max_batch_inputs '1', max_concurrency '2'"),
+    );
     db.run("SELECT recsync.set_budget('item_embedding', 100)");
     insert(&mut db, 1, 15);
     db.settle("item_embedding");
     assert_eq!(status(&mut db, "warning"), None);
-    assert_eq!(status(&mut db, "month_tokens || ' ' || month_cost || ' ' || monthly_budget || ' ' || currency"), Some("75 75 100 USD".into()));
+    assert_eq!(
+        status(
+            &mut db,
+            "month_tokens || ' ' || month_cost || ' ' || monthly_budget || ' ' || currency"
+        ),
+        Some("75 75 100 USD".into())
+    );
     insert(&mut db, 16, 17);
     db.settle("item_embedding");
     let warning = "80% of the monthly budget of 100 USD is spent";
@@ -64,25 +73,34 @@ fn pipeline_warns_at_80_percent_stops_at_its_budget_and_goes_on_when_that_is_rai
     db.pause(Duration::from_millis(500));
     let asked = api.requests_made();
     assert!((20..=21).contains(&asked), "{asked} requests");
-    wait_until(PATIENCE, "what was paid for is stored", || stored(&mut db) == asked as i64);
+    wait_until(PATIENCE, "what was paid for is stored", || {
+        stored(&mut db) == asked as i64
+    });
     // What needs no request goes on: a deleted row, and the text of another.
     db.run("DELETE FROM item WHERE id = 1; UPDATE item SET title = (SELECT title FROM item WHERE id = 2) WHERE id = 3");
     wait_until(PATIENCE, "the deleted row has no vector", || {
         db.one::<i64>("SELECT count(*) FROM item_embedding WHERE id = 1") == 0
-            && api.is_vector_of(&db.one::<String>("SELECT embedding::text FROM item_embedding WHERE id = 3"), &text(2))
+            && api.is_vector_of(
+                &db.one::<String>("SELECT embedding::text FROM item_embedding WHERE id = 3"),
+                &text(2),
+            )
     });
     assert_eq!(api.requests_made(), asked);
     // Another worker knows it, too, and says it no second time.
     let worker = db.worker();
     db.run(&format!("SELECT pg_terminate_backend({worker})"));
-    wait_until(PATIENCE, "another worker runs", || db.worker_now().is_some_and(|pid| pid != worker));
+    wait_until(PATIENCE, "another worker runs", || {
+        db.worker_now().is_some_and(|pid| pid != worker)
+    });
     insert(&mut db, 61, 61);
     db.pause(Duration::from_millis(1_000));
     assert_eq!(api.requests_made(), asked);
     assert_eq!(status(&mut db, "state").unwrap(), "paused");
     for said in [warning, reason] {
         let log = cluster.log();
-        let lines = log.lines().filter(|line| line.contains("recsync worker: pipeline") && line.ends_with(&format!(": {said}")));
+        let lines = log.lines().filter(|line| {
+            line.contains("recsync worker: pipeline") && line.ends_with(&format!(": {said}"))
+        });
         assert_eq!(lines.count(), 1, "{said}");
     }
     db.run("SELECT recsync.set_budget('item_embedding', 1000)");
@@ -97,14 +115,19 @@ fn pipeline_warns_at_80_percent_stops_at_its_budget_and_goes_on_when_that_is_rai
 fn budget_of_a_server_holds_for_all_of_its_pipelines_and_for_questions() {
     let api = Api::start();
     let mut db = shared().database();
-    db.items(&api, &format!("{PRICE}, monthly_budget '50', currency 'EUR'"));
+    db.items(
+        &api,
+        &format!("{PRICE}, monthly_budget '50', currency 'EUR'"),
+    );
     db.run("CREATE TABLE other (id int PRIMARY KEY, title text)");
     db.pipeline("other_embedding", "other");
     insert(&mut db, 1, 8);
     db.settle("item_embedding");
     let warning = "80% of the monthly budget of 50 EUR of server \"api\" is spent";
     wait_until(PATIENCE, "there is a warning for both", || {
-        db.one::<i64>(&format!("SELECT count(*) FROM recsync.status WHERE warning = '{warning}'")) == 2
+        db.one::<i64>(&format!(
+            "SELECT count(*) FROM recsync.status WHERE warning = '{warning}'"
+        )) == 2
     });
     db.run("SELECT recsync.embed('api', 'a question of ten tokens, more or less..')");
     let reason = "the monthly budget of 50 EUR of server \"api\" is spent";
@@ -167,13 +190,20 @@ fn new_month_has_its_budget_anew() {
     });
     db.run("UPDATE recsync.usage_day SET day = (date_trunc('month', now() AT TIME ZONE 'UTC') - interval '1 day')::date;
             UPDATE recsync.budget_notice SET month = month - interval '1 month'");
-    assert_eq!(status(&mut db, "state").unwrap(), "running", "what was said last month is said no more");
+    assert_eq!(
+        status(&mut db, "state").unwrap(),
+        "running",
+        "what was said last month is said no more"
+    );
     let worker = db.worker();
     db.run(&format!("SELECT pg_terminate_backend({worker})"));
     wait_until(PATIENCE, "it has gone on", || stored(&mut db) == 2);
     wait_for_state(&mut db, "paused");
     assert_eq!(status(&mut db, "month_cost"), Some("5".into()));
-    assert_eq!(db.one::<i64>("SELECT count(DISTINCT day) FROM recsync.usage"), 2);
+    assert_eq!(
+        db.one::<i64>("SELECT count(DISTINCT day) FROM recsync.usage"),
+        2
+    );
 }
 
 #[test]
@@ -181,22 +211,41 @@ fn budgets_are_declared_checked_and_shown() {
     let api = Api::start();
     let mut db = shared().database();
     db.server("api", &api, PRICE);
-    db.run("CREATE TABLE item (id int PRIMARY KEY, title text); INSERT INTO item VALUES (1, 'one')");
-    let create = |more: &str| format!("SELECT recsync.create_pipeline('item_embedding', 'item', columns => '{{title}}', server => 'api', index => 'none'{more})");
+    db.run(
+        "CREATE TABLE item (id int PRIMARY KEY, title text); INSERT INTO item VALUES (1, 'one')",
+    );
+    let create = |more: &str| {
+        format!(
+            "SELECT recsync.create_pipeline('item_embedding', 'item', columns => '{{title}}', server => 'api', index => 'none'{more})"
+        )
+    };
     let error = db.refused(&create(", monthly_budget => -1"));
     assert_eq!(error.code().code(), "22023");
     db.run(&create(", monthly_budget => 0"));
     wait_for_state(&mut db, "paused");
     assert_eq!(api.requests_made(), 0, "nothing may be spent");
     let error = db.refused(&create(", if_not_exists => true"));
-    assert!(error.hint().unwrap_or_default().contains("monthly_budget (is 0, given none)"), "{error:?}");
+    assert!(
+        error
+            .hint()
+            .unwrap_or_default()
+            .contains("monthly_budget (is 0, given none)"),
+        "{error:?}"
+    );
     db.run(&create(", if_not_exists => true, monthly_budget => 0"));
-    assert_eq!(db.refused("SELECT recsync.set_budget('item_embedding', 'NaN')").code().code(), "22023");
+    assert_eq!(
+        db.refused("SELECT recsync.set_budget('item_embedding', 'NaN')")
+            .code()
+            .code(),
+        "22023"
+    );
     db.run("SELECT recsync.set_budget('item_embedding', NULL)");
     db.settle("item_embedding");
     let stranger = format!("{}_stranger", db.name);
     db.run(&format!("CREATE ROLE {stranger} LOGIN"));
-    let error = db.connect_as(&stranger).refused("SELECT recsync.set_budget('item_embedding', 5)");
+    let error = db
+        .connect_as(&stranger)
+        .refused("SELECT recsync.set_budget('item_embedding', 5)");
     assert_eq!(error.code().code(), "42501");
     db.run(&format!("DROP ROLE {stranger}"));
 }

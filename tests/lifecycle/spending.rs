@@ -23,7 +23,13 @@ fn asked(api: &Api) -> [f64; 4] {
     let requests = api.requests();
     let bytes: usize = requests
         .iter()
-        .map(|request| request.header("content-length").unwrap().parse::<usize>().unwrap())
+        .map(|request| {
+            request
+                .header("content-length")
+                .unwrap()
+                .parse::<usize>()
+                .unwrap()
+        })
         .sum();
     let texts = api.texts();
     let tokens: usize = texts.iter().map(|text| tokens(text)).sum();
@@ -41,7 +47,10 @@ const SENT: &str = "requests, inputs, bytes, tokens";
 fn usage_is_what_the_provider_has_counted_at_the_price_of_the_time() {
     let api = Api::start();
     let mut db = shared().database();
-    db.items(&api, "price_per_million_tokens '0.5', currency 'EUR', max_batch_inputs '20'");
+    db.items(
+        &api,
+        "price_per_million_tokens '0.5', currency 'EUR', max_batch_inputs '20'",
+    );
     db.run("INSERT INTO item SELECT i, 'row number ' || i FROM generate_series(1, 130) i");
     db.settle("item_embedding");
     db.run("UPDATE item SET title = 'other text ' || id WHERE id <= 30");
@@ -49,7 +58,11 @@ fn usage_is_what_the_provider_has_counted_at_the_price_of_the_time() {
     let before = asked(&api);
     assert_eq!(usage(&mut db, SENT), before);
     let cost: String = db.one("SELECT cost::text FROM recsync.usage");
-    assert_eq!(cost.parse::<f64>().unwrap(), before[3] * 0.5 / 1e6, "{cost}");
+    assert_eq!(
+        cost.parse::<f64>().unwrap(),
+        before[3] * 0.5 / 1e6,
+        "{cost}"
+    );
     // Rows and model are the same, the price is another from now on.
     db.run("ALTER SERVER api OPTIONS (SET price_per_million_tokens '2')");
     db.run("UPDATE item SET title = 'third text ' || id WHERE id <= 10");
@@ -92,13 +105,17 @@ fn changes_that_come_together_unchanged_and_known_texts_are_saved() {
     db.run("CREATE TABLE item (id int PRIMARY KEY, title text, note text)");
     db.run("SELECT recsync.create_pipeline('item_embedding', 'item', content => $$lower(title)$$, server => 'api', index => 'none', schedule => 'near_realtime')");
     let first = "a text of some length, number ";
-    db.run(&format!("INSERT INTO item SELECT i, '{first}' || i FROM generate_series(100, 149) i"));
+    db.run(&format!(
+        "INSERT INTO item SELECT i, '{first}' || i FROM generate_series(100, 149) i"
+    ));
     db.settle("item_embedding");
     const SAVED: &str = "coalesced, unchanged, known";
     assert_eq!(usage(&mut db, SAVED), [0.0; 3]);
     // Four changes of a row, one input.
     for n in 1..=4 {
-        db.run(&format!("UPDATE item SET title = 'The {n}th text of item ' || id WHERE id < 110"));
+        db.run(&format!(
+            "UPDATE item SET title = 'The {n}th text of item ' || id WHERE id < 110"
+        ));
     }
     db.settle("item_embedding");
     assert_eq!(usage(&mut db, SAVED), [30.0, 0.0, 0.0]);
@@ -111,7 +128,9 @@ fn changes_that_come_together_unchanged_and_known_texts_are_saved() {
     let unchanged = 10 * tokens(&format!("{first}140"));
     close(usage(&mut db, "unchanged_tokens")[0], unchanged);
     // Taken back; and the text of another row.
-    db.run(&format!("UPDATE item SET title = '{first}' || id WHERE id < 110"));
+    db.run(&format!(
+        "UPDATE item SET title = '{first}' || id WHERE id < 110"
+    ));
     db.run(&format!("INSERT INTO item VALUES (1, '{first}149')"));
     db.settle("item_embedding");
     assert_eq!(usage(&mut db, SAVED), [30.0, 10.0, 11.0]);
@@ -139,7 +158,10 @@ fn changes_that_come_together_unchanged_and_known_texts_are_saved() {
 #[track_caller]
 fn close(is: f64, wanted: usize) {
     let wanted = wanted as f64;
-    assert!((is - wanted).abs() <= 0.05 * wanted, "{is} is not about {wanted}");
+    assert!(
+        (is - wanted).abs() <= 0.05 * wanted,
+        "{is} is not about {wanted}"
+    );
 }
 
 #[test]
@@ -172,9 +194,19 @@ fn requests_whose_vectors_are_not_stored_are_counted_too() {
     db.settle("item_embedding");
     assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.dead_letter"), 1);
     let [requests, inputs, bytes, _] = asked(&api);
-    assert_eq!(usage(&mut db, "requests, inputs, bytes"), [requests, inputs, bytes]);
-    let paid: usize = (1..=8).filter(|i| *i != 5).map(|i| tokens(&format!("row {i}"))).sum();
-    assert_eq!(usage(&mut db, "tokens"), [paid as f64], "what is refused costs nothing");
+    assert_eq!(
+        usage(&mut db, "requests, inputs, bytes"),
+        [requests, inputs, bytes]
+    );
+    let paid: usize = (1..=8)
+        .filter(|i| *i != 5)
+        .map(|i| tokens(&format!("row {i}")))
+        .sum();
+    assert_eq!(
+        usage(&mut db, "tokens"),
+        [paid as f64],
+        "what is refused costs nothing"
+    );
     // Answered, counted, and not to be believed: that is paid for.
     api.play([Fault::Zeros]);
     db.run("UPDATE item SET title = 'zeros' WHERE id = 1");
@@ -189,7 +221,9 @@ fn requests_whose_vectors_are_not_stored_are_counted_too() {
     api.release();
     db.settle("item_embedding");
     let paid = paid + tokens("too late");
-    wait_until(PATIENCE, "it is counted", || usage(&mut db, "tokens") == [paid as f64]);
+    wait_until(PATIENCE, "it is counted", || {
+        usage(&mut db, "tokens") == [paid as f64]
+    });
     // The pipeline is paused when the answer comes.
     api.hold();
     db.run("UPDATE item SET title = 'paused meanwhile' WHERE id = 3");
@@ -198,9 +232,14 @@ fn requests_whose_vectors_are_not_stored_are_counted_too() {
     db.pause(Duration::from_millis(300));
     api.release();
     let paid = paid + tokens("paused meanwhile");
-    wait_until(PATIENCE, "it is counted", || usage(&mut db, "tokens") == [paid as f64]);
+    wait_until(PATIENCE, "it is counted", || {
+        usage(&mut db, "tokens") == [paid as f64]
+    });
     let [requests, inputs, bytes, _] = asked(&api);
-    assert_eq!(usage(&mut db, "requests, inputs, bytes"), [requests, inputs, bytes]);
+    assert_eq!(
+        usage(&mut db, "requests, inputs, bytes"),
+        [requests, inputs, bytes]
+    );
 }
 
 #[test]
@@ -211,8 +250,15 @@ fn where_the_reply_has_no_count_tokens_are_an_estimate_and_said_to_be() {
     api.play_always(Some(Fault::NoUsage));
     db.run("INSERT INTO item VALUES (1, 'tiktoken is great!'), (2, 'hello world')");
     db.settle("item_embedding");
-    assert_eq!(usage(&mut db, "inputs, tokens, estimated_tokens"), [2.0, 8.0, 8.0]);
-    assert_eq!(db.one::<Option<String>>("SELECT cost::text FROM recsync.usage"), None, "no price is known");
+    assert_eq!(
+        usage(&mut db, "inputs, tokens, estimated_tokens"),
+        [2.0, 8.0, 8.0]
+    );
+    assert_eq!(
+        db.one::<Option<String>>("SELECT cost::text FROM recsync.usage"),
+        None,
+        "no price is known"
+    );
 }
 
 #[test]
@@ -230,11 +276,24 @@ fn queries_of_sessions_are_counted_for_their_pipeline_or_server() {
         db.one::<i64>("SELECT sum(queries)::bigint FROM recsync.usage") == 3
     });
     let own = tokens("one") + tokens("a question of some length") + tokens("another");
-    assert_eq!(usage(&mut db, "requests, queries, inputs, tokens, cost"), [3.0, 2.0, 3.0, own as f64, own as f64 * 3.0 / 1e6]);
-    let row = db.rows("SELECT requests, tokens, server, model FROM recsync.usage WHERE pipeline IS NULL");
+    assert_eq!(
+        usage(&mut db, "requests, queries, inputs, tokens, cost"),
+        [3.0, 2.0, 3.0, own as f64, own as f64 * 3.0 / 1e6]
+    );
+    let row =
+        db.rows("SELECT requests, tokens, server, model FROM recsync.usage WHERE pipeline IS NULL");
     assert_eq!(row.len(), 1);
-    let by_name: (i64, i64, String, String) = (row[0].get(0), row[0].get(1), row[0].get(2), row[0].get(3));
-    assert_eq!(by_name, (1, tokens("by the name of the server") as i64, "api".into(), "test".into()));
+    let by_name: (i64, i64, String, String) =
+        (row[0].get(0), row[0].get(1), row[0].get(2), row[0].get(3));
+    assert_eq!(
+        by_name,
+        (
+            1,
+            tokens("by the name of the server") as i64,
+            "api".into(),
+            "test".into()
+        )
+    );
     // One that is given up by whoever asked, and answered.
     db.run("SET recsync.embed_timeout = '100ms'");
     api.hold();
@@ -250,11 +309,17 @@ fn queries_of_sessions_are_counted_for_their_pipeline_or_server() {
 fn usage_follows_a_rename_survives_the_pipeline_and_is_seen_by_whom_it_concerns() {
     let api = Api::start();
     let mut db = shared().database();
-    let (owner, stranger, monitor) = (format!("{}_owner", db.name), format!("{}_stranger", db.name), format!("{}_monitor", db.name));
+    let (owner, stranger, monitor) = (
+        format!("{}_owner", db.name),
+        format!("{}_stranger", db.name),
+        format!("{}_monitor", db.name),
+    );
     for role in [&owner, &stranger, &monitor] {
         db.run(&format!("CREATE ROLE {role} LOGIN"));
     }
-    db.run(&format!("GRANT pg_monitor TO {monitor}; GRANT CREATE ON SCHEMA public TO {owner}"));
+    db.run(&format!(
+        "GRANT pg_monitor TO {monitor}; GRANT CREATE ON SCHEMA public TO {owner}"
+    ));
     db.server("api", &api, "");
     db.run(&format!("GRANT USAGE ON FOREIGN SERVER api TO {owner}"));
     let mut session = db.connect_as(&owner);
@@ -267,7 +332,9 @@ fn usage_follows_a_rename_survives_the_pipeline_and_is_seen_by_whom_it_concerns(
         let seen: Vec<String> = db.connect_as(role).column(SEEN);
         assert_eq!(seen.len(), sees, "{role}");
     }
-    let error = db.connect_as(&stranger).refused("SELECT FROM recsync.usage_day");
+    let error = db
+        .connect_as(&stranger)
+        .refused("SELECT FROM recsync.usage_day");
     assert_eq!(error.code().code(), "42501");
     session.run("ALTER VIEW item_embedding RENAME TO renamed");
     assert_eq!(db.column::<String>(SEEN), ["public.renamed"]);
@@ -275,7 +342,9 @@ fn usage_follows_a_rename_survives_the_pipeline_and_is_seen_by_whom_it_concerns(
     assert_eq!(db.column::<String>(SEEN), ["public.renamed"]);
     assert_eq!(db.connect_as(&monitor).column::<String>(SEEN).len(), 1);
     drop(session);
-    db.run(&format!("DROP OWNED BY {owner}, {monitor}; DROP ROLE {owner}, {stranger}, {monitor}"));
+    db.run(&format!(
+        "DROP OWNED BY {owner}, {monitor}; DROP ROLE {owner}, {stranger}, {monitor}"
+    ));
 }
 
 #[test]
@@ -286,8 +355,14 @@ fn ledger_stays_small_while_a_snapshot_is_held_over_thousands_of_stores() {
     let cluster = Cluster::start(&[("autovacuum", "off")]);
     let api = Api::start();
     let mut db = cluster.database();
-    db.server("api", &api, "price_per_million_tokens '1', max_concurrency '16'");
-    db.run("CREATE TABLE item (id int PRIMARY KEY, title text); INSERT INTO item VALUES (1, 'one')");
+    db.server(
+        "api",
+        &api,
+        "price_per_million_tokens '1', max_concurrency '16'",
+    );
+    db.run(
+        "CREATE TABLE item (id int PRIMARY KEY, title text); INSERT INTO item VALUES (1, 'one')",
+    );
     for n in 1..=PIPELINES {
         db.pipeline(&format!("p{n}"), "item");
     }
@@ -317,14 +392,19 @@ fn ledger_stays_small_while_a_snapshot_is_held_over_thousands_of_stores() {
     for n in 1..=PIPELINES {
         db.settle(&format!("p{n}"));
     }
-    let before: String = db.one("SELECT sum(requests) || ' ' || sum(tokens) || ' ' || sum(cost) FROM recsync.usage");
-    assert!(before.starts_with(&format!("{} ", api.requests_made())), "{before}");
+    let before: String =
+        db.one("SELECT sum(requests) || ' ' || sum(tokens) || ' ' || sum(cost) FROM recsync.usage");
+    assert!(
+        before.starts_with(&format!("{} ", api.requests_made())),
+        "{before}"
+    );
     let worker = db.worker();
     db.run(&format!("SELECT pg_terminate_backend({worker})"));
     wait_until(PATIENCE, "it is folded", || {
         db.one::<i64>("SELECT count(*) FROM recsync.usage_log") == 0
     });
-    let after: String = db.one("SELECT sum(requests) || ' ' || sum(tokens) || ' ' || sum(cost) FROM recsync.usage");
+    let after: String =
+        db.one("SELECT sum(requests) || ' ' || sum(tokens) || ' ' || sum(cost) FROM recsync.usage");
     assert_eq!(before, after);
 }
 
@@ -333,14 +413,18 @@ fn usage_of_a_thousand_pipelines_is_read_at_once() {
     let mut db = shared().database();
     db.run("INSERT INTO recsync.usage_day SELECT p, 'api', 'm', 'USD', (now() AT TIME ZONE 'UTC')::date - d, 1, 0, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0
               FROM generate_series(1, 1000) p, generate_series(0, 2) d");
-    db.run("INSERT INTO recsync.usage_name SELECT p, 'public.p' || p FROM generate_series(1, 1000) p");
+    db.run(
+        "INSERT INTO recsync.usage_name SELECT p, 'public.p' || p FROM generate_series(1, 1000) p",
+    );
     db.run("INSERT INTO recsync.usage_log SELECT 1 + n % 1000, 'api', 'm', 1, 'USD', (now() AT TIME ZONE 'UTC')::date, 1, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0
               FROM generate_series(1, 5000) n");
     db.run("ANALYZE recsync.usage_day; ANALYZE recsync.usage_log");
     let mut times: Vec<Duration> = (0..9)
         .map(|_| {
             let started = std::time::Instant::now();
-            let rows: Vec<i64> = db.column("SELECT requests FROM recsync.usage WHERE day = (now() AT TIME ZONE 'UTC')::date");
+            let rows: Vec<i64> = db.column(
+                "SELECT requests FROM recsync.usage WHERE day = (now() AT TIME ZONE 'UTC')::date",
+            );
             assert_eq!(rows.len(), 1_000);
             started.elapsed()
         })
