@@ -138,20 +138,17 @@ impl Spending {
 
     /// What is to be said of a pipeline's budgets.
     fn notice(&self, running: &Running) -> Option<budget::Notice> {
-        if running
-            .pipeline
-            .monthly_budget
-            .or(running.endpoint.monthly_budget)
-            .is_none()
-        {
-            return None;
-        }
+        let (of_pipeline, of_server) = (
+            running.pipeline.monthly_budget,
+            running.endpoint.monthly_budget,
+        );
+        of_pipeline.or(of_server)?;
         let (payer, currency) = (&running.payer, &running.payer.currency);
-        let own = running.pipeline.monthly_budget.map(|budget| {
+        let own = of_pipeline.map(|budget| {
             let of_pipeline = (payer.pipeline, currency.clone());
             (budget, self.spent.by_pipeline.get(&of_pipeline), None)
         });
-        let of_server = running.endpoint.monthly_budget.map(|budget| {
+        let of_server = of_server.map(|budget| {
             let of_server = (payer.server.clone(), currency.clone());
             let spent = self.spent.by_server.get(&of_server);
             (budget, spent, Some(payer.server.as_str()))
