@@ -117,6 +117,7 @@ impl Spending {
 
     /// Budgets or prices may be others.
     pub fn look_at_budgets(&mut self) {
+        self.notices = None; // somebody may have taken back what was said
         self.budgets_due = true;
     }
 
