@@ -45,6 +45,8 @@ pub struct Spending {
     /// What is said of budgets; `None`: nobody has looked since the worker began.
     notices: Option<Notices>,
     budgets_due: bool,
+    /// When what could not be written down of budgets is tried again.
+    say_again: Option<Instant>,
     /// When it was last looked for what sessions have asked.
     took_asked: Option<Instant>,
     /// When somebody last waited for the work to be done: who has waited finds in the ledger what came of it.
@@ -68,6 +70,7 @@ impl Spending {
             spent,
             notices: None,
             budgets_due: true,
+            say_again: None,
             took_asked: None,
             hurried: None,
         }
@@ -131,7 +134,8 @@ impl Spending {
     /// In how long there is something to do, but for what sessions ask.
     fn next(&self) -> Duration {
         let open = self.open.since().map(|since| since + AGE);
-        let next = open.into_iter().chain(self.fold_at).min();
+        let next = open.into_iter().chain(self.fold_at);
+        let next = next.chain(self.say_again).min();
         let next = next.map(|at| at.saturating_duration_since(Instant::now()));
         let left = self.month.left(SystemTime::now());
         next.unwrap_or(left).min(left)
@@ -180,7 +184,8 @@ impl Leader {
             self.spending.month = month;
             self.spending.budgets_due = true;
         }
-        if !std::mem::take(&mut self.spending.budgets_due) {
+        let again = self.spending.say_again.take_if(|at| *at <= Instant::now());
+        if !std::mem::take(&mut self.spending.budgets_due) && again.is_none() {
             return Ok(());
         }
         let mut notices = Notices::new();
@@ -196,11 +201,19 @@ impl Leader {
             running.is_spent = is_spent;
             notices.extend(notice.map(|notice| (*id, notice)));
         }
-        if self.spending.notices.as_ref() == Some(&notices) {
+        if self.spending.notices.as_ref() == Some(&notices) || self.spending.say_again.is_some() {
             return Ok(());
         }
         let pipelines: Vec<i32> = self.pipelines.keys().copied().collect();
-        let news = transaction(|| budget::publish(&pipelines, &notices, month))?;
+        let said = transaction(|| {
+            Spi::run("SET LOCAL lock_timeout = '50ms'")?;
+            budget::publish(&pipelines, &notices, month)
+        });
+        let Ok(news) = said else {
+            // Somebody has changed a budget and not committed yet: what is stopped is stopped, and is said later.
+            self.spending.say_again = Some(Instant::now() + AGE);
+            return Ok(());
+        };
         self.tell(news);
         self.spending.notices = Some(notices);
         self.jobs_ended = true; // who waits is told
