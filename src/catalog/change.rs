@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 
 use super::column;
 use super::generation;
-use super::names::quote;
+use super::names::{quote, select_one};
 use super::pipeline::{self, Pipeline};
 use super::recommender;
 use super::rights::As;
@@ -15,6 +15,7 @@ use super::watch::{release, table_owner};
 use crate::capture::wake;
 use crate::dispatch::backfill;
 use crate::error::{Error, OrReport, Result};
+use crate::ledger::budget;
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION drop_pipeline(name text, keep_vectors boolean DEFAULT false, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
@@ -152,7 +153,11 @@ pub fn resume_for_servers(servers: &[String]) -> Result<()> {
 WITH resumed AS (UPDATE recsync.pipeline SET paused = false, paused_reason = NULL, paused_by_server = false
                   WHERE server = ANY ($1) AND paused_by_server RETURNING id)
 SELECT pg_catalog.array_agg(id) FROM resumed";
+    const USERS: &str =
+        "SELECT pg_catalog.array_agg(id) FROM recsync.pipeline WHERE server = ANY ($1)";
     let _as = As::extension();
+    let users = select_one::<Vec<i32>>(USERS, &[servers.to_vec().into()])?;
+    budget::retract(&users.unwrap_or_default())?;
     let resumed = Spi::get_one_with_args::<Vec<i32>>(RESUME, &[servers.to_vec().into()])?;
     if let Some(pipelines) = resumed {
         backfill::restart(&pipelines)?;

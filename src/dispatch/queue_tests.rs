@@ -1,5 +1,7 @@
 //! What the queue promises: one job a row, one flight a row, tickets that hold.
 
+use std::sync::Arc;
+
 use super::*;
 
 fn row(key: &str) -> RowKey {
@@ -28,6 +30,30 @@ fn several_changes_of_a_row_are_one_job() {
     queue.finish(&row("1"));
     assert_eq!(queue.finished_tickets(), [log("a"), log("b")]);
     assert!(queue.is_empty());
+}
+
+#[test]
+fn a_job_says_how_many_changes_it_stands_for() {
+    let mut queue = Queue::default();
+    let taken = |queue: &mut Queue| {
+        let jobs = queue.take(1, Lane::Live, 10);
+        jobs.iter().map(Job::coalesced).collect::<Vec<_>>()
+    };
+    queue.add(row("1"), Lane::Live, None);
+    queue.add(row("1"), Lane::Live, None);
+    queue.add(row("1"), Lane::Backfill, None);
+    queue.add(row("2"), Lane::Live, None);
+    assert_eq!(taken(&mut queue), [1, 0]);
+    // Three while it is in flight: they count for the next one.
+    for _ in 0..3 {
+        queue.add(row("1"), Lane::Live, None);
+    }
+    queue.finish(&row("1"));
+    assert_eq!(taken(&mut queue), [2]);
+    // What was not sent after all counts with what has come since.
+    queue.add(row("1"), Lane::Live, None);
+    queue.put_back(&row("1"), Lane::Live);
+    assert_eq!(taken(&mut queue), [3]);
 }
 
 #[test]

@@ -277,7 +277,7 @@ impl Renderer {
         self.attest(jobs, rendered, model)?;
         if self.adopts.get() {
             let vectors = adopted::find(self.pipeline.id, &unknown(rendered))?;
-            know(rendered, &vectors);
+            know(rendered, &vectors, &self.rate);
         }
         let Some(recipe) = &self.recipe else {
             return Ok(());

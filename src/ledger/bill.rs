@@ -126,7 +126,7 @@ impl Open {
         &mut self,
         age: Duration,
         hurries: bool,
-        is_waited_for: impl Fn(i32) -> bool,
+        mut is_waited_for: impl FnMut(i32) -> bool,
     ) -> Bills {
         self.take_if(|payer, since, bill| {
             let now = hurries || bill.sent.requests > bill.queries;
@@ -134,7 +134,7 @@ impl Open {
         })
     }
 
-    fn take_if(&mut self, wanted: impl Fn(&Payer, Instant, &Bill) -> bool) -> Bills {
+    fn take_if(&mut self, mut wanted: impl FnMut(&Payer, Instant, &Bill) -> bool) -> Bills {
         let taken = self
             .0
             .extract_if(|payer, (since, bill)| wanted(payer, *since, bill));

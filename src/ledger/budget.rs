@@ -82,10 +82,7 @@ ON CONFLICT (pipeline_id) DO UPDATE SET month = excluded.month, notice = exclude
         .copied()
         .filter(|id| !notices.contains_key(id))
         .collect();
-    Spi::run_with_args(
-        "DELETE FROM recsync.budget_notice WHERE pipeline_id = ANY ($1)",
-        &[quiet.into()],
-    )?;
+    retract(&quiet)?;
     let mut news = Vec::new();
     for (id, notice) in notices {
         let arguments = [
@@ -123,6 +120,16 @@ pub fn set(pipeline: &Pipeline, budget: Option<AnyNumeric>) -> Result<()> {
     Spi::run_with_args(
         "UPDATE recsync.pipeline SET monthly_budget = $2 WHERE id = $1",
         &[pipeline.id.into(), budget.into()],
+    )?;
+    retract(&[pipeline.id])
+}
+
+/// What was said of these pipelines may be true no more: the worker says it again if it is. Who waits for one is not
+/// refused meanwhile. As recsync's owner.
+pub fn retract(pipelines: &[i32]) -> Result<()> {
+    Spi::run_with_args(
+        "DELETE FROM recsync.budget_notice WHERE pipeline_id = ANY ($1)",
+        &[pipelines.to_vec().into()],
     )?;
     Ok(())
 }

@@ -104,7 +104,7 @@ impl Running {
 
     /// Whether there are rows that were there before and have not been queued.
     pub fn wants_slice(&self) -> bool {
-        !self.pipeline.backfilled && !self.pipeline.filling.held && !self.is_spent
+        self.reads_rows() && !self.pipeline.filling.held
     }
 
     /// Whether all rows are to be looked at once more, by itself.

@@ -119,6 +119,11 @@ impl Running {
                     .any(|lane| self.may_send(lane, storers)))
     }
 
+    /// Whether its backfill goes on.
+    pub fn reads_rows(&self) -> bool {
+        !self.pipeline.backfilled && !self.is_spent
+    }
+
     /// Its declaration or its server says otherwise what it costs and what may be spent.
     pub fn take_prices(&mut self, pipeline: &Pipeline) {
         self.pipeline.monthly_budget = pipeline.monthly_budget;

@@ -3,7 +3,6 @@
 //! It never lets a store wait: bills go with the vectors, and by themselves where none are stored. What is in here when
 //! the worker dies, a second's worth at the most beside requests whose vectors were not stored yet, is not counted.
 
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
@@ -46,6 +45,8 @@ pub struct Spending {
     /// What is said of budgets; `None`: nobody has looked since the worker began.
     notices: Option<Notices>,
     budgets_due: bool,
+    /// When what could not be written down of budgets is tried again.
+    say_again: Option<Instant>,
     /// When it was last looked for what sessions have asked.
     took_asked: Option<Instant>,
     /// When somebody last waited for the work to be done: who has waited finds in the ledger what came of it.
@@ -69,6 +70,7 @@ impl Spending {
             spent,
             notices: None,
             budgets_due: true,
+            say_again: None,
             took_asked: None,
             hurried: None,
         }
@@ -118,6 +120,7 @@ impl Spending {
 
     /// Budgets or prices may be others.
     pub fn look_at_budgets(&mut self) {
+        self.notices = None; // somebody may have taken back what was said
         self.budgets_due = true;
     }
 
@@ -131,7 +134,8 @@ impl Spending {
     /// In how long there is something to do, but for what sessions ask.
     fn next(&self) -> Duration {
         let open = self.open.since().map(|since| since + AGE);
-        let next = open.into_iter().chain(self.fold_at).min();
+        let next = open.into_iter().chain(self.fold_at);
+        let next = next.chain(self.say_again).min();
         let next = next.map(|at| at.saturating_duration_since(Instant::now()));
         let left = self.month.left(SystemTime::now());
         next.unwrap_or(left).min(left)
@@ -139,12 +143,17 @@ impl Spending {
 
     /// What is to be said of a pipeline's budgets.
     fn notice(&self, running: &Running) -> Option<budget::Notice> {
+        let (of_pipeline, of_server) = (
+            running.pipeline.monthly_budget,
+            running.endpoint.monthly_budget,
+        );
+        of_pipeline.or(of_server)?;
         let (payer, currency) = (&running.payer, &running.payer.currency);
-        let own = running.pipeline.monthly_budget.map(|budget| {
+        let own = of_pipeline.map(|budget| {
             let of_pipeline = (payer.pipeline, currency.clone());
             (budget, self.spent.by_pipeline.get(&of_pipeline), None)
         });
-        let of_server = running.endpoint.monthly_budget.map(|budget| {
+        let of_server = of_server.map(|budget| {
             let of_server = (payer.server.clone(), currency.clone());
             let spent = self.spent.by_server.get(&of_server);
             (budget, spent, Some(payer.server.as_str()))
@@ -175,7 +184,8 @@ impl Leader {
             self.spending.month = month;
             self.spending.budgets_due = true;
         }
-        if !std::mem::take(&mut self.spending.budgets_due) {
+        let again = self.spending.say_again.take_if(|at| *at <= Instant::now());
+        if !std::mem::take(&mut self.spending.budgets_due) && again.is_none() {
             return Ok(());
         }
         let mut notices = Notices::new();
@@ -191,11 +201,19 @@ impl Leader {
             running.is_spent = is_spent;
             notices.extend(notice.map(|notice| (*id, notice)));
         }
-        if self.spending.notices.as_ref() == Some(&notices) {
+        if self.spending.notices.as_ref() == Some(&notices) || self.spending.say_again.is_some() {
             return Ok(());
         }
         let pipelines: Vec<i32> = self.pipelines.keys().copied().collect();
-        let news = transaction(|| budget::publish(&pipelines, &notices, month))?;
+        let said = transaction(|| {
+            Spi::run("SET LOCAL lock_timeout = '50ms'")?;
+            budget::publish(&pipelines, &notices, month)
+        });
+        let Ok(news) = said else {
+            // Somebody has changed a budget and not committed yet: what is stopped is stopped, and is said later.
+            self.spending.say_again = Some(Instant::now() + AGE);
+            return Ok(());
+        };
         self.tell(news);
         self.spending.notices = Some(notices);
         self.jobs_ended = true; // who waits is told
@@ -259,21 +277,14 @@ impl Leader {
         if self.database.checkpoint_wanted.load(SeqCst) {
             self.spending.hurried = Some(Instant::now());
         }
-        let waited_for: HashMap<i32, bool> = match self.spending.open.since() {
-            None => HashMap::new(),
-            Some(_) => {
-                let writers = &self.writers;
-                let pipelines = self.pipelines.iter_mut();
-                let waits = pipelines.filter_map(|(id, state)| {
-                    let unstored = !state.running()?.unstored.is_empty();
-                    Some((*id, unstored || !writers.rows(*id).is_empty()))
-                });
-                waits.collect()
-            }
-        };
         let age = if all { Duration::ZERO } else { AGE };
         let hurries = self.spending.hurried.is_some_and(|at| at.elapsed() < AGE);
-        let is_waited_for = |id| waited_for.get(&id) == Some(&true);
+        let (pipelines, writers) = (&mut self.pipelines, &self.writers);
+        let is_waited_for = |id| {
+            let running = pipelines.get_mut(&id).and_then(State::running);
+            running
+                .is_some_and(|running| !running.unstored.is_empty() || !writers.rows(id).is_empty())
+        };
         let due = self.spending.open.take_due(age, hurries, is_waited_for);
         if !due.is_empty() {
             let written = transaction(|| log::append(&due));
