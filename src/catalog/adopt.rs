@@ -276,5 +276,9 @@ fn cosine(one: &[f32], other: &[f32]) -> f64 {
             .map(|(one, other)| f64::from(*one) * f64::from(*other))
             .sum()
     };
-    product(one, other) / (product(one, one) * product(other, other)).sqrt()
+    let lengths = (product(one, one) * product(other, other)).sqrt();
+    match lengths > 0.0 {
+        true => product(one, other) / lengths,
+        false => 0.0,
+    }
 }

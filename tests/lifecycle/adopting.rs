@@ -51,7 +51,7 @@ fn vectors_of_a_column_are_taken_and_only_the_sample_and_what_has_none_or_has_ch
 {
     let api = Api::start();
     let mut db = by_hand(&api, 2_500);
-    db.run("UPDATE item SET embedding = NULL WHERE id <= 3; INSERT INTO item VALUES (3000, NULL, 0, NULL), (3001, 'new')");
+    db.run("UPDATE item SET embedding = NULL WHERE id <= 3; INSERT INTO item VALUES (3000, NULL), (3001, 'new')");
     create(&mut db, "");
     db.run("BEGIN");
     assert_eq!(adopt(&mut db, ""), 2_497);
@@ -119,7 +119,7 @@ fn vectors_that_stand_in_the_column_that_is_to_hold_them_stay_there_untouched() 
     db.settle("item_embedding");
     assert_eq!(api.texts(), ["row 7"]);
     let moved: Vec<i32> =
-        db.column("SELECT id FROM item JOIN before USING (id) WHERE ctid <> place");
+        db.column("SELECT id FROM item JOIN before USING (id) WHERE item.ctid <> place");
     assert_eq!(moved, [7], "no row is written anew");
     assert_eq!(db.one::<i64>("SELECT count(*) FROM item_embedding"), 500);
     nothing_is_left_over(&mut db);
