@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 use pgrx::spi::SpiTupleTable;
 use std::ffi::{CStr, CString};
 
+use super::rights::As;
 use crate::error::{Error, Result};
 use crate::statement::{Finds, Statement};
 
@@ -104,6 +105,7 @@ pub fn resolve(name: &str) -> Result<Option<pg_sys::Oid>> {
 }
 
 /// Holds the relation that a name means, as a reader does, to the end of the transaction; where there is none, nothing.
+/// Who may read it is asked elsewhere.
 pub fn hold(name: &str) {
     let Some(parts) = parts(name) else {
         return;
@@ -117,6 +119,8 @@ pub fn hold(name: &str) {
         [schema, relation] => (schema.as_ptr(), relation),
         _ => return,
     };
+    // A schema that the caller may not look into is no error here.
+    let _as = (!schema.is_null()).then(As::extension);
     // SAFETY: the names outlive the call; the range variable is in the current context. Whoever replaces the relation
     // while this waits for its lock, has done so when it is looked up again.
     unsafe {

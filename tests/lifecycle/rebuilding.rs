@@ -284,7 +284,7 @@ fn view_that_came_meanwhile_or_a_reader_keeps_the_swap_waiting_and_says_so() {
     assert_eq!(found.len(), 2);
     db.run("CREATE VIEW near AS SELECT id, embedding FROM item_embedding");
     open.commit().unwrap();
-    wait_until_it_waits_for(&mut db, "view near");
+    wait_until_it_waits_for(&mut db, "view public.near");
     db.run("DROP VIEW near");
     wait_for_generation(&mut db, 2);
 }
