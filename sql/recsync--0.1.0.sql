@@ -75,6 +75,8 @@ CREATE TABLE pipeline (
     storage       text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     index         text NOT NULL CHECK (index IN ('hnsw', 'hnsw_bit', 'none')),
     into_column   text,                   -- of the source, where the vectors are there
+    long_text     text NOT NULL DEFAULT 'truncate' CHECK (long_text IN ('truncate', 'mean', 'chunks')),
+    chunk_tokens  integer CHECK (chunk_tokens > 0), -- the most that a chunk has
     dimensions    integer NOT NULL CHECK (dimensions > 0),
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
@@ -83,7 +85,8 @@ CREATE TABLE pipeline (
     paused_reason text,
     paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
     created_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
+    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server),
+    CHECK ((long_text = 'chunks') = (chunk_tokens IS NOT NULL))
 );
 
 -- What is recommended, by whose interactions. Its id is one of the pipelines' numbers: backfills, dead letters and the
@@ -425,7 +428,8 @@ CREATE  FUNCTION "counters"() RETURNS TABLE (
 	"tokens" bigint,  /* i64 */
 	"failure" TEXT,  /* Option < String > */
 	"last_change" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
-	"last_embedded" timestamp with time zone  /* Option < TimestampWithTimeZone > */
+	"last_embedded" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"truncated" bigint  /* i64 */
 )
 STRICT VOLATILE
 LANGUAGE c /* Rust */
@@ -437,10 +441,11 @@ AS 'MODULE_PATHNAME', 'counters_wrapper';
 
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
-    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false,
+    long_text text DEFAULT 'truncate', chunk_tokens integer DEFAULT NULL)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_pipeline_wrapper';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean, text, integer) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there; long_text: what becomes of a text that the model does not take in one piece: truncate (its beginning is embedded), mean (the mean of its parts'' vectors) or chunks (a row a chunk, of at most chunk_tokens tokens, 512 by default). Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -686,7 +691,7 @@ AS 'MODULE_PATHNAME', 'search_wrapper';
 
 
 COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
-'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (cosine similarity, 1 = same direction), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
+'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (cosine similarity, 1 = same direction), rank from 1; of a pipeline with chunks each row once, by its best chunk. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -902,7 +907,8 @@ CREATE VIEW status WITH (security_barrier) AS
            b.done AS backfilled,
            COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
            n.last_change, n.last_embedded,
-           COALESCE(n.failure, d.last_error) AS last_error, p.paused_reason, w.missing AS waiting_for
+           COALESCE(n.failure, d.last_error) AS last_error, p.paused_reason, w.missing AS waiting_for,
+           COALESCE(n.truncated, 0) AS truncated
       FROM pipeline p
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id
@@ -923,7 +929,7 @@ CREATE VIEW status WITH (security_barrier) AS
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
-           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing
+           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing, 0
       FROM recommender r
       CROSS JOIN LATERAL (SELECT pg_catalog.bool_and(f.finished_at IS NOT NULL) AS finished, pg_catalog.sum(f.done)::bigint AS done
                             FROM member m JOIN backfill f ON f.pipeline_id = m.id WHERE m.recommender_id = r.id) b
@@ -941,12 +947,12 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
-    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
+    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, why it is paused, and of how many texts only the beginning was sent (truncated).';
 
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error

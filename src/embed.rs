@@ -49,6 +49,12 @@ pub mod builtin;
 // How many tokens a text has.
 pub mod tokens;
 
+// A long text in parts.
+pub mod parts;
+
+// What becomes of a text that is longer than a model takes.
+pub mod long_text;
+
 // Which texts go into one request.
 pub mod batch;
 

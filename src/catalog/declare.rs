@@ -18,8 +18,9 @@ use super::rights::As;
 use super::server;
 use super::watch::{CAPTURES, describe_source, lock_in_tries, notice_of_source, refresh, watch};
 use crate::capture::wake;
+use crate::embed::long_text::Mode;
 use crate::error::{Error, OrReport, Result};
-use checks::{content_of_columns, form, relation_name, when};
+use checks::{chunks_fit, content_of_columns, form, long_texts, relation_name, when};
 
 /// What create_pipeline was asked for.
 struct Declaration {
@@ -33,6 +34,7 @@ struct Declaration {
     storage: Option<String>,
     index: Option<String>,
     into_column: Option<String>,
+    long_text: (Mode, Option<i32>),
     capture: String,
     on_replica: bool,
     backfill: bool,
@@ -41,10 +43,11 @@ struct Declaration {
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
-    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false)
+    index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false,
+    long_text text DEFAULT 'truncate', chunk_tokens integer DEFAULT NULL)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean, text, integer) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there; long_text: what becomes of a text that the model does not take in one piece: truncate (its beginning is embedded), mean (the mean of its parts'' vectors) or chunks (a row a chunk, of at most chunk_tokens tokens, 512 by default). Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_pipeline(
@@ -64,6 +67,8 @@ fn create_pipeline(
     on_replica: Option<bool>,
     backfill: Option<bool>,
     if_not_exists: Option<bool>,
+    long_text: Option<&str>,
+    chunk_tokens: Option<i32>,
 ) -> pg_sys::Oid {
     (|| {
         let required = |argument: &'static str, value: Option<&str>| {
@@ -88,6 +93,7 @@ fn create_pipeline(
             storage: storage.map(str::to_owned),
             index: index.map(str::to_owned),
             into_column: into_column.map(str::to_owned),
+            long_text: long_texts(long_text, chunk_tokens, into_column)?,
             capture: capture.unwrap_or("keys").to_owned(),
             on_replica: on_replica.unwrap_or(false),
             backfill: backfill.unwrap_or(true),
@@ -115,6 +121,7 @@ pub fn create_for_items(
         storage: None,
         index: None,
         into_column: None,
+        long_text: (Mode::Truncate, None),
         capture: "keys".to_owned(),
         on_replica: false,
         backfill: true,
@@ -173,6 +180,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     // SAFETY: the current user's OID.
     server::endpoint(&wanted.server, unsafe { pg_sys::GetUserId() })?;
     let endpoint = server::endpoint(&wanted.server, table.owner)?;
+    chunks_fit(wanted.long_text, &endpoint, &table.key_columns)?;
+    let (long_text, chunk_tokens) = wanted.long_text;
     let into_column = wanted.into_column.as_deref();
     let wanted_storage = wanted.storage.as_deref();
     let stored_as = match into_column {
@@ -260,13 +269,14 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
             &table,
             storage,
             endpoint.dimensions,
+            long_text == Mode::Chunks,
         )?,
     }
     {
         let _as = As::extension();
         Spi::run_with_args(
-            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, into_column, dimensions, capture, on_replica)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $19, $11, $13, $14) RETURNING id)
+            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, into_column, dimensions, capture, on_replica, long_text, chunk_tokens)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $19, $11, $13, $14, $20, $21) RETURNING id)
              INSERT INTO recsync.backfill (pipeline_id, finished_at) SELECT id, CASE WHEN $12 THEN NULL ELSE pg_catalog.now() END FROM p",
             &[
                 relation.as_str().into(),
@@ -288,6 +298,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
                 wanted.when.debounce_s.into(),
                 wanted.when.max_delay_s.into(),
                 into_column.into(),
+                long_text.name().into(),
+                chunk_tokens.into(),
             ],
         )?;
     }
@@ -336,6 +348,8 @@ fn difference(
 ) -> Option<String> {
     let yes_no = |flag| if flag { "true" } else { "false" };
     let schedules = (is.when.text(), wanted.when.text());
+    let tokens = [is.chunk_tokens, wanted.long_text.1.map(i64::from)]
+        .map(|tokens| tokens.map_or("none".to_owned(), |tokens| tokens.to_string()));
     let pairs = [
         ("source", is.source.as_str(), source),
         ("content", is.content.as_str(), content),
@@ -353,6 +367,12 @@ fn difference(
             is.into_column.as_deref().unwrap_or("none"),
             wanted.into_column.as_deref().unwrap_or("none"),
         ),
+        (
+            "long_text",
+            is.long_text.as_str(),
+            wanted.long_text.0.name(),
+        ),
+        ("chunk_tokens", tokens[0].as_str(), tokens[1].as_str()),
         ("capture", is.capture.as_str(), wanted.capture.as_str()),
         (
             "on_replica",

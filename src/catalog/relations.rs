@@ -21,19 +21,30 @@ pub fn make_relations(
     table: &SourceTable,
     storage: &str,
     dimensions: usize,
+    chunks: bool,
 ) -> Result<()> {
     let schema = super::names::vector_schema()
         .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
     let keys: Vec<String> = table.key_columns.iter().map(|key| quote(key)).collect();
     let keys = keys.join(", ");
     let _as = As::maker(table.owner);
+    // Of a text that has several rows: which piece a row is, and the hash of the whole, which the first one has.
+    let (of_chunk, made_of_chunk, text_hash, chunk) = match chunks {
+        true => (
+            ", chunk, chunk_start, chunk_end",
+            ", NULL::int AS chunk, NULL::int AS chunk_start, NULL::int AS chunk_end",
+            ", NULL::bytea AS text_hash",
+            ", chunk",
+        ),
+        false => ("", "", "", ""),
+    };
     // The key columns take their types, collations included, from the source.
     Spi::run(&format!(
-        "CREATE TABLE {vectors} AS SELECT {keys}, NULL::{schema}.{storage}({dimensions}) AS embedding, NULL::bytea AS content_hash,
-                NULL::text AS model, NULL::timestamptz AS embedded_at FROM {source} WITH NO DATA"
+        "CREATE TABLE {vectors} AS SELECT {keys}{made_of_chunk}, NULL::{schema}.{storage}({dimensions}) AS embedding, NULL::bytea AS content_hash,
+                NULL::text AS model, NULL::timestamptz AS embedded_at{text_hash} FROM {source} WITH NO DATA"
     ))?;
     Spi::run(&format!(
-        "ALTER TABLE {vectors} ADD PRIMARY KEY ({keys}), ALTER embedding SET NOT NULL, ALTER content_hash SET NOT NULL,
+        "ALTER TABLE {vectors} ADD PRIMARY KEY ({keys}{chunk}), ALTER embedding SET NOT NULL, ALTER content_hash SET NOT NULL,
                ALTER model SET NOT NULL, ALTER embedded_at SET NOT NULL"
     ))?;
     let number = if storage == "halfvec" { 2 } else { 4 };
@@ -45,7 +56,7 @@ pub fn make_relations(
     // By which a text is found that another row has.
     Spi::run(&format!("CREATE INDEX ON {vectors} (content_hash)"))?;
     Spi::run(&format!(
-        "CREATE VIEW {relation} AS SELECT {keys}, embedding, content_hash, model, embedded_at FROM {vectors}"
+        "CREATE VIEW {relation} AS SELECT {keys}{of_chunk}, embedding, content_hash, model, embedded_at FROM {vectors}"
     ))?;
     Spi::run(&format!(
         "COMMENT ON VIEW {relation} IS {}",

@@ -64,6 +64,8 @@ CREATE TABLE pipeline (
     storage       text NOT NULL CHECK (storage IN ('vector', 'halfvec')),
     index         text NOT NULL CHECK (index IN ('hnsw', 'hnsw_bit', 'none')),
     into_column   text,                   -- of the source, where the vectors are there
+    long_text     text NOT NULL DEFAULT 'truncate' CHECK (long_text IN ('truncate', 'mean', 'chunks')),
+    chunk_tokens  integer CHECK (chunk_tokens > 0), -- the most that a chunk has
     dimensions    integer NOT NULL CHECK (dimensions > 0),
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
@@ -72,7 +74,8 @@ CREATE TABLE pipeline (
     paused_reason text,
     paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
     created_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
+    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server),
+    CHECK ((long_text = 'chunks') = (chunk_tokens IS NOT NULL))
 );
 
 -- What is recommended, by whose interactions. Its id is one of the pipelines' numbers: backfills, dead letters and the

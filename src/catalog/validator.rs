@@ -12,7 +12,7 @@ use crate::error::{Error, OrReport, Result};
 use crate::shared;
 
 /// Options that are checked and kept for a later version.
-const NOT_YET: &[&str] = &["max_input_tokens", "monthly_budget", "currency"];
+const NOT_YET: &[&str] = &["monthly_budget", "currency"];
 
 #[unsafe(no_mangle)]
 #[doc(hidden)]

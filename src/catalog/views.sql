@@ -36,7 +36,8 @@ CREATE VIEW status WITH (security_barrier) AS
            b.done AS backfilled,
            COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
            n.last_change, n.last_embedded,
-           COALESCE(n.failure, d.last_error) AS last_error, p.paused_reason, w.missing AS waiting_for
+           COALESCE(n.failure, d.last_error) AS last_error, p.paused_reason, w.missing AS waiting_for,
+           COALESCE(n.truncated, 0) AS truncated
       FROM pipeline p
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id
@@ -57,7 +58,7 @@ CREATE VIEW status WITH (security_barrier) AS
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
-           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing
+           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing, 0
       FROM recommender r
       CROSS JOIN LATERAL (SELECT pg_catalog.bool_and(f.finished_at IS NOT NULL) AS finished, pg_catalog.sum(f.done)::bigint AS done
                             FROM member m JOIN backfill f ON f.pipeline_id = m.id WHERE m.recommender_id = r.id) b
@@ -75,12 +76,12 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
-    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
+    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, why it is paused, and of how many texts only the beginning was sent (truncated).';
 
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error

@@ -17,6 +17,7 @@ use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::render::{Renderer, secret};
 use crate::dispatch::{backfill, environment, jobs};
 use crate::embed::lane::Lane;
+use crate::embed::long_text::LongText;
 use crate::settings;
 use crate::shared::Presence;
 use crate::store::Writer;
@@ -96,13 +97,13 @@ impl Leader {
                     State::Runs(running)
                 }
                 before => {
-                    let mut model = None;
+                    let mut ran_as = None;
                     if let Some(State::Runs(mut running)) = before {
                         let_go_of_ready(&mut self.queue, &mut running);
-                        model = Some(running.endpoint.model);
+                        ran_as = Some((running.endpoint.model, running.long_text));
                     }
-                    let ran = model.is_some();
-                    let state = self.state_of(&pipeline, &vector_schema, model)?;
+                    let ran = ran_as.is_some();
+                    let state = self.state_of(&pipeline, &vector_schema, ran_as)?;
                     if matches!(state, State::Off) {
                         off.push(pipeline.id);
                         if ran {
@@ -137,12 +138,12 @@ impl Leader {
         Ok(true)
     }
 
-    /// `model`: the one by which it has run in this worker until now.
+    /// `ran_as`: the model by which it has run in this worker until now, and what became of long texts.
     fn state_of(
         &mut self,
         pipeline: &pipeline::Pipeline,
         vector_schema: &str,
-        model: Option<String>,
+        ran_as: Option<(String, LongText)>,
     ) -> std::result::Result<State, Failed> {
         if pipeline.paused {
             return Ok(State::Off);
@@ -154,7 +155,7 @@ impl Leader {
                 .entry(pipeline.id)
                 .or_insert_with(Instant::now);
             match trouble {
-                Trouble::Broken(reason) if model.is_some() || since.elapsed() > RESTORE => {
+                Trouble::Broken(reason) if ran_as.is_some() || since.elapsed() > RESTORE => {
                     note_pause(pipeline.id, &pipeline.relation, &reason, Cause::Declaration)?;
                 }
                 _ => {
@@ -180,8 +181,10 @@ impl Leader {
             }
         };
         let mut pipeline = pipeline.clone();
-        if model.is_some_and(|model| model != endpoint.model) {
-            // Two models in one relation cannot be compared: every row is embedded anew.
+        let long_text = pipeline.long_text(&endpoint);
+        if ran_as.is_some_and(|was| was != (endpoint.model.clone(), long_text)) {
+            // Two models in one relation cannot be compared: every row is embedded anew. So are texts that are cut
+            // elsewhere now.
             transaction(|| backfill::restart(&[pipeline.id]))?;
             pipeline.backfilled = false;
             pipeline.backfill_after = None;
@@ -204,13 +207,14 @@ impl Leader {
         let slow = pipeline.is_slow_to_store();
         self.declarations += 1;
         Ok(State::Runs(Box::new(Running {
-            renderer: Renderer::new(&pipeline, vector_schema, recipe.clone()),
+            renderer: Renderer::new(&pipeline, vector_schema, recipe.clone(), long_text),
             writer: Writer::new(&pipeline, vector_schema, recipe),
             dead_letters: pipeline.dead_letters,
             pipeline,
             declaration: self.declarations,
             vector_schema: vector_schema.to_owned(),
             endpoint,
+            long_text,
             lane,
             calendar: Calendar::new(schedule),
             claims: Claims::new(),
@@ -223,6 +227,7 @@ impl Leader {
             in_flight: 0,
             grant: None,
             unstored: Unstored::new(slow),
+            spare: Vec::new(),
             index: Progress::unknown(),
             sent_at: 0,
             given_at: 0,

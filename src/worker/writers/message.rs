@@ -12,7 +12,7 @@ use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::queue::{Job, RowKey};
 use crate::error::Failed;
 use crate::store::known::Recipe;
-use crate::store::{Embedded, Written};
+use crate::store::{Chunk, Embedded, Written};
 use crate::worker::storing::Task;
 
 /// What a writer needs to know of a pipeline before it can store its rows.
@@ -64,6 +64,16 @@ struct Row<'a> {
     last_attempt_us: Option<i64>,
     hash: std::borrow::Cow<'a, [u8]>,
     stored_hash: Option<std::borrow::Cow<'a, [u8]>>,
+    /// Of its vector; 0 where it has chunks.
+    dimensions: usize,
+    chunks: Vec<Piece<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Piece<'a> {
+    from: i32,
+    to: i32,
+    hash: std::borrow::Cow<'a, [u8]>,
     dimensions: usize,
 }
 
@@ -84,6 +94,16 @@ pub fn order(
         hash: embedded.hash[..].into(),
         stored_hash: embedded.stored_hash.as_deref().map(Into::into),
         dimensions: embedded.vector.len(),
+        chunks: embedded
+            .chunks
+            .iter()
+            .map(|chunk| Piece {
+                from: chunk.from,
+                to: chunk.to,
+                hash: chunk.hash[..].into(),
+                dimensions: chunk.vector.len(),
+            })
+            .collect(),
     });
     let head = serde_json::to_vec(&Head {
         number,
@@ -93,19 +113,24 @@ pub fn order(
         dead_letters: task.dead_letters,
         rows: rows.collect(),
     })?;
-    let numbers: usize = task.embedded.iter().map(|row| row.vector.len()).sum();
+    let vectors = || task.embedded.iter().flat_map(Embedded::vectors);
+    let numbers: usize = vectors().map(|(_, vector)| vector.len()).sum();
     let mut message = Vec::with_capacity(8 + head.len() + numbers * NUMBER);
     message.extend_from_slice(&(head.len() as u64).to_ne_bytes());
     message.extend_from_slice(&head);
-    for embedded in &task.embedded {
-        message.extend(
-            embedded
-                .vector
-                .iter()
-                .flat_map(|number| number.to_ne_bytes()),
-        );
+    for (_, vector) in vectors() {
+        message.extend(vector.iter().flat_map(|number| number.to_ne_bytes()));
     }
     Ok(message)
+}
+
+/// The next vector of so many numbers.
+fn next_vector(numbers: &mut &[u8], dimensions: usize) -> Option<Vec<f32>> {
+    let (vector, rest) = numbers.split_at_checked(dimensions * NUMBER)?;
+    *numbers = rest;
+    let (vector, _) = vector.as_chunks::<NUMBER>();
+    let vector = vector.iter().map(|bytes| f32::from_ne_bytes(*bytes));
+    Some(vector.collect())
 }
 
 /// `None`: not a message of [`order`]'s.
@@ -115,9 +140,16 @@ pub fn read_order(message: &[u8]) -> Option<Order> {
     let head: Head = serde_json::from_slice(head).ok()?;
     let mut embedded = Vec::with_capacity(head.rows.len());
     for row in head.rows {
-        let (vector, rest) = numbers.split_at_checked(row.dimensions * NUMBER)?;
-        numbers = rest;
-        let (vector, _) = vector.as_chunks::<NUMBER>();
+        let vector = next_vector(&mut numbers, row.dimensions)?;
+        let mut chunks = Vec::with_capacity(row.chunks.len());
+        for chunk in row.chunks {
+            chunks.push(Chunk {
+                from: chunk.from,
+                to: chunk.to,
+                hash: chunk.hash.into_owned(),
+                vector: next_vector(&mut numbers, chunk.dimensions)?,
+            });
+        }
         embedded.push(Embedded {
             job: Job {
                 row: RowKey {
@@ -128,10 +160,8 @@ pub fn read_order(message: &[u8]) -> Option<Order> {
                 stored: row.stored,
                 last_attempt_us: row.last_attempt_us,
             },
-            vector: vector
-                .iter()
-                .map(|bytes| f32::from_ne_bytes(*bytes))
-                .collect(),
+            vector,
+            chunks,
             hash: row.hash.into_owned(),
             stored_hash: row.stored_hash.map(|hash| hash.into_owned()),
         });
@@ -201,6 +231,7 @@ mod tests {
                 last_attempt_us: Some(-5),
             },
             vector,
+            chunks: Vec::new(),
             hash: vec![0, 255, 7],
             stored_hash: None,
         }
@@ -210,6 +241,15 @@ mod tests {
     fn an_order_comes_as_it_was_given() {
         let mut second = embedded(&["2"], vec![f32::MIN_POSITIVE, -0.0]);
         second.stored_hash = Some(vec![1; 32]);
+        let mut third = embedded(&["3"], Vec::new());
+        third.chunks = [(1, 8), (10, 20)]
+            .map(|(from, to)| Chunk {
+                from,
+                to,
+                hash: vec![from as u8; 32],
+                vector: vec![to as f32, 0.25],
+            })
+            .into();
         let task = Task {
             pipeline: 7,
             model: "m \"quoted\"".into(),
@@ -217,6 +257,7 @@ mod tests {
             embedded: vec![
                 embedded(&["a", "line\nbreak, ü"], vec![1.0 / 3.0, f32::MAX, 0.1]),
                 second,
+                third,
             ],
         };
         let message = order(3, None, &task).unwrap();
@@ -226,10 +267,11 @@ mod tests {
         assert_eq!(read.task.pipeline, 7);
         assert_eq!(read.task.model, task.model);
         assert!(read.task.dead_letters);
-        assert_eq!(read.task.embedded.len(), 2);
+        assert_eq!(read.task.embedded.len(), 3);
         for (is, was) in read.task.embedded.iter().zip(&task.embedded) {
             assert_eq!(is.job, was.job);
             assert_eq!(is.vector, was.vector);
+            assert_eq!(is.chunks, was.chunks);
             assert_eq!(is.hash, was.hash);
             assert_eq!(is.stored_hash, was.stored_hash);
         }
