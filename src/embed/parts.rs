@@ -5,7 +5,7 @@
 //! it, and those of no other parts. It never leaves out anything but white space at the ends of a part.
 //!
 //! 1. Bounds are compared by what they end (a paragraph before a sentence before a word), then by a hash of what follows.
-//! 2. A bound that is the best of all that are nearer than a third of the most that a part may have is one of two parts
+//! 2. A bound that is the best of all that are nearer than half of the most that a part may have is one of two parts
 //!    (the local maximum chunking of Bjørner, Blass, Gurevich, "Content-dependent chunking for differential
 //!    compression, the local maximum approach", J. Comput. Syst. Sci. 2010).
 //! 3. What is still too long is cut at the best bound of its middle third, again and again.
@@ -231,10 +231,10 @@ impl Cut {
         bounds
     }
 
-    /// Nothing nearer than a third of a part is better, and neither end of the text is as near. Neighbours are asked
+    /// Nothing nearer than half of a part is better, and neither end of the text is as near. Neighbours are asked
     /// first, so that nearly all bounds are done with at once.
     fn is_best_around(&self, bound: usize) -> bool {
-        let (at, near) = (self.before[bound], (self.most / 3).max(1));
+        let (at, near) = (self.before[bound], self.most.div_ceil(2));
         let last = self.ranks.len();
         if at < near || self.before[last] - at < near {
             return false;

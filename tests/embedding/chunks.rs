@@ -1,8 +1,10 @@
 //! Pipelines that have a row for each chunk of a text: which chunks there are, what an edit costs, what is found.
 
 use std::collections::HashSet;
+use std::process::{Command, Stdio};
 
 use crate::long_texts::story;
+use crate::support::cluster::bin;
 use crate::support::{Api, Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
 /// Table `item`, a server and a pipeline with chunks of up to 60 tokens: four or five sentences of a story at the most.
@@ -141,7 +143,7 @@ fn a_text_that_gets_shorter_or_goes_takes_its_chunks_along() {
     sent(&mut db, &api, 1, &story(1, 1..=60));
     sent(&mut db, &api, 2, &story(2, 1..=60));
     sent(&mut db, &api, 1, &story(1, 1..=8));
-    assert!((2..=4).contains(&chunks(&mut db, 1)));
+    assert!((2..=6).contains(&chunks(&mut db, 1)));
     sent(&mut db, &api, 1, "");
     assert_eq!(chunks(&mut db, 1), 0);
     assert_eq!(sent(&mut db, &api, 1, &story(1, 1..=60)).len(), 0, "known");
@@ -250,8 +252,8 @@ fn new_chunks_are_never_seen_beside_old_ones_and_a_bad_one_is_named() {
     let before: String = db.one(state);
     api.refuse_texts_with("bad", 422);
     let edited = text
-        .replace("Sentence 10 of", "Sentence 10, a bad one, of")
-        .replace("Sentence 50 of", "Sentence 50, a good one, of");
+        .replace("Sentence 10 of", "Sentence 10, a good one, of")
+        .replace("Sentence 50 of", "Sentence 50, a bad one, of");
     put(&mut db, 1, &edited);
     db.settle("item_embedding");
     assert_eq!(db.one::<String>(state), before, "all or none");
@@ -524,4 +526,36 @@ fn what_cannot_have_chunks_is_refused() {
     let error = db.refused("SELECT recsync.create_recommender('shop', 'item_embedding', 'event')");
     assert_eq!(error.code().code(), "22023");
     assert!(error.message().contains("chunk"), "{}", error.message());
+}
+
+#[test]
+fn a_dump_carries_chunks_and_a_restored_copy_pays_for_nothing() {
+    let api = Api::start();
+    let mut db = items(&api);
+    let text = story(1, 1..=40);
+    sent(&mut db, &api, 1, &text);
+    sent(&mut db, &api, 2, "a short one");
+    let mut copy = shared().empty_database();
+    let sockets: String = db.one("SHOW unix_socket_directories");
+    let client = |program: &str, database: &str| {
+        let mut command = Command::new(bin().join(program));
+        command.args(["-h", &sockets, "-U", "postgres", "-d", database]);
+        command
+    };
+    let mut dump = client("pg_dump", &db.name);
+    let mut dump = dump.stdout(Stdio::piped()).spawn().unwrap();
+    let restored = client("psql", &copy.name)
+        .args(["-q", "-v", "ON_ERROR_STOP=1"])
+        .stdin(dump.stdout.take().unwrap())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(restored.success() && dump.wait().unwrap().success());
+    let before = api.texts().len();
+    copy.settle("item_embedding");
+    assert_eq!(api.texts().len(), before);
+    assert_in_step(&mut copy, &api);
+    let edited = text.replace("Sentence 20 of", "Sentence 20, another, of");
+    let cost = sent(&mut copy, &api, 1, &edited);
+    assert!((1..=3).contains(&cost.len()), "{cost:?}");
 }
