@@ -56,6 +56,9 @@ pub fn parts(text: &str, most: u64) -> Result<Vec<Range<usize>>, TooLong> {
         return Ok(once(0..text.len()).collect());
     }
     let units = units(text, most)?;
+    if units.iter().map(|unit| unit.tokens).sum::<u64>() <= most {
+        return Ok(once(0..text.len()).collect());
+    }
     let cut = Cut::new(text, &units, most);
     let mut bounds = cut.bounds();
     bounds.push(units.len());
@@ -91,8 +94,10 @@ pub fn beginning(text: &str, most: u64) -> &str {
         }
         (end, tokens) = (end + sentence.len(), tokens + more);
     }
-    let whole = &text[..end];
-    match whole.trim_end() {
+    if end == text.len() {
+        return text;
+    }
+    match text[..end].trim_end() {
         "" => &text[..start_of(text, most)],
         trimmed => trimmed,
     }
