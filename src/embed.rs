@@ -55,6 +55,12 @@ pub mod token_rate;
 // What was sent and counted.
 pub mod sent;
 
+// A long text in parts.
+pub mod parts;
+
+// What becomes of a text that is longer than a model takes.
+pub mod long_text;
+
 // Which texts go into one request.
 pub mod batch;
 

@@ -116,6 +116,8 @@ pub struct Counters {
     pub inserted: AtomicI64,
     pub updated: AtomicI64,
     pub known: AtomicI64,
+    /// Texts of which only the beginning was sent.
+    pub truncated: AtomicI64,
     /// How often somebody has asked for a run, and up to which of these the worker has begun.
     pub runs_wanted: AtomicI64,
     pub runs_started: AtomicI64,
@@ -322,6 +324,7 @@ impl Shared {
                         &counters.inserted,
                         &counters.updated,
                         &counters.known,
+                        &counters.truncated,
                         &counters.runs_wanted,
                         &counters.runs_started,
                         &counters.runs_ended,

@@ -6,6 +6,9 @@
 // Vectors in a column of the source.
 pub mod column;
 
+// Vectors of chunks.
+pub mod chunks;
+
 // pgvector's values, built in place.
 pub mod vector;
 
@@ -27,16 +30,41 @@ use crate::dispatch::queue::Job;
 use crate::dispatch::render::{given, key_arguments, keyed};
 use crate::error::{Error, Result};
 use crate::statement::Statement;
+use chunks::Chunks;
 use column::{Column, Held};
 use known::{Known, Recipe};
 
-/// One vector to be written.
+/// The vector of one row to be written, or those of its chunks.
 pub struct Embedded {
     pub job: Job,
     pub vector: Vec<f32>,
+    /// Where a chunk is a row: all of them, in the place of `vector`.
+    pub chunks: Vec<Chunk>,
+    /// Of the text.
     pub hash: Vec<u8>,
     /// The content hash that stood beside the old vector when the text was rendered; `None`: no vector yet.
     pub stored_hash: Option<Vec<u8>>,
+}
+
+/// A piece of a row's text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// Its first and last character, counted from 1.
+    pub from: i32,
+    pub to: i32,
+    pub hash: Vec<u8>,
+    pub vector: Vec<f32>,
+}
+
+impl Embedded {
+    /// Its vectors, and the hashes of the texts that they are of.
+    pub fn vectors(&self) -> impl Iterator<Item = (&[u8], &[f32])> {
+        let whole = (!self.vector.is_empty()).then_some((&self.hash[..], &self.vector[..]));
+        let chunks = self.chunks.iter();
+        whole
+            .into_iter()
+            .chain(chunks.map(|chunk| (&chunk.hash[..], &chunk.vector[..])))
+    }
 }
 
 /// The statements of one pipeline; made anew when its declaration changes.
@@ -56,6 +84,7 @@ enum Target {
         update: Statement,
     },
     Column(Box<Column>),
+    Chunks(Box<Chunks>),
 }
 
 /// What became of vectors that were to be written.
@@ -125,6 +154,10 @@ impl Writer {
             let column = Box::new(Column::new(pipeline, vector_schema));
             return of(Target::Column(column));
         }
+        if pipeline.has_chunks() {
+            let chunks = Box::new(Chunks::new(pipeline, vector_schema));
+            return of(Target::Chunks(chunks));
+        }
         let insert = format!(
             "INSERT INTO {vectors} ({}, embedding, content_hash, model, embedded_at)
              SELECT {}, {embedding}, v.hash, ${}::text, pg_catalog.clock_timestamp() FROM {} AS v ({names}, embedding, hash)
@@ -161,6 +194,7 @@ impl Writer {
                 self.write_table(insert, update, embedded, model, replaced)?
             }
             Target::Column(column) => column.write(embedded, model, replaced)?,
+            Target::Chunks(chunks) => chunks.write(embedded, model, replaced.is_some())?,
         };
         if let Some(recipe) = &self.recipe {
             known::keep(recipe, &replaced)?;

@@ -18,7 +18,7 @@ use crate::capture::wake;
 use crate::dispatch::backfill::{self, size};
 use crate::dispatch::environment::Environment;
 use crate::dispatch::read::in_snapshot_of_now;
-use crate::dispatch::render::{content_hash, secret};
+use crate::dispatch::render::{secret, text_hash};
 use crate::embed::endpoint::{Endpoint, Purpose};
 use crate::error::{Error, OrReport, Result};
 use crate::recommend::query::vector_of;
@@ -103,6 +103,13 @@ fn adopt(name: &str, wanted: Wanted) -> Result<i64> {
             ),
         ));
     }
+    if pipeline.has_chunks() {
+        return Err(Error::argument(
+            "name",
+            "a vector there would be of a text, and the pipeline has one for each chunk of it",
+            "Vectors of whole texts are adopted by pipelines with long_text => 'truncate' or 'mean'.",
+        ));
+    }
     let from = From::find(
         &pipeline,
         wanted.vectors,
@@ -132,6 +139,7 @@ fn read(pipeline: &Pipeline, from: &From, endpoint: &Endpoint, sample: &mut Samp
         from.joined(pipeline),
         from.vector,
     );
+    let long_text = pipeline.long_text(endpoint);
     let secret = {
         let _as = As::extension();
         secret()?
@@ -165,9 +173,11 @@ fn read(pipeline: &Pipeline, from: &From, endpoint: &Endpoint, sample: &mut Samp
             return Ok(()); // nobody's embedding
         }
         adopted += 1;
-        let hash = content_hash(&secret, &text)?;
+        let hash = text_hash(&secret, &text, &long_text)?;
         let held = row.get::<Vec<u8>>(3)?;
-        sample.offer(text, &vector);
+        if long_text.mark(&text).is_none() {
+            sample.offer(text, &vector); // another is not embedded in one piece
+        }
         found.push(Found {
             hash,
             vector: held.is_none().then_some(vector),

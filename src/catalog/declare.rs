@@ -24,9 +24,10 @@ use super::rights::As;
 use super::server;
 use super::watch::{CAPTURES, describe_source, lock_in_tries, notice_of_source, refresh, watch};
 use crate::capture::wake;
+use crate::embed::long_text::Mode;
 use crate::error::{Error, OrReport, Result};
 use crate::ledger::budget;
-use checks::{content_of_columns, form, options, relation_name, when};
+use checks::{chunks_fit, content_of_columns, form, long_texts, options, relation_name, when};
 
 /// What create_pipeline was asked for.
 struct Declaration {
@@ -42,6 +43,7 @@ struct Declaration {
     distance: Distance,
     index_options: Option<Options>,
     into_column: Option<String>,
+    long_text: (Mode, Option<i32>),
     capture: String,
     on_replica: bool,
     backfill: bool,
@@ -50,12 +52,12 @@ struct Declaration {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
-    schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL,
+    schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, long_text text DEFAULT 'truncate', storage text DEFAULT NULL,
     index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT 'keys', on_replica boolean DEFAULT false, backfill boolean DEFAULT true, if_not_exists boolean DEFAULT false,
-    distance text DEFAULT 'cosine', index_options jsonb DEFAULT NULL, monthly_budget numeric DEFAULT NULL)
+    distance text DEFAULT 'cosine', index_options jsonb DEFAULT NULL, chunk_tokens integer DEFAULT NULL, monthly_budget numeric DEFAULT NULL)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, boolean, boolean, boolean, text, jsonb, numeric) IS
-'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; distance: cosine, inner_product or l2, by which search, similar and recommenders compare vectors, and the index is made; index_options: m and ef_construction of the index as JSON, pgvector''s own where they are not given; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there; monthly_budget: what may be spent in a calendar month (UTC), in the server''s currency: see set_budget. Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
+COMMENT ON FUNCTION create_pipeline(text, regclass, text[], text, text, text, interval, interval, text, text, text, text, text, text, boolean, boolean, boolean, text, jsonb, integer, numeric) IS
+'Keeps a table embedded. name: the pipeline and the view that will hold its vectors, in the source''s schema; columns (joined by newlines, NULLs left out) or content (an SQL expression over the row): the text; server: a foreign server of wrapper recsync; schedule: realtime, near_realtime (a row that has been quiet for a second, after 4 s at the latest), hourly, daily, an interval or a cron expression in the database''s time zone; debounce, max_delay: how long a row has to be quiet, and the longest it waits for that; row_filter: only rows for which it is true; storage: vector or halfvec (by default what the width asks for); index: hnsw (up to 2,000 dimensions of vector, 4,000 of halfvec), hnsw_bit (over the vectors'' signs, any width; only search uses it) or none, by default hnsw where the width allows it, else hnsw_bit; it is built once the first load is over and there are recsync.index_min_rows vectors; distance: cosine, inner_product or l2, by which search, similar and recommenders compare vectors, and the index is made; index_options: m and ef_construction of the index as JSON, pgvector''s own where they are not given; into_column: a pgvector column of the source that is to hold the vectors (added where it is missing) instead of a table of their own; recsync makes no index on it; capture: what old_record and record of the change log hold: keys (nothing), columns (those that the text uses) or full (all columns); on_replica: changes that logical replication applies are captured, too; backfill: embed the rows that are there; monthly_budget: what may be spent in a calendar month (UTC), in the server''s currency: see set_budget. long_text: what becomes of a text that the model does not take in one piece: truncate (its beginning is embedded), mean (the mean of its parts'' vectors) or chunks (a row a chunk, of at most chunk_tokens tokens, 512 by default). Returns the view. Errors: 42501 without the rights, 42710 where it exists otherwise, 55000 without a primary key, 22023 for an impossible argument.';
 "#)]
 #[allow(clippy::too_many_arguments)]
 fn create_pipeline(
@@ -68,6 +70,7 @@ fn create_pipeline(
     debounce: Option<Interval>,
     max_delay: Option<Interval>,
     row_filter: Option<&str>,
+    long_text: Option<&str>,
     storage: Option<&str>,
     index: Option<&str>,
     into_column: Option<&str>,
@@ -77,6 +80,7 @@ fn create_pipeline(
     if_not_exists: Option<bool>,
     distance: Option<&str>,
     index_options: Option<JsonB>,
+    chunk_tokens: Option<i32>,
     monthly_budget: Option<AnyNumeric>,
 ) -> pg_sys::Oid {
     (|| {
@@ -104,6 +108,7 @@ fn create_pipeline(
             distance: Distance::of(distance.unwrap_or("cosine"))?,
             index_options: options(index_options, into_column.map_or(index, |_| Some("none")))?,
             into_column: into_column.map(str::to_owned),
+            long_text: long_texts(long_text, chunk_tokens, into_column)?,
             capture: capture.unwrap_or("keys").to_owned(),
             on_replica: on_replica.unwrap_or(false),
             backfill: backfill.unwrap_or(true),
@@ -134,6 +139,7 @@ pub fn create_for_items(
         distance: Distance::default(),
         index_options: None,
         into_column: None,
+        long_text: (Mode::Truncate, None),
         capture: "keys".to_owned(),
         on_replica: false,
         backfill: true,
@@ -193,6 +199,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
     // SAFETY: the current user's OID.
     server::endpoint(&wanted.server, unsafe { pg_sys::GetUserId() })?;
     let endpoint = server::endpoint(&wanted.server, table.owner)?;
+    chunks_fit(wanted.long_text, &endpoint, &table.key_columns)?;
+    let (long_text, chunk_tokens) = wanted.long_text;
     let into_column = wanted.into_column.as_deref();
     let wanted_storage = wanted.storage.as_deref();
     let stored_as = match into_column {
@@ -281,13 +289,14 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
             &table,
             storage,
             endpoint.dimensions,
+            long_text == Mode::Chunks,
         )?,
     }
     {
         let _as = As::extension();
         Spi::run_with_args(
-            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, into_column, dimensions, capture, on_replica, monthly_budget, distance, index_options)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $19, $11, $13, $14, $20, $21, $22) RETURNING id)
+            "WITH p AS (INSERT INTO recsync.pipeline (relation, vectors, source_id, columns, content, row_filter, used_columns, server, schedule, every, debounce, max_delay, storage, index, into_column, dimensions, capture, on_replica, monthly_budget, distance, index_options, long_text, chunk_tokens)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $15, $16 * interval '1 s', $17 * interval '1 s', $18 * interval '1 s', $9, $10, $19, $11, $13, $14, $20, $21, $22, $23, $24) RETURNING id)
              INSERT INTO recsync.backfill (pipeline_id, finished_at) SELECT id, CASE WHEN $12 THEN NULL ELSE pg_catalog.now() END FROM p",
             &[
                 relation.as_str().into(),
@@ -312,6 +321,8 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
                 wanted.monthly_budget.clone().into(),
                 wanted.distance.name().into(),
                 wanted.index_options.map(Options::json).into(),
+                long_text.name().into(),
+                chunk_tokens.into(),
             ],
         )?;
     }
@@ -371,6 +382,8 @@ fn difference(
     let budgets = (amount(is.monthly_budget), amount(given));
     let schedules = (is.when.text(), wanted.when.text());
     let index_options = (text_of(is.index_options), text_of(wanted.index_options));
+    let tokens = [is.chunk_tokens, wanted.long_text.1.map(i64::from)]
+        .map(|tokens| tokens.map_or("none".to_owned(), |tokens| tokens.to_string()));
     let pairs = [
         ("source", is.source.as_str(), source),
         ("content", is.content.as_str(), content),
@@ -395,6 +408,12 @@ fn difference(
             wanted.into_column.as_deref().unwrap_or("none"),
         ),
         ("monthly_budget", budgets.0.as_str(), budgets.1.as_str()),
+        (
+            "long_text",
+            is.long_text.as_str(),
+            wanted.long_text.0.name(),
+        ),
+        ("chunk_tokens", tokens[0].as_str(), tokens[1].as_str()),
         ("capture", is.capture.as_str(), wanted.capture.as_str()),
         (
             "on_replica",

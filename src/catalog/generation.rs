@@ -116,7 +116,14 @@ fn begin(name: &str, wish: Wish) -> Result<pg_sys::Oid> {
         describe_source(pipeline.source_oid(), &pipeline.source)?
     };
     table.require_create()?;
-    make_table(&vectors, &pipeline.source, &table, storage, dimensions)?;
+    make_table(
+        &vectors,
+        &pipeline.source,
+        &table,
+        storage,
+        dimensions,
+        pipeline.has_chunks(),
+    )?;
     let new = New {
         vectors: &vectors,
         server: &server,

@@ -13,6 +13,7 @@ use super::rights::As;
 use crate::dispatch::read::in_latest_snapshot;
 use crate::dispatch::schedule::Schedule;
 use crate::embed::endpoint::{Endpoint, MONEY_OPTIONS};
+use crate::embed::long_text::{LongText, Mode};
 use crate::error::{Error, Result};
 use crate::statement::Statement;
 
@@ -51,6 +52,10 @@ pub struct Pipeline {
     pub into_column: Option<String>,
     /// The type of that column, where it cannot hold them.
     column_misfit: Option<String>,
+    /// What becomes of texts that the model does not take in one piece: `truncate`, `mean` or `chunks`.
+    pub long_text: String,
+    /// The most that a chunk has, where there are chunks.
+    pub chunk_tokens: Option<i64>,
     /// What the owner's sessions have as their search_path, where that was set for them.
     pub owner_path: Option<String>,
     pub storage: String,
@@ -217,6 +222,18 @@ impl Pipeline {
                 column: "embedding".to_owned(),
             },
         }
+    }
+
+    /// Whether its relation has a row a chunk.
+    pub fn has_chunks(&self) -> bool {
+        self.long_text == "chunks"
+    }
+
+    /// What becomes of long texts by that server.
+    pub fn long_text(&self, endpoint: &Endpoint) -> LongText {
+        let mode = Mode::find(&self.long_text).unwrap_or(Mode::Truncate);
+        let tokens = self.chunk_tokens.map(i64::unsigned_abs);
+        LongText::new(mode, tokens, endpoint)
     }
 
     /// There is an HNSW index, or the rows are users', with triggers of theirs.

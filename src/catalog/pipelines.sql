@@ -4,6 +4,7 @@ SELECT pg_catalog.jsonb_build_object(
          'columns', p.columns, 'used_columns', p.used_columns, 'content', p.content, 'row_filter', p.row_filter, 'server', p.server,
          'schedule', p.schedule, 'every_s', extract(epoch FROM p.every), 'debounce_s', extract(epoch FROM p.debounce),
          'max_delay_s', extract(epoch FROM p.max_delay), 'into_column', p.into_column,
+         'long_text', p.long_text, 'chunk_tokens', p.chunk_tokens,
          'storage', p.storage, 'index', p.index, 'dimensions', p.dimensions,
          'monthly_budget', p.monthly_budget,
          'distance', p.distance, 'index_options', p.index_options,

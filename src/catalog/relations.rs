@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 /// hash and the model stand beside it.
 const WIDEST_IN_ROW: usize = 7_000;
 
+/// What says of a row of vectors which piece of the text it is of.
+pub const OF_CHUNK: &str = ", chunk, chunk_start, chunk_end";
+
 pub fn make_relations(
     relation: &str,
     vectors: &str,
@@ -21,13 +24,15 @@ pub fn make_relations(
     table: &SourceTable,
     storage: &str,
     dimensions: usize,
+    chunks: bool,
 ) -> Result<()> {
-    make_table(vectors, source, table, storage, dimensions)?;
+    make_table(vectors, source, table, storage, dimensions, chunks)?;
+    let of_chunk = if chunks { OF_CHUNK } else { "" };
     let keys: Vec<String> = table.key_columns.iter().map(|key| quote(key)).collect();
     let keys = keys.join(", ");
     let _as = As::maker(table.owner);
     Spi::run(&format!(
-        "CREATE VIEW {relation} AS SELECT {keys}, embedding, content_hash, model, embedded_at FROM {vectors}"
+        "CREATE VIEW {relation} AS SELECT {keys}{of_chunk}, embedding, content_hash, model, embedded_at FROM {vectors}"
     ))?;
     Spi::run(&format!(
         "COMMENT ON VIEW {relation} IS {}",
@@ -45,19 +50,29 @@ pub fn make_table(
     table: &SourceTable,
     storage: &str,
     dimensions: usize,
+    chunks: bool,
 ) -> Result<()> {
     let schema = super::names::vector_schema()
         .ok_or_else(|| Error::Internal("extension vector is missing".into()))?;
     let keys: Vec<String> = table.key_columns.iter().map(|key| quote(key)).collect();
     let keys = keys.join(", ");
     let _as = As::maker(table.owner);
+    // Of a text that has several rows: which piece a row is, and the hash of the whole, which the first one has.
+    let (made_of_chunk, text_hash, chunk) = match chunks {
+        true => (
+            ", NULL::int AS chunk, NULL::int AS chunk_start, NULL::int AS chunk_end",
+            ", NULL::bytea AS text_hash",
+            ", chunk",
+        ),
+        false => ("", "", ""),
+    };
     // The key columns take their types, collations included, from the source.
     Spi::run(&format!(
-        "CREATE TABLE {vectors} AS SELECT {keys}, NULL::{schema}.{storage}({dimensions}) AS embedding, NULL::bytea AS content_hash,
-                NULL::text AS model, NULL::timestamptz AS embedded_at FROM {source} WITH NO DATA"
+        "CREATE TABLE {vectors} AS SELECT {keys}{made_of_chunk}, NULL::{schema}.{storage}({dimensions}) AS embedding, NULL::bytea AS content_hash,
+                NULL::text AS model, NULL::timestamptz AS embedded_at{text_hash} FROM {source} WITH NO DATA"
     ))?;
     Spi::run(&format!(
-        "ALTER TABLE {vectors} ADD PRIMARY KEY ({keys}), ALTER embedding SET NOT NULL, ALTER content_hash SET NOT NULL,
+        "ALTER TABLE {vectors} ADD PRIMARY KEY ({keys}{chunk}), ALTER embedding SET NOT NULL, ALTER content_hash SET NOT NULL,
                ALTER model SET NOT NULL, ALTER embedded_at SET NOT NULL"
     ))?;
     let number = if storage == "halfvec" { 2 } else { 4 };

@@ -67,6 +67,8 @@ CREATE TABLE pipeline (
     index_options jsonb,                  -- m and ef_construction of the index, where they are not pgvector's own
     into_column   text,                   -- of the source, where the vectors are there
     monthly_budget numeric CHECK (monthly_budget >= 0), -- in the server's currency
+    long_text     text NOT NULL DEFAULT 'truncate' CHECK (long_text IN ('truncate', 'mean', 'chunks')),
+    chunk_tokens  integer CHECK (chunk_tokens > 0), -- the most that a chunk has
     dimensions    integer NOT NULL CHECK (dimensions > 0),
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
@@ -81,7 +83,8 @@ CREATE TABLE pipeline (
     created_at    timestamptz NOT NULL DEFAULT pg_catalog.now(),
     CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server),
     CHECK (of_pipeline IS NOT NULL OR NOT builds),
-    CHECK (builds OR waits_for IS NULL)
+    CHECK (builds OR waits_for IS NULL),
+    CHECK ((long_text = 'chunks') = (chunk_tokens IS NOT NULL))
 );
 CREATE UNIQUE INDEX pipeline_builds ON pipeline (of_pipeline) WHERE builds; -- one at a time
 

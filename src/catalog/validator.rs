@@ -13,9 +13,6 @@ use crate::embed::endpoint::{
 use crate::error::{Error, OrReport, Result};
 use crate::shared;
 
-/// Options that are checked and kept for a later version.
-const NOT_YET: &[&str] = &["max_input_tokens"];
-
 #[unsafe(no_mangle)]
 #[doc(hidden)]
 pub extern "C" fn pg_finfo_fdw_validator_v1() -> &'static pg_sys::Pg_finfo_record {
@@ -60,12 +57,6 @@ fn check(options: &[Option<String>], catalog: pg_sys::Oid) -> Result<()> {
         _ => Place::Elsewhere,
     };
     endpoint::validate(place, &options).map_err(to_error)?;
-    for (name, _) in options
-        .iter()
-        .filter(|(name, _)| NOT_YET.contains(&name.as_str()))
-    {
-        warning!("option \"{name}\" is kept, but this version does not act on it yet");
-    }
     if place == Place::Server
         && let Ok(endpoint) = Endpoint::from_options(&options, &[])
         && endpoint.monthly_budget.is_some()

@@ -64,7 +64,8 @@ CREATE VIEW status WITH (security_barrier) AS
            COALESCE(w.missing, f.waits_for) AS waiting_for,
            COALESCE(m.tokens, 0) AS month_tokens, pg_catalog.trim_scale(m.cost) AS month_cost, p.monthly_budget,
            pg_catalog.trim_scale(v.cost) AS server_month_cost, v.monthly_budget AS server_monthly_budget, v.currency,
-           CASE WHEN NOT g.stops THEN g.notice END AS warning
+           CASE WHEN NOT g.stops THEN g.notice END AS warning,
+           COALESCE(n.truncated, 0) AS truncated
       FROM pipeline p
       LEFT JOIN budget_notice g ON g.pipeline_id = p.id AND g.month = pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date
       LEFT JOIN (SELECT s.*, (SELECT pg_catalog.sum(o.cost) FROM month o WHERE o.server = s.name AND o.currency = s.currency) AS cost
@@ -96,7 +97,7 @@ CREATE VIEW status WITH (security_barrier) AS
            GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, NULL, NULL, NULL, NULL, NULL, 0, 0, 0,
            n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing,
-           NULL, NULL, NULL, NULL, NULL, NULL, NULL
+           NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0
       FROM recommender r
       CROSS JOIN LATERAL (SELECT pg_catalog.bool_and(f.finished_at IS NOT NULL) AS finished, pg_catalog.sum(f.done)::bigint AS done
                             FROM member m JOIN backfill f ON f.pipeline_id = m.id WHERE m.recommender_id = r.id) b
@@ -114,12 +115,12 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
-    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+    SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent; and of how many texts only the beginning was sent (truncated).';
 
 CREATE VIEW generation WITH (security_barrier) AS
     SELECT COALESCE(s.relation, p.relation) AS pipeline, p.generation,

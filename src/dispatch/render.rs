@@ -15,6 +15,7 @@ use super::queue::Job;
 use crate::catalog::names::select_one;
 use crate::catalog::pipeline::{Key, Pipeline};
 use crate::catalog::rights::As;
+use crate::embed::long_text::{LongText, Part};
 use crate::embed::token_rate::TokenRate;
 use crate::error::{Error, Result};
 use crate::statement::Statement;
@@ -31,19 +32,21 @@ pub enum Rendered {
     /// Its vector is that of its text already, which would have had so many tokens.
     Unchanged { tokens: u64 },
     Text {
-        text: String,
+        /// What is to be sent, one part until the text is divided.
+        parts: Vec<Part>,
         hash: Vec<u8>,
         stored_hash: Option<Vec<u8>>,
         /// The hash of the vector that the row's column holds.
         held: Option<Vec<u8>>,
     },
-    /// A text whose vector is known; and how many tokens it would have had.
+    /// A text all of whose vectors are known.
     Known {
-        tokens: u64,
-        vector: Vec<f32>,
+        parts: Vec<Part>,
         hash: Vec<u8>,
         stored_hash: Option<Vec<u8>>,
     },
+    /// A text of more parts than a text may have.
+    TooLong,
 }
 
 /// Orphans removed in one statement.
@@ -63,6 +66,7 @@ pub struct Renderer {
     adopts: Cell<bool>,
     /// What texts would have cost.
     pub rate: TokenRate,
+    long_text: LongText,
     remove_orphans: Statement,
     without_row: Statement,
 }
@@ -76,7 +80,12 @@ enum Remove {
 }
 
 impl Renderer {
-    pub fn new(pipeline: &Pipeline, vector_schema: &str, recipe: Option<Recipe>) -> Renderer {
+    pub fn new(
+        pipeline: &Pipeline,
+        vector_schema: &str,
+        recipe: Option<Recipe>,
+        long_text: LongText,
+    ) -> Renderer {
         let keys = pipeline.keys();
         let source = &pipeline.rows_of;
         let vectors = &pipeline.vectors;
@@ -84,8 +93,9 @@ impl Renderer {
         let held = Held::of(pipeline, vector_schema);
         let look = format!(
             "SELECT {} FROM {given} WITH ORDINALITY AS k ({names}, i)
-               LEFT JOIN {source} s ON {on_source} LEFT JOIN {vectors} e ON {on_vectors} ORDER BY k.i",
+               LEFT JOIN {source} s ON {on_source} LEFT JOIN {vectors} e ON {on_vectors}{first} ORDER BY k.i",
             columns(pipeline, vector_schema),
+            first = first_chunk(pipeline),
             given = given(keys.len(), ""),
             names = names(keys.len()),
             on_source = keyed(keys, "s", |key| &key.column, "k"),
@@ -127,6 +137,7 @@ impl Renderer {
             rate: TokenRate::new(recipe.is_none()),
             recipe,
             adopts: Cell::new(pipeline.filling.adopted),
+            long_text,
             remove_orphans: Statement::planned_each_time(remove_orphans),
             without_row: Statement::by_key(without_row).under_active_snapshot(),
         }
@@ -140,14 +151,14 @@ impl Renderer {
                     removed: row.has_something(),
                 });
             };
-            let hash = content_hash(secret, &text)?;
+            let hash = text_hash(secret, &text, &self.long_text)?;
             if row.is_of(&hash, model) {
                 return Ok(Rendered::Unchanged {
                     tokens: self.rate.of(&text),
                 });
             }
             Ok(Rendered::Text {
-                text,
+                parts: vec![Part::of(text, hash.clone())],
                 hash,
                 stored_hash: row.stored_hash,
                 held: row.held,
@@ -159,7 +170,8 @@ impl Renderer {
     pub fn faults(&self, jobs: &[Job], model: &str, secret: &[u8]) -> Result<Vec<Option<Fault>>> {
         self.look(jobs, |row| {
             let text = row.text.as_deref();
-            let hash = text.map(|text| content_hash(secret, text)).transpose()?;
+            let hash = text.map(|text| text_hash(secret, text, &self.long_text));
+            let hash = hash.transpose()?;
             Ok(row.fault(hash.as_deref(), model, self.removes_from_source()))
         })
     }
@@ -258,27 +270,71 @@ impl Renderer {
         let attested = column.attest(&rows, model, &adopted)?;
         for rendered in rendered {
             if let Rendered::Text {
-                text,
+                parts,
                 hash,
                 held: Some(held),
                 ..
             } = rendered
                 && attested.contains(&(hash.clone(), held.clone()))
             {
-                let tokens = self.rate.of(text);
+                let tokens = parts.iter().map(|part| self.rate.of(&part.text)).sum();
                 *rendered = Rendered::Unchanged { tokens };
             }
         }
         Ok(())
     }
 
-    /// Texts that other rows of the pipeline have, or that rows have had, need no call.
-    pub fn recognise(&self, jobs: &[Job], rendered: &mut [Rendered], model: &str) -> Result<()> {
+    /// Texts that other rows of the pipeline have, or that rows have had, need no call; those that are left are divided
+    /// where they are long. Parts of a row that are rows of their own are recognised one by one.
+    pub fn recognise(
+        &self,
+        jobs: &[Job],
+        rendered: &mut [Rendered],
+        model: &str,
+        secret: &[u8],
+    ) -> Result<()> {
+        if self.long_text.has_chunks() {
+            self.divide(rendered, secret)?;
+            return self.recognise_parts(rendered, model);
+        }
         self.attest(jobs, rendered, model)?;
         if self.adopts.get() {
-            let vectors = adopted::find(self.pipeline.id, &unknown(rendered))?;
-            know(rendered, &vectors, &self.rate);
+            let hashes = unknown(rendered);
+            let vectors = adopted::find(self.pipeline.id, &hashes)?;
+            know(rendered, &vectors);
         }
+        self.recognise_parts(rendered, model)?;
+        self.divide(rendered, secret)?;
+        let several = |row: &Rendered| match row {
+            Rendered::Text { parts, .. } => parts.len() > 1,
+            _ => false,
+        };
+        match rendered.iter().any(several) {
+            true => self.recognise_parts(rendered, model), // of a try that failed
+            false => Ok(()),
+        }
+    }
+
+    /// Long texts become their parts.
+    fn divide(&self, rendered: &mut [Rendered], secret: &[u8]) -> Result<()> {
+        for row in rendered {
+            let Rendered::Text { parts, hash, .. } = row else {
+                continue;
+            };
+            let long = |part: &Part| self.long_text.may_divide(&part.text);
+            let Some(part) = parts.pop_if(|part| long(part)) else {
+                continue;
+            };
+            let hash_of = |text: &str| content_hash(secret, text);
+            match self.long_text.divide(part.text, hash, hash_of)? {
+                Some(divided) => *parts = divided,
+                None => *row = Rendered::TooLong,
+            }
+        }
+        Ok(())
+    }
+
+    fn recognise_parts(&self, rendered: &mut [Rendered], model: &str) -> Result<()> {
         let Some(recipe) = &self.recipe else {
             return Ok(());
         };
@@ -296,7 +352,7 @@ impl Renderer {
                 })?);
             }
         }
-        know(rendered, &vectors, &self.rate);
+        know(rendered, &vectors);
         Ok(())
     }
 
@@ -322,6 +378,11 @@ fn columns(pipeline: &Pipeline, vector_schema: &str) -> String {
         Some(filter) => format!("s.ctid IS NOT NULL AND ({filter})"),
         None => "s.ctid IS NOT NULL".to_owned(),
     };
+    // Of the text as a whole.
+    let hash = match pipeline.has_chunks() {
+        true => "e.text_hash",
+        false => "e.content_hash",
+    };
     // A column counts as the vector of a text only as long as it holds that vector.
     let (model, held_hash) = match &pipeline.into_column {
         None => ("e.model".to_owned(), "NULL::bytea".to_owned()),
@@ -334,7 +395,7 @@ fn columns(pipeline: &Pipeline, vector_schema: &str) -> String {
         }
     };
     format!(
-        "CASE WHEN {wanted} THEN {} END, e.content_hash, {model}, {held_hash}",
+        "CASE WHEN {wanted} THEN {} END, {hash}, {model}, {held_hash}",
         pipeline.content
     )
 }
@@ -353,13 +414,23 @@ pub fn looked(row: &SpiHeapTupleData) -> Result<Looked> {
 pub fn all_rows(pipeline: &Pipeline, vector_schema: &str) -> String {
     let keys = pipeline.keys();
     format!(
-        "SELECT {}, {} FROM {} s LEFT JOIN {} e ON {}",
+        "SELECT {}, {} FROM {} s LEFT JOIN {} e ON {}{}",
         columns(pipeline, vector_schema),
         key_size(keys.iter().map(|key| key.column.as_str())),
         pipeline.rows_of,
         pipeline.vectors,
         same_row(keys),
+        first_chunk(pipeline),
     )
+}
+
+/// The end of a condition that finds the row `e` of the pipeline's table which stands for a row of the source: the one
+/// that it has, or its first chunk.
+fn first_chunk(pipeline: &Pipeline) -> &'static str {
+    match pipeline.has_chunks() {
+        true => " AND e.chunk OPERATOR(pg_catalog.=) 1",
+        false => "",
+    }
 }
 
 /// The bytes of the key of a row `s`, of these columns, quoted.
@@ -378,29 +449,37 @@ fn same_row(keys: &[Key]) -> String {
         .join(" AND ")
 }
 
-/// The hashes of texts without a vector.
+/// The hashes of texts, and of parts of texts, without a vector.
 fn unknown(rendered: &[Rendered]) -> Vec<Vec<u8>> {
     let texts = rendered.iter().filter_map(|rendered| match rendered {
-        Rendered::Text { hash, .. } => Some(hash.clone()),
+        Rendered::Text { parts, .. } => Some(parts.iter().filter(|part| part.vector.is_none())),
         _ => None,
     });
-    texts.collect()
+    texts.flatten().map(|part| part.hash.clone()).collect()
 }
 
-/// Texts whose vector is among these need no call.
-pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>, rate: &TokenRate) {
+/// Texts whose vectors are among these need no call. A vector may be that of a text as a whole, or of a part.
+pub fn know(rendered: &mut [Rendered], vectors: &HashMap<Vec<u8>, Vec<f32>>) {
     for rendered in rendered {
-        if let Rendered::Text {
-            text,
+        let Rendered::Text {
+            parts,
             hash,
             stored_hash,
             ..
         } = rendered
-            && let Some(vector) = vectors.get(hash)
-        {
+        else {
+            continue;
+        };
+        if let Some(vector) = vectors.get(hash) {
+            parts.truncate(1);
+            parts[0].vector = Some(vector.clone());
+        }
+        for part in parts.iter_mut().filter(|part| part.vector.is_none()) {
+            part.vector = vectors.get(&part.hash).cloned();
+        }
+        if parts.iter().all(|part| part.vector.is_some()) {
             *rendered = Rendered::Known {
-                tokens: rate.of(text),
-                vector: vector.clone(),
+                parts: std::mem::take(parts),
                 hash: std::mem::take(hash),
                 stored_hash: stored_hash.take(),
             };
@@ -423,6 +502,14 @@ pub fn content_hash(secret: &[u8], text: &str) -> Result<Vec<u8>> {
         .map_err(|error| Error::Internal(error.to_string()))?;
     mac.update(text.as_bytes());
     Ok(mac.finalize().into_bytes().to_vec())
+}
+
+/// The same of a row's text, and of how it is treated where that matters.
+pub fn text_hash(secret: &[u8], text: &str, long_text: &LongText) -> Result<Vec<u8>> {
+    match long_text.mark(text) {
+        None => content_hash(secret, text),
+        Some(mark) => content_hash(secret, &format!("{text}\0{mark}")),
+    }
 }
 
 /// `ROWS FROM (unnest($1::text[]), …, more)`: keys as parameters.

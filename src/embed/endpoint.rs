@@ -15,6 +15,7 @@ use super::given::{Given, missing};
 use super::options::{self, Kind, OPTIONS};
 pub use super::options::{OptionError, OptionErrorKind};
 use super::presets::{self, Preset};
+use super::tokens::estimate_tokens;
 
 /// Options that only superusers and members of recsync_admin may set: together they decide which
 /// secret goes to which host.
@@ -277,6 +278,18 @@ impl Endpoint {
         self.price_per_million_tokens = other.price_per_million_tokens;
         self.monthly_budget = other.monthly_budget;
         self.currency.clone_from(&other.currency);
+    }
+
+    /// Tokens of a text that one input may have, its prefix aside; `None` where nothing is sent. Estimated ones
+    /// ([`super::tokens`]).
+    pub fn input_tokens(&self) -> Option<u64> {
+        self.api.wire.as_ref()?;
+        let most = self.max_input_tokens.saturating_mul(self.api.token_share) / 100;
+        let prefix = match self.document_prefix.as_str() {
+            "" => 0, // the tokenizer takes its time to load
+            prefix => estimate_tokens(prefix),
+        };
+        Some(most.saturating_sub(prefix).max(1))
     }
 
     /// What one request may hold. Tokens are estimated ones ([`super::tokens`]).

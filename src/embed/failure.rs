@@ -60,6 +60,8 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Whether the provider said "too many requests" (429).
     pub rate_limited: bool,
+    /// Whether the provider said that an input has more tokens than the model takes.
+    pub too_long: bool,
     /// Whether the server took the request and did not answer it in time.
     pub timed_out: bool,
     /// What is left of the account's limits, where the answer said it.
@@ -75,6 +77,7 @@ impl Failure {
             message: cut(message.into()),
             retry_after: None,
             rate_limited: false,
+            too_long: false,
             timed_out: false,
             limits: Limits::default(),
         }

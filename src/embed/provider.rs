@@ -126,6 +126,7 @@ impl Provider {
             let failure = Failure::of_status(answer.status, retry_after, message.as_deref());
             return Err(Failure {
                 class: said.class.unwrap_or(failure.class),
+                too_long: said.too_long,
                 limits: answer.limits,
                 ..failure
             });

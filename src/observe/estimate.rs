@@ -28,8 +28,9 @@ use crate::catalog::watch::describe_source;
 use crate::dispatch::environment::Environment;
 use crate::dispatch::fault::Looked;
 use crate::dispatch::read::in_snapshot_of_now;
-use crate::dispatch::render::{self, content_hash, secret};
+use crate::dispatch::render::{self, secret, text_hash};
 use crate::embed::endpoint::Endpoint;
+use crate::embed::long_text::{LongText, Mode};
 use crate::error::{Error, OrReport, Result};
 use crate::statement::in_parts;
 use sample::Sample;
@@ -135,6 +136,7 @@ fn of_pipeline(name: &str) -> Result<Estimate> {
         return Err(broken(reason));
     }
     let endpoint = pipeline.endpoint().map_err(broken)?;
+    let long_text = pipeline.long_text(&endpoint);
     let (secret, size) = {
         let _as = As::extension();
         let size = "SELECT pg_catalog.pg_relation_size($1::oid)";
@@ -142,14 +144,15 @@ fn of_pipeline(name: &str) -> Result<Estimate> {
         (secret()?, size.unwrap_or(0))
     };
     let schema = names::vector_schema().unwrap_or_default();
-    let (mut texts, mut keys, mut all) = (Sample::new(&endpoint.document_prefix), 0, 0_i64);
+    let (mut texts, mut keys, mut all) =
+        (Sample::new(&endpoint.document_prefix, long_text), 0, 0_i64);
     let in_column = pipeline.into_column.is_some();
     let look = |row: Looked, key| {
         all += 1;
         let Some(text) = &row.text else {
             return Ok(());
         };
-        let hash = content_hash(&secret, text)?;
+        let hash = text_hash(&secret, text, &long_text)?;
         if row.fault(Some(&hash), &endpoint.model, in_column).is_some() {
             texts.add(text);
             keys += key;
@@ -167,7 +170,7 @@ fn of_pipeline(name: &str) -> Result<Estimate> {
         key: keys as f64 / texts.texts().max(1) as f64,
         source_row: in_column.then(|| size as f64 / all.max(1) as f64),
     };
-    estimate(&texts, &endpoint, shape)
+    estimate(&texts, &endpoint, long_text, shape)
 }
 
 fn of_source(
@@ -213,7 +216,8 @@ fn of_source(
         "SELECT CASE WHEN {filter} THEN {content} END, NULL::bytea, NULL::text, NULL::bytea, {} FROM {rows_of} s",
         render::key_size(key_columns.iter().map(String::as_str)),
     );
-    let (mut texts, mut keys) = (Sample::new(&endpoint.document_prefix), 0);
+    let long_text = LongText::new(Mode::Truncate, None, &endpoint);
+    let (mut texts, mut keys) = (Sample::new(&endpoint.document_prefix, long_text), 0);
     read(&sql, table.owner, |row, key| {
         if let Some(text) = &row.text {
             texts.add(text);
@@ -229,7 +233,7 @@ fn of_source(
         key: keys as f64 / texts.texts().max(1) as f64,
         source_row: None,
     };
-    estimate(&texts, &endpoint, shape)
+    estimate(&texts, &endpoint, long_text, shape)
 }
 
 /// Every row of a query of rendered texts, and the size of its key, as the owner of the expressions in it.
@@ -264,11 +268,21 @@ fn limits(endpoint: &Endpoint) -> Limits {
     }
 }
 
-fn estimate(texts: &Sample, endpoint: &Endpoint, shape: Shape) -> Result<Estimate> {
+fn estimate(
+    texts: &Sample,
+    endpoint: &Endpoint,
+    long_text: LongText,
+    shape: Shape,
+) -> Result<Estimate> {
     let tokens = texts.tokens();
+    let inputs = texts.inputs().ceil();
+    let vectors = match long_text.has_chunks() {
+        true => inputs,
+        false => texts.texts() as f64,
+    };
     let duration =
-        limits(endpoint).duration(texts.texts(), tokens.count, texts.bytes(), shape.dimensions);
-    let bytes = shape.bytes(texts.texts() as f64);
+        limits(endpoint).duration(inputs as u64, tokens.count, texts.bytes(), shape.dimensions);
+    let bytes = shape.bytes(vectors);
     let cost = endpoint
         .price_per_million_tokens
         .map(|price| format!("{:.PLACES$}", price * tokens.count / 1e6))

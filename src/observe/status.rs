@@ -21,6 +21,7 @@ type Numbers = (
     Option<String>,
     Option<TimestampWithTimeZone>,
     Option<TimestampWithTimeZone>,
+    i64,
 );
 
 /// The owner of a pipeline's relation, whatever schema it is in; NULL where it is gone.
@@ -65,6 +66,7 @@ fn counters() -> TableIterator<
         name!(failure, Option<String>),
         name!(last_change, Option<TimestampWithTimeZone>),
         name!(last_embedded, Option<TimestampWithTimeZone>),
+        name!(truncated, i64),
     ),
 > {
     // SAFETY: this process's database.
@@ -87,6 +89,7 @@ fn counters() -> TableIterator<
                     .or_else(|| index_failure(counters.index_failure.load(SeqCst))),
                 time(counters.last_change_us.load(SeqCst)),
                 time(counters.last_embedded_us.load(SeqCst)),
+                counters.truncated.load(SeqCst),
             )
         })
         .collect();

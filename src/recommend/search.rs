@@ -30,6 +30,9 @@ type Found = (String, f64, i32);
 /// millisecond or two.
 const OVERSAMPLING: usize = 20;
 const FEWEST_CANDIDATES: usize = 200;
+/// Chunks that are looked at for each row that is asked for; where that gives too few rows as many times more, so often.
+const CHUNKS_A_ROW: usize = 4;
+const ROUNDS_OF_CHUNKS: usize = 3;
 /// As far as hnsw.ef_search goes; beyond it the index is asked for more.
 const MOST_LOOKED_AT: usize = 1_000;
 
@@ -47,7 +50,7 @@ fn search(
 extension_sql!(
     r#"
 COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
-'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (more for what is nearer: by distance cosine the cosine similarity, 1 = same direction; by inner_product the inner product; by l2 1 / (1 + distance)), rank from 1. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
+'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (more for what is nearer: by distance cosine the cosine similarity, 1 = same direction; by inner_product the inner product; by l2 1 / (1 + distance)), rank from 1; of a pipeline with chunks each row once, by its best chunk. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
 "#,
     name = "search_comment",
     requires = [search]
@@ -102,7 +105,12 @@ pub fn similar(
     let Search {
         item: key, rows, ..
     } = Search::new(pipeline, &schema, &is_it, 1);
-    let sql = format!("SELECT {key}, e.embedding::{schema}.vector {rows}");
+    let sql = match pipeline.has_chunks() {
+        true => {
+            format!("SELECT {key}, {schema}.avg(e.embedding::{schema}.vector) {rows} GROUP BY 1")
+        }
+        false => format!("SELECT {key}, e.embedding::{schema}.vector {rows}"),
+    };
     let found = Spi::connect(|client| -> Result<Option<(String, Numbers)>> {
         let mut found = client.select(sql.as_str(), Some(1), &[item.into()])?;
         match found.next() {
@@ -175,6 +183,9 @@ fn nearest(
     passing::first(pipeline, k, |k| {
         let search = Search::new(pipeline, &schema, &conditions, k);
         let all = search.of_vectors();
+        if pipeline.has_chunks() {
+            return nearest_by_chunks(&search, run);
+        }
         let by_index = if pipeline.index == "hnsw_bit" && pipeline.indexed {
             let candidates = candidates(k);
             let look_at = candidates.min(MOST_LOOKED_AT).to_string();
@@ -193,6 +204,41 @@ fn nearest(
         }
         with_settings(&[(c"enable_indexscan", c"off")], || run(&all))
     })
+}
+
+/// The rows whose best chunk is nearest. Chunks that are nearer than the best of the last row are all of rows that are
+/// asked for: so that many chunks are looked at that there are as many rows among them, at last all.
+fn nearest_by_chunks(
+    search: &Search,
+    run: impl Fn(&str) -> Result<Vec<Found>>,
+) -> Result<Vec<Found>> {
+    let by_bits = search.pipeline.index == "hnsw_bit" && search.pipeline.indexed;
+    let mut chunks = search.k * CHUNKS_A_ROW;
+    for _ in 0..ROUNDS_OF_CHUNKS {
+        let (order, look_at, sql) = match by_bits {
+            true => {
+                let candidates = candidates(chunks);
+                let sql = search.best_of(&search.chunks_of_bits(candidates, chunks));
+                (c"relaxed_order", candidates.min(MOST_LOOKED_AT), sql)
+            }
+            false => {
+                let sql = search.best_of(&search.chunks_of_vectors(Some(chunks)));
+                (c"strict_order", chunks.min(MOST_LOOKED_AT), sql)
+            }
+        };
+        let look_at = CString::new(look_at.to_string()).unwrap_or_default();
+        let settings: [(&CStr, &CStr); 2] = [
+            (c"hnsw.iterative_scan", order),
+            (c"hnsw.ef_search", &look_at),
+        ];
+        let found = with_settings(&settings, || run(&sql))?;
+        if found.len() == search.k {
+            return Ok(found);
+        }
+        chunks *= CHUNKS_A_ROW;
+    }
+    let all = search.best_of(&search.chunks_of_vectors(None));
+    with_settings(&[(c"enable_indexscan", c"off")], || run(&all))
 }
 
 /// How many rows nearest by their bits are put in order by their vectors, so that the nearest are among them.
@@ -282,23 +328,60 @@ impl<'a> Search<'a> {
         format!("SELECT {item}, ({score})::float8 {rows} ORDER BY {distance} LIMIT {k}")
     }
 
+    /// The `most` nearest chunks, or all, for [`Search::best_of`].
+    fn chunks_of_vectors(&self, most: Option<usize>) -> String {
+        let Search {
+            item,
+            rows,
+            distance,
+            ..
+        } = self;
+        let nearest = most.map(|most| format!("ORDER BY {distance} LIMIT {most}"));
+        let nearest = nearest.unwrap_or_default();
+        format!("SELECT {item} AS item, {distance} AS distance {rows} {nearest}")
+    }
+
+    /// The same of the `candidates` nearest by their bits.
+    fn chunks_of_bits(&self, candidates: usize, most: usize) -> String {
+        let of_bits = self.candidates_of_bits(candidates);
+        format!("SELECT item, distance FROM ({of_bits}) candidate ORDER BY distance LIMIT {most}")
+    }
+
+    /// Each row once, by the best of its chunks.
+    fn best_of(&self, chunks: &str) -> String {
+        let score = self.pipeline.distance.score("pg_catalog.min(distance)");
+        format!(
+            "WITH chunk AS MATERIALIZED ({chunks})
+             SELECT item, ({score})::float8 FROM chunk GROUP BY item
+              ORDER BY pg_catalog.min(distance) LIMIT {}",
+            self.k
+        )
+    }
+
     /// The nearest by their vectors of the `candidates` nearest by their bits.
     fn of_bits(&self, candidates: usize) -> String {
+        let of_bits = self.candidates_of_bits(candidates);
+        let k = self.k;
+        let score = self.pipeline.distance.score("distance");
+        format!(
+            "WITH candidate AS MATERIALIZED ({of_bits})
+             SELECT item, ({score})::float8 FROM candidate ORDER BY distance LIMIT {k}"
+        )
+    }
+
+    fn candidates_of_bits(&self, candidates: usize) -> String {
         let Search {
             schema,
-            k,
             item,
             rows,
             distance,
             ..
         } = self;
         let dimensions = self.pipeline.dimensions;
-        let score = self.pipeline.distance.score("distance");
         let [theirs, its] = ["e.embedding", &self.wanted].map(|of| bits_of(of, dimensions, schema));
         format!(
-            "WITH candidate AS MATERIALIZED (SELECT {item} AS item, {distance} AS distance {rows}
-                    ORDER BY {theirs} OPERATOR({schema}.<~>) {its} LIMIT {candidates})
-             SELECT item, ({score})::float8 FROM candidate ORDER BY distance LIMIT {k}"
+            "SELECT {item} AS item, {distance} AS distance {rows}
+              ORDER BY {theirs} OPERATOR({schema}.<~>) {its} LIMIT {candidates}"
         )
     }
 }

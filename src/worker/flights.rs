@@ -11,8 +11,10 @@ use crate::dispatch::queue::{Job, Lane as QueueLane, Queue, RowKey};
 use crate::embed::endpoint::Purpose;
 use crate::embed::failure::{Class, Failure, describe};
 use crate::embed::lane::{Batch, Reply};
+use crate::embed::long_text::{Mode, Part};
 use crate::embed::rate::{self, Grant, Spent};
 use crate::embed::retry::backoff;
+use crate::embed::token_rate::TokenRate;
 use crate::ledger::bill::{Payer, Saved};
 use crate::store::Embedded;
 
@@ -21,8 +23,8 @@ struct Flight {
     pipeline: i32,
     lane: u64,
     rows: Vec<Ready>,
-    /// Of each row: which input of the request is its text. Equal texts are sent once.
-    input: Vec<usize>,
+    /// Of each row: which inputs of the request are its texts. Equal texts are sent once.
+    inputs: Vec<Vec<usize>>,
     /// So many of the first rows have been rendered anew since, and are not its own any more: only their texts are.
     retired: usize,
     sent: Instant,
@@ -73,6 +75,8 @@ pub struct Landed {
     /// What rows did not have to pay for.
     pub saved: Saved,
     pub requests: u64,
+    /// Texts that were cut because they were refused.
+    pub truncated: u64,
     /// Rows that are no longer in flight.
     pub rows: usize,
 }
@@ -114,6 +118,7 @@ impl Flights {
                 .partition(|ready| queue.changed_since(&ready.job.row));
             for ready in stale {
                 queue.put_back(&ready.job.row, QueueLane::Live);
+                running.spare.extend(ready.spare());
             }
             let rows: Vec<Ready> = rows
                 .into_iter()
@@ -124,13 +129,15 @@ impl Flights {
             }
             let mut inputs: Vec<String> = Vec::new();
             let mut known: HashMap<&[u8], usize> = HashMap::new();
-            let mut input = Vec::with_capacity(rows.len());
+            let mut inputs_of_rows = Vec::with_capacity(rows.len());
             for ready in &rows {
-                let index = *known.entry(&ready.hash).or_insert_with(|| {
-                    inputs.push(ready.text.clone());
-                    inputs.len() - 1
+                let of_row = ready.sent().map(|part| {
+                    *known.entry(&part.hash).or_insert_with(|| {
+                        inputs.push(part.text.clone());
+                        inputs.len() - 1
+                    })
                 });
-                input.push(index);
+                inputs_of_rows.push(of_row.collect());
             }
             self.last += 1;
             if let Err(_refused) = server.lane.submit(Batch {
@@ -144,9 +151,9 @@ impl Flights {
             }
             self.payers.insert(self.last, Rc::clone(&running.payer));
             running.in_flight += rows.len();
-            for ready in &rows {
+            for part in rows.iter().flat_map(Ready::sent) {
                 self.texts
-                    .insert((running.pipeline.id, ready.hash.clone()), self.last);
+                    .insert((running.pipeline.id, part.hash.clone()), self.last);
             }
             self.flights.insert(
                 self.last,
@@ -154,7 +161,7 @@ impl Flights {
                     pipeline: running.pipeline.id,
                     lane: running.lane,
                     rows,
-                    input,
+                    inputs: inputs_of_rows,
                     retired: 0,
                     sent: Instant::now(),
                     written: false,
@@ -165,9 +172,14 @@ impl Flights {
         }
     }
 
-    /// A row whose text another flight asks for flies with it; any other comes back.
-    fn ride(&mut self, ready: Ready, running: &mut Running) -> Option<Ready> {
-        let text = (running.pipeline.id, ready.hash.clone());
+    /// A row whose text another flight asks for flies with it; any other comes back, as does one of which more than one
+    /// text is to be sent.
+    fn ride(&mut self, mut ready: Ready, running: &mut Running) -> Option<Ready> {
+        let wanted = match ready.pending().take(2).collect::<Vec<_>>()[..] {
+            [part] => part.hash.clone(),
+            _ => return Some(ready),
+        };
+        let text = (running.pipeline.id, wanted);
         let flight = self
             .texts
             .get(&text)
@@ -176,16 +188,18 @@ impl Flights {
         let Some(flight) = flight else {
             return Some(ready);
         };
-        let same = flight.rows.iter().zip(&flight.input);
+        let same = flight.rows.iter().zip(&flight.inputs);
+        let same = same.flat_map(|(other, inputs)| other.sent().zip(inputs));
         let Some(input) = same
-            .filter(|(other, _)| other.hash == ready.hash)
+            .filter(|(part, _)| part.hash == text.1)
             .map(|(_, input)| *input)
             .next()
         else {
             return Some(ready);
         };
+        ready.sends = 1;
         flight.rows.push(ready);
-        flight.input.push(input);
+        flight.inputs.push(vec![input]);
         running.in_flight += 1;
         None
     }
@@ -251,11 +265,11 @@ impl Flights {
         running: impl FnOnce(i32) -> Option<&'a mut Running>,
         jitter: &mut impl FnMut() -> f64,
     ) {
-        let Some(flight) = self.flights.remove(&reply.id) else {
+        let Some(mut flight) = self.flights.remove(&reply.id) else {
             return;
         };
-        for ready in &flight.rows {
-            let text = (flight.pipeline, ready.hash.clone());
+        for part in flight.rows.iter().flat_map(Ready::sent) {
+            let text = (flight.pipeline, part.hash.clone());
             if self.texts.get(&text) == Some(&reply.id) {
                 self.texts.remove(&text);
             }
@@ -272,7 +286,7 @@ impl Flights {
                     server.window.success(reply.took);
                     server.size.answered();
                     server.pace(embeddings.limits, embeddings.tokens, None);
-                    if let (Some(spent), 1..) = (flight.spent, embeddings.tokens) {
+                    if let (Some(spent), 1..) = (flight.spent.take(), embeddings.tokens) {
                         spent.correct(embeddings.tokens, rate::now());
                     }
                 }
@@ -316,32 +330,16 @@ impl Flights {
             match reply.result {
                 Ok(embeddings) => {
                     result.tokens += embeddings.tokens;
-                    let rate = &running.renderer.rate;
                     let bytes = reply.inputs.iter().map(String::len).sum();
+                    let rate = &running.renderer.rate;
                     rate.heard(reply.sent.tokens, bytes);
-                    let mut sent = vec![false; reply.inputs.len()];
-                    for (ready, input) in flight.rows.iter().zip(&flight.input) {
-                        let tokens = rate.of(&ready.text);
-                        let coalesced = ready.job.coalesced();
-                        result.saved.coalesced.add(coalesced, coalesced * tokens);
-                        let before = sent
-                            .get_mut(*input)
-                            .map(|sent| std::mem::replace(sent, true));
-                        if before == Some(true) {
-                            result.saved.known.add(1, tokens);
-                        }
+                    note_shared(&flight, reply.inputs.len(), rate, &mut result.saved);
+                    let rows = flight.rows.into_iter().zip(flight.inputs);
+                    for (number, (ready, inputs)) in rows.enumerate() {
+                        let vectors = inputs.iter().map(|input| embeddings.vectors.get(*input));
+                        let own = number >= flight.retired;
+                        arrived(ready, own, vectors, running, result);
                     }
-                    let rows = flight.rows.into_iter().zip(flight.input);
-                    let rows = rows.skip(flight.retired);
-                    result.embedded.extend(rows.filter_map(|(ready, input)| {
-                        let embedded = Embedded {
-                            vector: embeddings.vectors.get(input)?.clone(),
-                            job: ready.job,
-                            hash: ready.hash,
-                            stored_hash: ready.stored_hash,
-                        };
-                        Some((ready.lane, embedded))
-                    }));
                 }
                 Err(failure) => {
                     let blame = Blame {
@@ -364,6 +362,51 @@ struct Blame {
     healthy_since: Option<i64>,
 }
 
+/// Texts that stood once in a request for several rows.
+fn note_shared(flight: &Flight, inputs: usize, rate: &TokenRate, saved: &mut Saved) {
+    let mut sent = vec![false; inputs];
+    for (ready, of_row) in flight.rows.iter().zip(&flight.inputs) {
+        for (part, input) in ready.sent().zip(of_row) {
+            let before = sent
+                .get_mut(*input)
+                .map(|sent| std::mem::replace(sent, true));
+            if before == Some(true) {
+                saved.known.add(1, rate.of(&part.text));
+            }
+        }
+    }
+}
+
+/// Vectors of a row have come: of all of its parts, or the others are next. Of a row that is rendered anew (not `own`) they
+/// are only kept.
+fn arrived<'a>(
+    mut ready: Ready,
+    own: bool,
+    vectors: impl Iterator<Item = Option<&'a Vec<f32>>>,
+    running: &mut Running,
+    landed: &mut Landed,
+) {
+    let parts: Vec<&mut Part> = ready.pending_mut().collect();
+    for (part, vector) in parts.into_iter().zip(vectors) {
+        part.vector = vector.cloned();
+    }
+    if !own {
+        running.spare.extend(ready.spare());
+        return;
+    }
+    if !ready.is_complete() {
+        ready.most = ready.most.saturating_mul(2);
+        running.push_first(ready);
+        return;
+    }
+    let coalesced = ready.job.coalesced();
+    let tokens = ready.would_cost(&running.renderer.rate);
+    landed.saved.coalesced.add(coalesced, coalesced * tokens);
+    let lane = ready.lane;
+    let embedded = ready.into_embedded(running.long_text.mode);
+    landed.embedded.push((lane, embedded));
+}
+
 fn fail(
     failure: Failure,
     mut rows: Vec<Ready>,
@@ -374,7 +417,8 @@ fn fail(
 ) {
     let texts = rows
         .iter()
-        .map(|ready| &ready.hash)
+        .flat_map(Ready::sent)
+        .map(|part| &part.hash)
         .collect::<std::collections::HashSet<_>>()
         .len();
     let suspicious = match failure.class {
@@ -390,9 +434,7 @@ fn fail(
     };
     // Fewer may be answered in time.
     if (suspicious || failure.timed_out) && texts > 1 {
-        let half = rows.split_off(rows.len() / 2);
-        running.halves.push_back(rows);
-        running.halves.push_back(half);
+        running.halves.extend(halves(rows, failure.too_long));
         return;
     }
     if failure.class == Class::Configuration {
@@ -403,8 +445,18 @@ fn fail(
         running.halves.push_front(rows);
         return;
     }
+    if failure.too_long {
+        rows.retain_mut(|ready| match cut_again(ready, running.long_text.mode) {
+            Some(first) => {
+                landed.truncated += u64::from(first);
+                running.halves.push_front(vec![ready.clone()]);
+                false
+            }
+            None => true,
+        });
+    }
     for ready in rows {
-        let mut job = ready.job;
+        let mut job = ready.job.clone();
         // A failure of the provider is the row's own only where the provider has answered others since.
         let charged = match failure.class {
             Class::Provider => job
@@ -421,12 +473,59 @@ fn fail(
         landed.verdicts.push(if give_up && charged {
             Verdict::Bury {
                 job,
-                failure: failure.clone(),
+                failure: of_part(&failure, &ready),
             }
         } else {
             let delay = backoff(job.attempt.max(1), jitter());
             Verdict::Retry { job, delay }
         });
+        running.spare.extend(ready.spare());
+    }
+}
+
+/// What failed together, in two requests: half of the rows each, or half of the parts of the only row. Where a text is too
+/// long, the longer ones go together, and one that stands out goes alone.
+fn halves(mut rows: Vec<Ready>, too_long: bool) -> Vec<Vec<Ready>> {
+    for ready in &mut rows {
+        ready.most = ready.sends;
+    }
+    if let [row] = &mut rows[..] {
+        row.most = row.sends / 2;
+        return vec![rows];
+    }
+    let mut at = rows.len() / 2;
+    if too_long {
+        let longest = |ready: &Ready| ready.sent().map(|part| part.text.len()).max();
+        rows.sort_by_key(longest);
+        let mut sizes = rows.iter().rev().filter_map(longest);
+        if sizes.next() > sizes.next().map(|second| second * 2) {
+            at = rows.len() - 1;
+        }
+    }
+    let half = rows.split_off(at);
+    vec![rows, half]
+}
+
+/// What was refused as too long is sent again in smaller parts, and whether something is left out for the first time;
+/// `None` where that was tried often enough.
+fn cut_again(ready: &mut Ready, mode: Mode) -> Option<bool> {
+    let at = ready.parts.iter().position(|part| part.vector.is_none())?;
+    let was_cut = ready.parts[at].cut;
+    let smaller = ready.parts[at].cut_again(mode)?;
+    let is_cut = smaller.iter().any(|part| part.cut);
+    ready.parts.splice(at..=at, smaller);
+    Some(is_cut && !was_cut)
+}
+
+/// A row of several parts says which of them it was.
+fn of_part(failure: &Failure, ready: &Ready) -> Failure {
+    let at = ready.parts.iter().position(|part| part.vector.is_none());
+    match (at, ready.parts.len()) {
+        (Some(at), count @ 2..) => Failure {
+            message: format!("chunk {} of {count}: {}", at + 1, failure.message),
+            ..failure.clone()
+        },
+        _ => failure.clone(),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::embed::failure::describe;
 use crate::ledger::bill::Saved;
-use crate::store::Embedded;
+use crate::store::{Embedded, known};
 
 impl Leader {
     /// Takes the replies that have come.
@@ -46,6 +46,9 @@ impl Leader {
             if let Some(counters) = self.shared.counters_or_new(database, id) {
                 counters.requests.fetch_add(landed.requests as i64, SeqCst);
                 counters.tokens.fetch_add(landed.tokens as i64, SeqCst);
+                counters
+                    .truncated
+                    .fetch_add(landed.truncated as i64, SeqCst);
                 let failure = landed.failure.map_or(0, |(class, status)| {
                     (class as i64 + 1) * 1_000 + i64::from(status.unwrap_or(0))
                 });
@@ -75,6 +78,17 @@ impl Leader {
             if let Some(reason) = landed.configuration {
                 self.pause(id, &relation, &reason, Cause::Server)?;
                 self.database.catalog_changed.store(true, SeqCst);
+            }
+        }
+        Ok(())
+    }
+
+    /// Vectors of parts whose row is rendered anew are known from now on.
+    pub(super) fn keep_spare(&mut self) -> std::result::Result<(), Failed> {
+        for running in self.pipelines.values_mut().filter_map(State::running) {
+            let spare = std::mem::take(&mut running.spare);
+            if let (Some(recipe), false) = (running.writer.recipe(), spare.is_empty()) {
+                transaction(|| known::keep(recipe, &spare))?;
             }
         }
         Ok(())
@@ -127,26 +141,20 @@ fn waits_for_these(
     landed: &[(QueueLane, Embedded)],
     saved: &mut Saved,
 ) -> Vec<(QueueLane, Embedded)> {
-    let vectors: HashMap<&[u8], &[f32]> = landed
+    let vectors: HashMap<Vec<u8>, Vec<f32>> = landed
         .iter()
-        .map(|(_, embedded)| (embedded.hash.as_slice(), embedded.vector.as_slice()))
+        .flat_map(|(_, embedded)| embedded.vectors())
+        .map(|(hash, vector)| (hash.to_vec(), vector.to_vec()))
         .collect();
-    let ready = running.take_known(|hash| vectors.contains_key(hash));
+    let mode = running.long_text.mode;
+    let ready = running.take_known(&vectors, saved);
     for ready in &ready {
-        let tokens = running.renderer.rate.of(&ready.text);
+        let tokens = ready.would_cost(&running.renderer.rate);
         let coalesced = ready.job.coalesced();
-        saved.known.add(1, tokens);
         saved.coalesced.add(coalesced, coalesced * tokens);
     }
-    let embedded = ready.into_iter().filter_map(|ready| {
-        let vector = vectors.get(ready.hash.as_slice())?.to_vec();
-        let embedded = Embedded {
-            job: ready.job,
-            vector,
-            hash: ready.hash,
-            stored_hash: ready.stored_hash,
-        };
-        Some((ready.lane, embedded))
-    });
-    embedded.collect()
+    ready
+        .into_iter()
+        .map(|ready| (ready.lane, ready.into_embedded(mode)))
+        .collect()
 }

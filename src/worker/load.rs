@@ -20,6 +20,7 @@ use crate::dispatch::queue::{Lane as QueueLane, Queue};
 use crate::dispatch::render::{Renderer, secret};
 use crate::dispatch::{backfill, environment, jobs};
 use crate::embed::lane::Lane;
+use crate::embed::long_text::LongText;
 use crate::ledger::bill::Payer;
 use crate::settings;
 use crate::shared::Presence;
@@ -112,19 +113,19 @@ impl Leader {
                     State::Runs(running)
                 }
                 before => {
-                    let mut model = None;
+                    let mut ran_as = None;
                     if let Some(State::Runs(mut running)) = before {
                         let_go_of_ready(&mut self.queue, &mut running);
                         for row in self.flights.retire(pipeline.id) {
                             self.queue.put_back(&row, QueueLane::Live);
                         }
-                        model = Some(running.endpoint.model);
+                        ran_as = Some((running.endpoint.model, running.long_text));
                     }
-                    let ran = model.is_some();
+                    let ran = ran_as.is_some();
                     if !ran {
                         pipeline.filling.advised |= advise_where_lost(&pipeline)?;
                     }
-                    let state = self.state_of(&pipeline, &vector_schema, model)?;
+                    let state = self.state_of(&pipeline, &vector_schema, ran_as)?;
                     if matches!(state, State::Off) {
                         off.push(pipeline.id);
                         if ran {
@@ -160,12 +161,12 @@ impl Leader {
         Ok(true)
     }
 
-    /// `model`: the one by which it has run in this worker until now.
+    /// `ran_as`: the model by which it has run in this worker until now, and what became of long texts.
     fn state_of(
         &mut self,
         pipeline: &pipeline::Pipeline,
         vector_schema: &str,
-        model: Option<String>,
+        ran_as: Option<(String, LongText)>,
     ) -> std::result::Result<State, Failed> {
         if pipeline.paused || pipeline.is_kept() {
             return Ok(State::Off);
@@ -178,7 +179,7 @@ impl Leader {
                 .entry(pipeline.id)
                 .or_insert_with(Instant::now);
             match trouble {
-                Trouble::Broken(reason) if model.is_some() || since.elapsed() > RESTORE => {
+                Trouble::Broken(reason) if ran_as.is_some() || since.elapsed() > RESTORE => {
                     note_pause(pipeline.id, &pipeline.relation, &reason, Cause::Declaration)?;
                 }
                 _ => {
@@ -210,8 +211,10 @@ impl Leader {
             pipeline.backfilled = true;
             pipeline.filling.advised = true;
         }
-        // Two models in one relation cannot be compared: every row is embedded anew.
-        if model.is_some_and(|model| model != endpoint.model) {
+        let long_text = pipeline.long_text(&endpoint);
+        if ran_as.is_some_and(|was| was != (endpoint.model.clone(), long_text)) {
+            // Two models in one relation cannot be compared: every row is embedded anew. So are texts that are cut
+            // elsewhere now.
             transaction(|| backfill::restart(&[pipeline.id]))?;
             pipeline.backfilled = false;
             pipeline.backfill_after = None;
@@ -244,7 +247,7 @@ impl Leader {
         filling.start(&pipeline);
         Ok(State::Runs(Box::new(Running {
             filling,
-            renderer: Renderer::new(&pipeline, vector_schema, recipe.clone()),
+            renderer: Renderer::new(&pipeline, vector_schema, recipe.clone(), long_text),
             writer: Writer::new(&pipeline, vector_schema, recipe),
             dead_letters: pipeline.dead_letters,
             pipeline,
@@ -253,6 +256,7 @@ impl Leader {
             payer: Rc::new(Payer::new(id, &server, &endpoint)),
             is_spent: self.spending.stops(id),
             endpoint,
+            long_text,
             lane,
             calendar: Calendar::new(schedule),
             claims: Claims::new(),
@@ -266,6 +270,7 @@ impl Leader {
             held: false,
             grant: None,
             unstored: Unstored::new(slow),
+            spare: Vec::new(),
             index: Progress::unknown(),
             sent_at: 0,
             given_at: 0,

@@ -16,6 +16,9 @@ use super::writers::Writers;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::dispatch::render::{Rendered, know};
+use crate::embed::long_text::{Mode, Part};
+use crate::embed::parts::{MOST_PARTS, MOST_TOKENS};
+use crate::embed::token_rate::TokenRate;
 use crate::ledger::bill::Saved;
 use crate::shared::Counters;
 use crate::store::Embedded;
@@ -39,6 +42,7 @@ impl Leader {
     /// A chunk of each pipeline: removals first, then live changes, then the backfill. True when there may be more.
     fn render_in_turn(&mut self) -> std::result::Result<bool, Failed> {
         let mut more = false;
+        self.keep_spare()?;
         for id in self.in_turn() {
             self.render_passing(id)?;
             let allowed = self.filling_allows(id, CHUNK);
@@ -48,9 +52,13 @@ impl Leader {
             let lanes = [QueueLane::Removal, QueueLane::Live, QueueLane::Backfill];
             let next = lanes.into_iter().find_map(|lane| {
                 let takes = lane == QueueLane::Removal || !running.is_full(lane);
+                let at_once = match running.long_text.mode {
+                    Mode::Truncate => CHUNK,
+                    Mode::Mean | Mode::Chunks => CHUNK / 8, // dividing a text takes its time
+                };
                 let most = match lane {
-                    QueueLane::Backfill => allowed,
-                    _ => CHUNK,
+                    QueueLane::Backfill => allowed.min(at_once),
+                    _ => at_once,
                 };
                 let taken = takes.then(|| self.queue.take(id, lane, most))?;
                 if lane == QueueLane::Backfill {
@@ -142,41 +150,29 @@ impl Leader {
                 let mut to_be_cleared = Vec::new();
                 let clears = running.renderer.removes_from_source();
                 for (job, rendered) in jobs.into_iter().zip(rendered) {
-                    seen.count(&rendered, &job, lane);
+                    seen.count(&rendered, &job, lane, &running.renderer.rate);
                     match rendered {
                         Rendered::Gone { removed: true } if clears => to_be_cleared.push(job),
-                        Rendered::Gone { .. } | Rendered::Unchanged { .. } => {
-                            self.queue.finish(&job.row);
+                        // A text that is too long was put aside where it was rendered.
+                        Rendered::Gone { .. } | Rendered::Unchanged { .. } | Rendered::TooLong => {
+                            self.queue.finish(&job.row)
                         }
                         Rendered::Known {
-                            vector,
+                            parts,
                             hash,
                             stored_hash,
-                            ..
-                        } => running.unstored.push(
-                            lane,
-                            Embedded {
-                                job,
-                                vector,
-                                hash,
-                                stored_hash,
-                            },
-                        ),
+                        } => {
+                            let ready = Ready::new(job, parts, hash, stored_hash, lane);
+                            let embedded = ready.into_embedded(running.long_text.mode);
+                            running.unstored.push(lane, embedded);
+                        }
                         Rendered::Text {
-                            text,
+                            parts,
                             hash,
                             stored_hash,
                             ..
                         } => {
-                            running.push_ready(Ready {
-                                job,
-                                text,
-                                hash,
-                                stored_hash,
-                                since: Instant::now(),
-                                tokens: None,
-                                lane,
-                            });
+                            running.push_ready(Ready::new(job, parts, hash, stored_hash, lane));
                         }
                     }
                 }
@@ -260,12 +256,19 @@ struct Seen {
     removed: i64,
     known: i64,
     saved: Saved,
+    truncated: i64,
 }
 
 impl Seen {
     /// A row that the worker looks at for a reason of its own saves nothing when its text is unchanged.
-    fn count(&mut self, rendered: &Rendered, job: &Job, lane: QueueLane) {
+    fn count(&mut self, rendered: &Rendered, job: &Job, lane: QueueLane, rate: &TokenRate) {
         self.processed += 1;
+        let known_of = |parts: &[Part]| {
+            let known = parts.iter().filter(|part| part.vector.is_some());
+            known.fold((0, 0), |(count, tokens), part| {
+                (count + 1, tokens + rate.of(&part.text))
+            })
+        };
         let tokens = match rendered {
             Rendered::Unchanged { tokens } => {
                 self.unchanged += 1;
@@ -275,16 +278,23 @@ impl Seen {
                 self.saved.unchanged.add(1, *tokens);
                 *tokens
             }
-            Rendered::Known { tokens, .. } => {
+            Rendered::Known { parts, .. } => {
                 self.known += 1;
-                self.saved.known.add(1, *tokens);
-                *tokens
+                let (count, tokens) = known_of(parts);
+                self.saved.known.add(count, tokens);
+                tokens
             }
             Rendered::Gone { removed } => {
                 self.removed += i64::from(*removed);
                 return;
             }
-            Rendered::Text { .. } => return,
+            Rendered::Text { parts, .. } => {
+                self.truncated += i64::from(parts.iter().any(|part| part.cut));
+                let (count, tokens) = known_of(parts);
+                self.saved.known.add(count, tokens);
+                return;
+            }
+            Rendered::TooLong => return,
         };
         let coalesced = job.coalesced();
         self.saved.coalesced.add(coalesced, coalesced * tokens);
@@ -296,6 +306,7 @@ impl Seen {
             (&counters.unchanged, self.unchanged),
             (&counters.removed, self.removed),
             (&counters.known, self.known),
+            (&counters.truncated, self.truncated),
         ] {
             counter.fetch_add(count, SeqCst);
         }
@@ -305,19 +316,30 @@ impl Seen {
 /// A text whose vector has come and is not stored yet is known: of another row, or of the same under another key.
 fn know_unstored(rendered: &mut [Rendered], running: &Running, writers: &Writers) {
     let texts = rendered.iter().filter_map(|rendered| match rendered {
-        Rendered::Text { hash, .. } => Some(hash.as_slice()),
+        Rendered::Text { hash, parts, .. } => Some((hash, parts)),
         _ => None,
     });
-    let wanted: HashSet<&[u8]> = texts.collect();
+    let wanted: HashSet<&[u8]> = texts
+        .flat_map(|(hash, parts)| parts.iter().map(|part| &part.hash).chain([hash]))
+        .map(Vec::as_slice)
+        .collect();
     if wanted.is_empty() {
         return;
     }
     let unstored = running.unstored.iter().chain(writers.embedded(running));
     let vectors = unstored
-        .filter(|embedded| wanted.contains(embedded.hash.as_slice()))
-        .map(|embedded| (embedded.hash.clone(), embedded.vector.clone()))
+        .flat_map(Embedded::vectors)
+        .filter(|(hash, _)| wanted.contains(hash))
+        .map(|(hash, vector)| (hash.to_vec(), vector.to_vec()))
         .collect();
-    know(rendered, &vectors, &running.renderer.rate);
+    know(rendered, &vectors);
+}
+
+/// Why a text is not embedded that has more parts than a text may have.
+fn too_long() -> String {
+    format!(
+        "its text is too long: it has more than {MOST_TOKENS} tokens, or comes to more than {MOST_PARTS} chunks"
+    )
 }
 
 /// Jobs by what their rows came to.
@@ -334,7 +356,7 @@ fn those<'a>(
 
 /// Renders in a transaction of its own; jobs of rows that are done end with it.
 fn render(
-    running: &Running,
+    running: &mut Running,
     jobs: &[Job],
     secret: &[u8],
 ) -> std::result::Result<Vec<Rendered>, Failed> {
@@ -351,7 +373,11 @@ fn render(
             renderer.remove(&to_be_removed, model)?;
         }
         release_user_code();
-        renderer.recognise(jobs, &mut rendered, model)?;
+        renderer.recognise(jobs, &mut rendered, model, secret)?;
+        for job in those(jobs, &rendered, |row| *row == Rendered::TooLong) {
+            running.dead_letters = true;
+            jobs::bury(job, "permanent", None, &too_long())?;
+        }
         let done: Vec<&Job> = those(jobs, &rendered, |row| match row {
             Rendered::Gone { removed } => !(clears && *removed),
             row => matches!(row, Rendered::Unchanged { .. }),

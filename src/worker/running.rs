@@ -16,38 +16,120 @@ use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey};
 use crate::dispatch::render::Renderer;
 use crate::embed::account::Account;
-use crate::embed::batch::{Room, take};
+use crate::embed::batch::{Filling, Room};
 use crate::embed::endpoint::Endpoint;
 use crate::embed::lane::Lane;
 use crate::embed::limits::Limits;
+use crate::embed::long_text::{self, LongText, Mode, Part};
 use crate::embed::rate::{self, Asker, Grant};
 use crate::embed::retry::Breaker;
 use crate::embed::size::Size;
-use crate::embed::tokens::estimate_tokens;
+use crate::embed::token_rate::TokenRate;
 use crate::embed::window::Window;
-use crate::ledger::bill::Payer;
+use crate::ledger::bill::{Payer, Saved};
 use crate::shared;
-use crate::store::Writer;
+use crate::store::known::Known;
+use crate::store::{Chunk, Embedded, Writer};
 
-/// A text that waits for a free thread.
+/// A row whose text waits for a free thread.
 #[derive(Clone)]
 pub struct Ready {
     pub job: Job,
-    pub text: String,
+    /// One or more; those that have a vector already are done.
+    pub parts: Vec<Part>,
     pub hash: Vec<u8>,
     pub stored_hash: Option<Vec<u8>>,
     pub since: Instant,
-    /// Estimated, once somebody has asked.
-    pub tokens: Option<u64>,
     /// Backfill, or live.
     pub lane: QueueLane,
+    /// How many of the parts that lack a vector go, or have gone, in one request; and how many may.
+    pub sends: usize,
+    pub most: usize,
 }
 
 impl Ready {
+    pub fn new(
+        job: Job,
+        parts: Vec<Part>,
+        hash: Vec<u8>,
+        stored_hash: Option<Vec<u8>>,
+        lane: QueueLane,
+    ) -> Ready {
+        Ready {
+            job,
+            parts,
+            hash,
+            stored_hash,
+            since: Instant::now(),
+            lane,
+            sends: 1,
+            most: usize::MAX,
+        }
+    }
+
+    /// The parts that lack a vector.
+    pub fn pending(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().filter(|part| part.vector.is_none())
+    }
+
+    pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut Part> {
+        self.parts.iter_mut().filter(|part| part.vector.is_none())
+    }
+
+    /// Those of them that go, or have gone, in one request.
+    pub fn sent(&self) -> impl Iterator<Item = &Part> {
+        self.pending().take(self.sends)
+    }
+
+    /// Estimated tokens of these.
     fn tokens(&mut self) -> u64 {
-        *self
-            .tokens
-            .get_or_insert_with(|| estimate_tokens(&self.text))
+        let sends = self.sends;
+        self.pending_mut().take(sends).map(Part::tokens).sum()
+    }
+
+    /// The tokens of its text, had it been sent as a whole.
+    pub fn would_cost(&self, rate: &TokenRate) -> u64 {
+        self.parts.iter().map(|part| rate.of(&part.text)).sum()
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.pending().next().is_none()
+    }
+
+    /// Vectors of parts that have come, of a row that is not stored with them: nobody should pay for them again.
+    pub fn spare(self) -> impl Iterator<Item = Known> {
+        let several = self.parts.len() > 1;
+        let parts = self.parts.into_iter().filter(move |_| several);
+        parts.filter_map(|part| Some((part.hash, part.vector?)))
+    }
+
+    /// What is to be stored of it, once all vectors are there.
+    pub fn into_embedded(mut self, mode: Mode) -> Embedded {
+        let (mut vector, mut chunks) = (Vec::new(), Vec::new());
+        match mode {
+            Mode::Truncate | Mode::Mean => vector = long_text::mean(&mut self.parts),
+            Mode::Chunks => {
+                chunks = self
+                    .parts
+                    .into_iter()
+                    .filter_map(|part| {
+                        Some(Chunk {
+                            from: part.from,
+                            to: part.to,
+                            hash: part.hash,
+                            vector: part.vector?,
+                        })
+                    })
+                    .collect();
+            }
+        }
+        Embedded {
+            job: self.job,
+            vector,
+            chunks,
+            hash: self.hash,
+            stored_hash: self.stored_hash,
+        }
     }
 }
 
@@ -61,6 +143,7 @@ pub struct Running {
     pub payer: Rc<Payer>,
     /// A budget is spent: nothing more is sent. What needs no request goes on.
     pub is_spent: bool,
+    pub long_text: LongText,
     pub renderer: Renderer,
     pub writer: Writer,
     /// The lane's number in [`Lanes`].
@@ -90,6 +173,8 @@ pub struct Running {
     pub grant: Option<Grant>,
     /// Vectors that have come.
     pub unstored: Unstored,
+    /// Those of parts of rows that are rendered anew: they are known from now on.
+    pub spare: Vec<Known>,
     /// What is known on the way to its index, where it lacks one.
     pub index: Progress,
     /// When it last sent a request, and gave a writer rows: turns, in which others come first that waited longer.
@@ -102,11 +187,12 @@ impl Running {
     /// down nor a slow index fills the memory.
     pub fn is_full(&self, lane: QueueLane) -> bool {
         let ready = match lane {
-            QueueLane::Backfill => self.ready_backfill.len(),
-            _ => self.ready.len(),
+            QueueLane::Backfill => &self.ready_backfill,
+            _ => &self.ready,
         };
-        ready + self.halves_count() >= 4 * self.endpoint.max_batch_inputs
-            || self.unstored.is_full(lane)
+        let ready = ready.iter().chain(self.halves.iter().flatten());
+        let texts: usize = ready.map(|ready| ready.parts.len()).sum();
+        texts >= 4 * self.endpoint.max_batch_inputs || self.unstored.is_full(lane)
     }
 
     /// Whether there are texts to be sent, where `storers` processes store the vectors: no more are asked for than
@@ -195,26 +281,50 @@ impl Running {
     pub fn drain_ready(&mut self) -> Vec<Job> {
         let ready = self.ready.drain(..).chain(self.ready_backfill.drain(..));
         let ready = ready.chain(self.halves.drain(..).flatten());
-        ready.map(|ready| ready.job).collect()
+        let ready: Vec<Ready> = ready.collect();
+        let jobs = ready.iter().map(|ready| ready.job.clone()).collect();
+        self.spare.extend(ready.into_iter().flat_map(Ready::spare));
+        jobs
     }
 
-    /// Takes out the texts whose vectors are among these: they need no request any more.
-    pub fn take_known(&mut self, known: impl Fn(&[u8]) -> bool) -> Vec<Ready> {
+    /// Takes out the rows whose last vectors are among these, by the hashes of their texts: they need no request any more.
+    pub fn take_known(
+        &mut self,
+        known: &HashMap<Vec<u8>, Vec<f32>>,
+        saved: &mut Saved,
+    ) -> Vec<Ready> {
         let mut taken = Vec::new();
         for ready in [&mut self.ready, &mut self.ready_backfill] {
-            let (of_them, others) = std::mem::take(ready)
+            for ready in ready.iter_mut() {
+                for part in ready.pending_mut() {
+                    part.vector = known.get(&part.hash).cloned();
+                    if part.vector.is_some() {
+                        saved.known.add(1, self.renderer.rate.of(&part.text));
+                    }
+                }
+            }
+            let (complete, others) = std::mem::take(ready)
                 .into_iter()
-                .partition::<VecDeque<_>, _>(|ready| known(&ready.hash));
+                .partition::<VecDeque<_>, _>(Ready::is_complete);
             *ready = others;
-            taken.extend(of_them);
+            taken.extend(complete);
         }
         taken
     }
 
     pub fn push_ready(&mut self, ready: Ready) {
-        match ready.lane {
-            QueueLane::Backfill => self.ready_backfill.push_back(ready),
-            _ => self.ready.push_back(ready),
+        self.ready_of(ready.lane).push_back(ready);
+    }
+
+    /// A row some of whose parts have come: the others are next.
+    pub fn push_first(&mut self, ready: Ready) {
+        self.ready_of(ready.lane).push_front(ready);
+    }
+
+    fn ready_of(&mut self, lane: QueueLane) -> &mut VecDeque<Ready> {
+        match lane {
+            QueueLane::Backfill => &mut self.ready_backfill,
+            _ => &mut self.ready,
         }
     }
 
@@ -222,15 +332,15 @@ impl Running {
     /// has come.
     pub fn withdraw(&mut self, has_changed: impl Fn(&RowKey) -> bool) -> Vec<RowKey> {
         self.unstored.promote(&has_changed);
-        let mut changed = Vec::new();
-        self.ready_backfill.retain(|ready| {
-            let stays = !has_changed(&ready.job.row);
-            if !stays {
-                changed.push(ready.job.row.clone());
-            }
-            stays
-        });
-        changed
+        let (changed, others): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.ready_backfill)
+                .into_iter()
+                .partition(|ready| has_changed(&ready.job.row));
+        self.ready_backfill = others;
+        let rows = changed.iter().map(|ready| ready.job.row.clone()).collect();
+        self.spare
+            .extend(changed.into_iter().flat_map(Ready::spare));
+        rows
     }
 
     pub fn ready_count(&self) -> usize {
@@ -283,20 +393,26 @@ impl Running {
         }
     }
 
-    /// How many texts make the next request: the oldest that fit into one.
+    /// How many rows make the next request: the oldest that fit into one, the last of them perhaps with some of its parts.
     fn next_count(&mut self, room: Room, storers: usize) -> usize {
-        if let Some(half) = self.halves.front() {
-            return half.len().min(room.inputs);
+        if let Some(half) = self.halves.front_mut() {
+            return fill(
+                half.iter_mut(),
+                Room {
+                    tokens: None,
+                    ..room
+                },
+                Weight::Bytes,
+            )
+            .0;
         }
         let ready = self.next_ready(storers);
         // A token is a byte at the least: counting bytes is enough while they fit.
-        let texts = ready.iter().map(|ready| ready.text.len());
-        let count = take(room, texts.map(|bytes| (bytes as u64, bytes)));
-        if count == room.inputs.min(ready.len()) || room.tokens.is_none() {
+        let (count, is_all) = fill(ready.iter_mut(), room, Weight::Bytes);
+        if is_all || room.tokens.is_none() {
             return count;
         }
-        let texts = ready.iter_mut();
-        take(room, texts.map(|ready| (ready.tokens(), ready.text.len())))
+        fill(ready.iter_mut(), room, Weight::Tokens).0
     }
 
     fn tokens_of_next(&mut self, count: usize, storers: usize) -> u64 {
@@ -318,6 +434,47 @@ impl Running {
         }
         half
     }
+}
+
+/// What counts as tokens.
+#[derive(Clone, Copy, PartialEq)]
+enum Weight {
+    Bytes,
+    Tokens,
+}
+
+/// Fills a request with parts of these rows: how many rows have some in it, and whether that is all there are or may be.
+fn fill<'a>(
+    rows: impl Iterator<Item = &'a mut Ready>,
+    room: Room,
+    weight: Weight,
+) -> (usize, bool) {
+    let mut filling = Filling::new(room);
+    let mut count = 0;
+    for ready in rows {
+        let most = ready.most;
+        let (mut sends, mut fits) = (0, true);
+        for part in ready.pending_mut().take(most) {
+            let bytes = part.text.len();
+            let tokens = match weight {
+                Weight::Bytes => bytes as u64,
+                Weight::Tokens => part.tokens(),
+            };
+            fits = filling.add(tokens, bytes);
+            if !fits {
+                break;
+            }
+            sends += 1;
+        }
+        if sends > 0 {
+            ready.sends = sends;
+            count += 1;
+        }
+        if !fits {
+            return (count, filling.inputs() >= room.inputs);
+        }
+    }
+    (count, true)
 }
 
 /// Counts the turns that are given: whoever had one the longest ago is next.

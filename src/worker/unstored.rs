@@ -143,7 +143,8 @@ impl Unstored {
             Lane::Backfill => MOST_STOCK / 4,
             _ => MOST_STOCK,
         };
-        self.len() >= MOST_STOCK || self.locked_count() >= most
+        let waiting = vectors(self.iter()) - self.locked_count();
+        waiting >= MOST_STOCK || self.locked_count() >= most
     }
 
     pub fn push(&mut self, lane: Lane, embedded: Embedded) {
@@ -216,6 +217,7 @@ impl Unstored {
             _ => &self.live,
         };
         waiting.len() < stored.clamp(LEAST_STOCK, MOST_STOCK)
+            && vectors(waiting.iter().map(|(_, embedded)| embedded)) < MOST_STOCK
     }
 
     /// Backfilled rows that have changed since are somebody's who waits: their vectors, which are paid for and may be
@@ -259,6 +261,10 @@ impl Unstored {
             _ => &mut self.live,
         }
     }
+}
+
+fn vectors<'a>(embedded: impl Iterator<Item = &'a Embedded>) -> usize {
+    embedded.map(|row| row.chunks.len().max(1)).sum()
 }
 
 fn store_jobs<'a>(embedded: impl Iterator<Item = &'a mut Embedded>) -> Vec<Job> {

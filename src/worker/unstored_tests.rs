@@ -15,6 +15,7 @@ fn embedded(key: usize) -> Embedded {
     Embedded {
         job: Job::new(row(key)),
         vector: vec![key as f32],
+        chunks: Vec::new(),
         hash: Vec::new(),
         stored_hash: None,
     }

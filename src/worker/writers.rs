@@ -36,6 +36,8 @@ mod process;
 const AHEAD: usize = 2;
 /// Rows of an order: about as many as are stored in a tenth of a second.
 const MOST_ROWS: usize = 64;
+/// What a row with chunks is taken for: an order of some that have more is longer than others.
+const CHUNKS_OF_A_ROW: usize = 16;
 /// How long a writer with nothing to do is kept.
 const IDLE: Duration = Duration::from_secs(5);
 /// How soon another one is tried for where the server had none to give.
@@ -178,7 +180,11 @@ impl Writers {
         if running.pipeline.into_column.is_some() {
             return 1; // an order is a transaction, and the row a user's
         }
-        let row = running.endpoint.dimensions * size_of::<f32>();
+        let chunks = match running.long_text.has_chunks() {
+            true => CHUNKS_OF_A_ROW,
+            false => 1,
+        };
+        let row = running.endpoint.dimensions * size_of::<f32>() * chunks;
         (channel::ORDER / row.max(1)).clamp(1, MOST_ROWS)
     }
 

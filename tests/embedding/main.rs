@@ -10,3 +10,9 @@ mod schedules;
 
 /// Texts that are known cost no call.
 mod known;
+
+/// Texts that the model does not take in one piece: their beginning, the mean of their parts.
+mod long_texts;
+
+/// A row a chunk.
+mod chunks;

@@ -72,6 +72,8 @@ struct Script {
     delay: Duration,
     /// Requests with more inputs take longer.
     slow_above: Option<(usize, Duration)>,
+    /// Requests with an input of more words are refused as too long.
+    most_words: Option<usize>,
     /// Requests with an input that holds the marker go wrong.
     faults_of_texts: Vec<(String, Fault)>,
     /// How the next requests go wrong.
@@ -184,6 +186,11 @@ impl Api {
 
     pub fn refuse_nothing(&self) {
         self.script().faults_of_texts.clear();
+    }
+
+    /// Requests with an input of more words than that are refused, as a model does that takes no more tokens.
+    pub fn refuse_longer_than(&self, words: usize) {
+        self.script().most_words = Some(words);
     }
 
     /// A request with an input that holds `marker` goes wrong.
@@ -434,7 +441,13 @@ impl State {
             let mut faults = script.faults_of_texts.iter();
             faults.find(|(marker, _)| has(marker))
         };
+        let too_long = |most: usize| {
+            let mut words = inputs.iter().map(|input| input.split_whitespace().count());
+            words.any(|words| words > most)
+        };
+        let too_long = script.most_words.filter(|most| too_long(*most));
         let scripted = next
+            .or(too_long.map(|_| Fault::Status(400)))
             .or(refused.then_some(Fault::Status(401)))
             .or_else(|| of_text().map(|(_, fault)| fault.clone()))
             .or_else(|| script.fault.clone());
@@ -445,9 +458,10 @@ impl State {
         if !delay.is_zero() {
             thread::sleep(delay);
         }
-        let message = match echo {
-            true => format!("not with {key} for {}", inputs.join(" ")),
-            false => "as scripted".to_owned(),
+        let message = match (too_long, echo) {
+            (Some(most), _) => format!("This model's maximum context length is {most} tokens."),
+            (None, true) => format!("not with {key} for {}", inputs.join(" ")),
+            (None, false) => "as scripted".to_owned(),
         };
         let asked = Asked {
             body: &body,

@@ -12,6 +12,8 @@ use crate::catalog::names::{self, quote, select_one};
 use crate::catalog::pipeline::When;
 use crate::catalog::rights::in_subtransaction;
 use crate::dispatch::schedule::is_cron;
+use crate::embed::endpoint::Endpoint;
+use crate::embed::long_text::{self, Mode};
 use crate::error::{Error, Result};
 
 /// Reads what says when a change is due.
@@ -210,5 +212,80 @@ pub fn form(
             );
             Ok((storage, "hnsw_bit"))
         }
+    }
+}
+
+/// Tokens that a chunk may be asked to have at most: fewer say nothing, and no model takes more.
+const CHUNK_TOKENS: std::ops::RangeInclusive<i32> = 16..=100_000;
+/// What a pipeline's relation has beside the key, where it has chunks.
+const COLUMNS_OF_CHUNKS: [&str; 3] = ["chunk", "chunk_start", "chunk_end"];
+
+/// What becomes of long texts, and how large chunks are.
+pub fn long_texts(
+    long_text: Option<&str>,
+    chunk_tokens: Option<i32>,
+    into_column: Option<&str>,
+) -> Result<(Mode, Option<i32>)> {
+    let name = long_text.unwrap_or("truncate");
+    let mode = Mode::find(name).ok_or_else(|| {
+        Error::argument(
+            "long_text",
+            format!("\"{name}\" is not one"),
+            "The valid ones are truncate, mean and chunks.",
+        )
+    })?;
+    match (mode, chunk_tokens, into_column) {
+        (Mode::Chunks, _, Some(_)) => Err(Error::argument(
+            "long_text",
+            "a column of the source has room for one vector a row, not for one a chunk",
+            "Leave into_column out, or give long_text => 'mean' or 'truncate'.",
+        )),
+        (Mode::Chunks, Some(tokens), _) if !CHUNK_TOKENS.contains(&tokens) => Err(Error::argument(
+            "chunk_tokens",
+            format!("{tokens} tokens are no chunk"),
+            format!("Give {} to {}.", CHUNK_TOKENS.start(), CHUNK_TOKENS.end()),
+        )),
+        (Mode::Chunks, tokens, _) => {
+            Ok((mode, Some(tokens.unwrap_or(long_text::CHUNK_TOKENS as i32))))
+        }
+        (_, Some(_), _) => Err(Error::argument(
+            "chunk_tokens",
+            format!("long_text is {}", mode.name()),
+            "It belongs to long_text => 'chunks'.",
+        )),
+        (_, None, _) => Ok((mode, None)),
+    }
+}
+
+/// Refuses chunks that the model does not take, or whose columns are the key's already.
+pub fn chunks_fit(
+    (mode, tokens): (Mode, Option<i32>),
+    endpoint: &Endpoint,
+    key_columns: &[String],
+) -> Result<()> {
+    if mode != Mode::Chunks {
+        return Ok(());
+    }
+    if let Some(column) = key_columns
+        .iter()
+        .find(|key| COLUMNS_OF_CHUNKS.contains(&key.as_str()))
+    {
+        return Err(Error::argument(
+            "long_text",
+            format!("the primary key has a column \"{column}\", which would be the chunk's"),
+            "Rename it, or give long_text => 'mean' or 'truncate'.",
+        ));
+    }
+    match (tokens, endpoint.input_tokens()) {
+        (Some(tokens), Some(most))
+            if tokens as u64 > most && tokens as u64 != long_text::CHUNK_TOKENS =>
+        {
+            Err(Error::argument(
+                "chunk_tokens",
+                format!("the model takes {most} estimated tokens at a time, not {tokens}"),
+                "Give no more than that; or raise the server's option max_input_tokens if the model takes more.",
+            ))
+        }
+        _ => Ok(()),
     }
 }

@@ -24,6 +24,7 @@ pub fn hold_if_large(pipeline: &Pipeline, endpoint: &Endpoint) -> Result<()> {
         content: &pipeline.content,
         row_filter: pipeline.row_filter.as_deref(),
         endpoint,
+        long_text: pipeline.long_text(endpoint),
     };
     // A row whose expressions fail is a dead letter in time, and no reason to refuse the pipeline.
     let price = match in_undone_subtransaction(|| work.price_above(most)) {

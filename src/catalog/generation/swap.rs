@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use crate::catalog::names::{resolve, select_one};
 use crate::catalog::pipeline::{self, Pipeline};
 use crate::catalog::recommender::embedding;
+use crate::catalog::relations::OF_CHUNK;
 use crate::catalog::rights::As;
 use crate::dispatch::jobs;
 use crate::error::Result;
@@ -94,8 +95,9 @@ fn replace_view(next: &Pipeline, now: &Pipeline, view: pg_sys::Oid) -> Result<()
         "SELECT ' WITH (' || pg_catalog.array_to_string(reloptions, ', ') || ')' FROM pg_catalog.pg_class WHERE oid = $1",
         &[view.into()],
     )?;
+    let of_chunk = if next.has_chunks() { OF_CHUNK } else { "" };
     let shows = format!(
-        "VIEW {}{} AS SELECT {}, embedding, content_hash, model, embedded_at FROM {}",
+        "VIEW {}{} AS SELECT {}{of_chunk}, embedding, content_hash, model, embedded_at FROM {}",
         now.relation,
         options.unwrap_or_default(),
         keys.join(", "),

@@ -64,6 +64,7 @@ pub fn wish(
     match (given, text, server) {
         (Some(pipeline), None, None) => {
             pipeline::require_owner(&pipeline)?;
+            require_one_vector("items", &pipeline)?;
             Ok((pipeline.source_oid(), Wish::Of(Box::new(pipeline))))
         }
         (Some(pipeline), ..) => Err(Error::argument(
@@ -93,6 +94,21 @@ pub fn wish(
             "Give the server that is to embed the text: one of CREATE SERVER … FOREIGN DATA WRAPPER recsync.",
         )),
     }
+}
+
+/// Refuses a pipeline of which a row has several vectors: lists are made of what is near to one.
+pub fn require_one_vector(argument: &'static str, pipeline: &Pipeline) -> Result<()> {
+    if !pipeline.has_chunks() {
+        return Ok(());
+    }
+    Err(Error::argument(
+        argument,
+        format!(
+            "pipeline {} has a vector for each chunk of a row's text",
+            pipeline.relation
+        ),
+        "Give a pipeline with long_text => 'mean' or 'truncate'; the same table may have both.",
+    ))
 }
 
 impl Wish {

@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
 
+use super::embedding::require_one_vector;
 use super::tables::require_owner_reads;
 use super::{Recommender, by_id};
 use crate::catalog::names::{qualified, resolve, select_one};
@@ -67,6 +68,7 @@ pub fn set(recommender: &Recommender, users: pg_sys::Oid) -> Result<()> {
         Error::argument("users", format!("{name} is no pipeline"), hint)
     })?;
     pipeline::require_owner(&pipeline)?;
+    require_one_vector("users", &pipeline)?;
     require_comparable(recommender, &pipeline)?;
     require_readable(recommender, &pipeline)?;
     write(recommender.id, Some(pipeline.id))?;

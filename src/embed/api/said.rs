@@ -24,6 +24,31 @@ pub(crate) struct Said {
     pub retry_after: Option<Duration>,
     /// It is the key that was refused, whatever the status.
     pub key_refused: bool,
+    /// An input is longer than the model takes.
+    pub too_long: bool,
+}
+
+/// What providers and servers say of an input that is too long for the model, in lower case: OpenAI and vLLM ("maximum
+/// context length is 8192 tokens"), OpenAI ("maximum input length is 8192 tokens"), Text Embeddings Inference ("must have
+/// less than 512 tokens"), Ollama ("the input length exceeds the context length"), llama.cpp ("input is too large to
+/// process", with 500, and "exceeds the available context size"), Voyage ("has too many tokens and does not fit into the
+/// model's context window"), Cohere ("too many tokens"), Mistral ("has 9000 tokens, exceeding max 8192"), Gemini ("exceeds
+/// the maximum number of tokens allowed").
+const TOO_LONG: &[&str] = &[
+    "context length",
+    "context size",
+    "context window",
+    "input length",
+    "must have less than",
+    "too large to process",
+    "too many tokens",
+    "exceeding max",
+    "number of tokens",
+];
+
+fn says_too_long(message: &str) -> bool {
+    let message = message.to_lowercase();
+    TOO_LONG.iter().any(|phrase| message.contains(phrase))
 }
 
 /// An error's body as JSON; of a list its first element, null where it is no JSON.
@@ -50,9 +75,15 @@ pub(crate) fn of_json(status: u16, body: &Value) -> Said {
         .find_map(Value::as_str);
     let param = body.pointer("/error/param").and_then(Value::as_str);
     let by_options = param.is_some_and(|param| SET_BY_OPTIONS.contains(&param));
+    let too_long = message.is_some_and(says_too_long) && matches!(status, 400 | 413 | 422 | 500);
     Said {
         message: message.map(str::to_owned),
-        class: (by_options && matches!(status, 400 | 422)).then_some(Class::Configuration),
+        class: match status {
+            400 | 422 if by_options => Some(Class::Configuration),
+            500 if too_long => Some(Class::Permanent), // it will be refused again
+            _ => None,
+        },
+        too_long,
         ..Said::default()
     }
 }
@@ -91,6 +122,49 @@ mod tests {
             assert_eq!(said.message.as_deref(), message);
             assert_eq!(said.class, None);
         }
+    }
+
+    #[test]
+    fn what_providers_say_of_an_input_that_is_too_long_is_understood() {
+        let said = |status, message: &str| {
+            let body = serde_json::json!({"error": {"message": message}}).to_string();
+            common(status, body.as_bytes())
+        };
+        for (status, message) in [
+            (
+                400,
+                "This model's maximum context length is 8192 tokens, however you requested 10000 tokens",
+            ),
+            (
+                400,
+                "Invalid 'input[0]': maximum input length is 8192 tokens.",
+            ),
+            (
+                413,
+                "Input validation error: `inputs` must have less than 512 tokens. Given: 600",
+            ),
+            (400, "the input length exceeds the context length"),
+            (
+                500,
+                "input is too large to process. increase the physical batch size",
+            ),
+            (
+                400,
+                "The example at index 0 in your batch has too many tokens and does not fit into the model's context window of 32000 tokens.",
+            ),
+            (
+                400,
+                "Input id 0 has 9000 tokens, exceeding max 8192 tokens.",
+            ),
+        ] {
+            assert!(said(status, message).too_long, "{message}");
+        }
+        assert_eq!(
+            said(500, "input is too large to process").class,
+            Some(Class::Permanent)
+        );
+        assert!(!said(400, "an input is empty").too_long);
+        assert!(!said(429, "too many tokens per minute").too_long);
     }
 
     #[test]

@@ -17,8 +17,9 @@ use crate::dispatch::environment::Environment;
 use crate::dispatch::fault::Looked;
 use crate::dispatch::queue::{Job, RowKey};
 use crate::dispatch::read::in_snapshot_of_now;
-use crate::dispatch::render::{Renderer, content_hash, secret};
+use crate::dispatch::render::{Renderer, secret, text_hash};
 use crate::embed::endpoint::Endpoint;
+use crate::embed::long_text::LongText;
 use crate::error::{Error, Failed, Result};
 use crate::observe::verify::is_of_a_row;
 use crate::worker::process::is_definition;
@@ -66,11 +67,13 @@ pub fn of(pipeline: &Pipeline) -> Result<Comes> {
         secret()?
     };
     let schema = names::vector_schema().unwrap_or_default();
+    let long_text = pipeline.long_text(&endpoint);
     let mut counts = Counts {
         pipeline,
-        renderer: Renderer::new(pipeline, &schema, None),
+        renderer: Renderer::new(pipeline, &schema, None, long_text),
         environment: Environment::noted()?,
-        texts: Sample::new(&endpoint.document_prefix),
+        texts: Sample::new(&endpoint.document_prefix, long_text),
+        long_text,
         endpoint,
         secret,
         unchanged: 0,
@@ -86,6 +89,7 @@ struct Counts<'a> {
     renderer: Renderer,
     environment: Environment,
     endpoint: Endpoint,
+    long_text: LongText,
     secret: Vec<u8>,
     /// Those that are to be sent.
     texts: Sample,
@@ -161,7 +165,7 @@ impl Counts<'_> {
             self.removes += i64::from(row.has_something());
             return Ok(());
         };
-        let hash = content_hash(&self.secret, text)?;
+        let hash = text_hash(&self.secret, text, &self.long_text)?;
         let in_column = self.pipeline.into_column.is_some();
         match row.fault(Some(&hash), &self.endpoint.model, in_column) {
             Some(_) => self.texts.add(text),
@@ -189,7 +193,8 @@ impl Counts<'_> {
             key: 0.0,
             source_row: None,
         };
-        let (embeds, _, tokens, cost, duration, ..) = estimate(&self.texts, &self.endpoint, shape)?;
+        let (embeds, _, tokens, cost, duration, ..) =
+            estimate(&self.texts, &self.endpoint, self.long_text, shape)?;
         Ok(Comes {
             rows: Some(self.unchanged + embeds),
             unchanged: Some(self.unchanged),

@@ -12,6 +12,7 @@ use crate::catalog::names::select_one;
 use crate::catalog::rights::As;
 use crate::dispatch::backfill::size::Pages;
 use crate::embed::endpoint::Endpoint;
+use crate::embed::long_text::LongText;
 use crate::error::Result;
 use pgrx::prelude::*;
 
@@ -32,6 +33,7 @@ pub struct Work<'a> {
     pub content: &'a str,
     pub row_filter: Option<&'a str>,
     pub endpoint: &'a Endpoint,
+    pub long_text: LongText,
 }
 
 /// About what it comes to.
@@ -66,7 +68,7 @@ impl Work<'_> {
         let (sample, read) = self.read(&texts)?;
         let times = rows as f64 / read.max(1) as f64;
         let tokens = sample.tokens().count * times;
-        let texts = sample.texts() as f64 * times;
+        let texts = sample.inputs() * times;
         let limits: Limits = limits(self.endpoint);
         let bytes = (sample.bytes() as f64 * times) as u64;
         let price = self.endpoint.price_per_million_tokens;
@@ -83,7 +85,10 @@ impl Work<'_> {
 
     /// Texts, and how many rows they are of.
     fn read(&self, texts: &str) -> Result<(Sample, u64)> {
-        let (mut sample, mut read) = (Sample::new(&self.endpoint.document_prefix), 0);
+        let (mut sample, mut read) = (
+            Sample::new(&self.endpoint.document_prefix, self.long_text),
+            0,
+        );
         Spi::connect(|client| {
             let mut cursor = client.try_open_cursor(texts, &[])?;
             while sample.bytes() < BYTES {

@@ -4,6 +4,7 @@
 
 use fastrand::Rng;
 
+use crate::embed::long_text::LongText;
 use crate::embed::tokens::estimate_tokens;
 
 /// Texts whose tokens are counted: up to as many the number is exact. With 1,000 texts of a catalogue, whose tokens are
@@ -19,9 +20,10 @@ pub struct Sample {
     texts: u64,
     characters: u64,
     bytes: u64,
-    /// Characters and tokens of each, what is put before the text included.
-    counted: Vec<(f64, f64)>,
+    /// Characters and tokens of each, what is put before the text included, and the inputs that it comes to.
+    counted: Vec<(f64, f64, f64)>,
     prefix: String,
+    long_text: LongText,
     rng: Rng,
 }
 
@@ -33,14 +35,15 @@ pub struct Tokens {
 }
 
 impl Sample {
-    /// `prefix` is put before each text that is sent.
-    pub fn new(prefix: &str) -> Sample {
+    /// `prefix` is put before each text that is sent, long texts are cut.
+    pub fn new(prefix: &str, long_text: LongText) -> Sample {
         Sample {
             texts: 0,
             characters: 0,
             bytes: 0,
             counted: Vec::new(),
             prefix: prefix.to_owned(),
+            long_text,
             rng: Rng::with_seed(0),
         }
     }
@@ -59,10 +62,17 @@ impl Sample {
         }
         let size = characters as f64 + self.prefix.chars().count() as f64;
         let tokens = estimate_tokens(&format!("{}{text}", self.prefix)) as f64;
+        let (inputs, tokens) = self.long_text.estimate(tokens);
         match self.counted.get_mut(place) {
-            Some(counted) => *counted = (size, tokens),
-            None => self.counted.push((size, tokens)),
+            Some(counted) => *counted = (size, tokens, inputs),
+            None => self.counted.push((size, tokens, inputs)),
         }
+    }
+
+    /// About how many inputs all of them come to.
+    pub fn inputs(&self) -> f64 {
+        let counted: f64 = self.counted.iter().map(|(.., inputs)| inputs).sum();
+        counted * self.texts as f64 / self.counted.len().max(1) as f64
     }
 
     pub fn texts(&self) -> u64 {
@@ -96,7 +106,7 @@ impl Sample {
         let squares: f64 = self
             .counted
             .iter()
-            .map(|(characters, tokens)| (tokens - ratio * characters).powi(2))
+            .map(|(characters, tokens, _)| (tokens - ratio * characters).powi(2))
             .sum();
         let deviation = (squares / (of - 1.0) / of * (1.0 - of / all)).sqrt();
         Tokens {
@@ -127,7 +137,7 @@ mod tests {
 
     #[test]
     fn few_texts_are_counted_exactly_with_what_is_put_before_them() {
-        let mut sample = Sample::new("passage: ");
+        let mut sample = Sample::new("passage: ", LongText::WHOLE);
         for text in ["hello world", "tiktoken is great!"] {
             sample.add(text);
         }
@@ -149,7 +159,7 @@ mod tests {
         let (mut within, mut errors) = (0, Vec::new());
         for seed in 0..20 {
             let mut rng = Rng::with_seed(seed);
-            let mut sample = Sample::new("");
+            let mut sample = Sample::new("", LongText::WHOLE);
             sample.rng = Rng::with_seed(seed);
             let mut all = 0;
             for _ in 0..5_000 {
@@ -171,6 +181,6 @@ mod tests {
 
     #[test]
     fn nothing_has_no_tokens() {
-        assert_eq!(Sample::new("x").tokens().count, 0.0);
+        assert_eq!(Sample::new("x", LongText::WHOLE).tokens().count, 0.0);
     }
 }

@@ -38,6 +38,8 @@ pub type Found = (Job, Fault);
 
 pub struct Walk {
     pub pipeline: Pipeline,
+    /// The vectors, as they stand in a FROM, each row of the source once.
+    of_vectors: String,
     renderer: Renderer,
     pending: Pending,
     environment: Environment,
@@ -70,18 +72,23 @@ impl Walk {
             }
             None => {}
         }
-        let model = pipeline.endpoint().map_err(broken)?.model;
+        let endpoint = pipeline.endpoint().map_err(broken)?;
+        let long_text = pipeline.long_text(&endpoint);
         let secret = {
             let _as = As::extension();
             secret()?
         };
         let schema = names::vector_schema().unwrap_or_default();
         Ok(Walk {
-            renderer: Renderer::new(&pipeline, &schema, None),
+            renderer: Renderer::new(&pipeline, &schema, None, long_text),
             pending: Pending::new(&pipeline),
             environment: Environment::noted()?,
+            of_vectors: match pipeline.has_chunks() {
+                true => format!("(SELECT * FROM {} WHERE chunk = 1)", pipeline.vectors),
+                false => pipeline.vectors.clone(),
+            },
             pipeline,
-            model,
+            model: endpoint.model,
             secret,
             stage: Stage::Rows,
             after: None,
@@ -131,7 +138,7 @@ impl Walk {
         Rows {
             of: match of_rows {
                 true => &self.pipeline.rows_of,
-                false => &self.pipeline.vectors,
+                false => &self.of_vectors,
             },
             keys: self.pipeline.keys(),
             column: match of_rows {

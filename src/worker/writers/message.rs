@@ -13,7 +13,7 @@ use crate::dispatch::queue::{Job, RowKey};
 use crate::error::Failed;
 use crate::ledger::bill::{Bill, Payer};
 use crate::store::known::Recipe;
-use crate::store::{Embedded, Written};
+use crate::store::{Chunk, Embedded, Written};
 use crate::worker::storing::Task;
 
 /// What a writer needs to know of a pipeline before it can store its rows.
@@ -66,6 +66,16 @@ struct Row<'a> {
     last_attempt_us: Option<i64>,
     hash: std::borrow::Cow<'a, [u8]>,
     stored_hash: Option<std::borrow::Cow<'a, [u8]>>,
+    /// Of its vector; 0 where it has chunks.
+    dimensions: usize,
+    chunks: Vec<Piece<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Piece<'a> {
+    from: i32,
+    to: i32,
+    hash: std::borrow::Cow<'a, [u8]>,
     dimensions: usize,
 }
 
@@ -86,6 +96,16 @@ pub fn order(
         hash: embedded.hash[..].into(),
         stored_hash: embedded.stored_hash.as_deref().map(Into::into),
         dimensions: embedded.vector.len(),
+        chunks: embedded
+            .chunks
+            .iter()
+            .map(|chunk| Piece {
+                from: chunk.from,
+                to: chunk.to,
+                hash: chunk.hash[..].into(),
+                dimensions: chunk.vector.len(),
+            })
+            .collect(),
     });
     let head = serde_json::to_vec(&Head {
         number,
@@ -96,19 +116,24 @@ pub fn order(
         rows: rows.collect(),
         bills: task.bills.as_slice().into(),
     })?;
-    let numbers: usize = task.embedded.iter().map(|row| row.vector.len()).sum();
+    let vectors = || task.embedded.iter().flat_map(Embedded::vectors);
+    let numbers: usize = vectors().map(|(_, vector)| vector.len()).sum();
     let mut message = Vec::with_capacity(8 + head.len() + numbers * NUMBER);
     message.extend_from_slice(&(head.len() as u64).to_ne_bytes());
     message.extend_from_slice(&head);
-    for embedded in &task.embedded {
-        message.extend(
-            embedded
-                .vector
-                .iter()
-                .flat_map(|number| number.to_ne_bytes()),
-        );
+    for (_, vector) in vectors() {
+        message.extend(vector.iter().flat_map(|number| number.to_ne_bytes()));
     }
     Ok(message)
+}
+
+/// The next vector of so many numbers.
+fn next_vector(numbers: &mut &[u8], dimensions: usize) -> Option<Vec<f32>> {
+    let (vector, rest) = numbers.split_at_checked(dimensions * NUMBER)?;
+    *numbers = rest;
+    let (vector, _) = vector.as_chunks::<NUMBER>();
+    let vector = vector.iter().map(|bytes| f32::from_ne_bytes(*bytes));
+    Some(vector.collect())
 }
 
 /// `None`: not a message of [`order`]'s.
@@ -118,9 +143,16 @@ pub fn read_order(message: &[u8]) -> Option<Order> {
     let head: Head = serde_json::from_slice(head).ok()?;
     let mut embedded = Vec::with_capacity(head.rows.len());
     for row in head.rows {
-        let (vector, rest) = numbers.split_at_checked(row.dimensions * NUMBER)?;
-        numbers = rest;
-        let (vector, _) = vector.as_chunks::<NUMBER>();
+        let vector = next_vector(&mut numbers, row.dimensions)?;
+        let mut chunks = Vec::with_capacity(row.chunks.len());
+        for chunk in row.chunks {
+            chunks.push(Chunk {
+                from: chunk.from,
+                to: chunk.to,
+                hash: chunk.hash.into_owned(),
+                vector: next_vector(&mut numbers, chunk.dimensions)?,
+            });
+        }
         embedded.push(Embedded {
             job: Job {
                 row: RowKey {
@@ -132,10 +164,8 @@ pub fn read_order(message: &[u8]) -> Option<Order> {
                 last_attempt_us: row.last_attempt_us,
                 changes: 1, // counted by the leader
             },
-            vector: vector
-                .iter()
-                .map(|bytes| f32::from_ne_bytes(*bytes))
-                .collect(),
+            vector,
+            chunks,
             hash: row.hash.into_owned(),
             stored_hash: row.stored_hash.map(|hash| hash.into_owned()),
         });
@@ -207,6 +237,7 @@ mod tests {
                 changes: 1,
             },
             vector,
+            chunks: Vec::new(),
             hash: vec![0, 255, 7],
             stored_hash: None,
         }
@@ -226,6 +257,15 @@ mod tests {
         let mut bill = Bill::default();
         bill.sent.tokens = u64::from(u32::MAX) + 1;
         bill.saved.known.add(2, 3);
+        let mut third = embedded(&["3"], Vec::new());
+        third.chunks = [(1, 8), (10, 20)]
+            .map(|(from, to)| Chunk {
+                from,
+                to,
+                hash: vec![from as u8; 32],
+                vector: vec![to as f32, 0.25],
+            })
+            .into();
         let task = Task {
             pipeline: 7,
             model: "m \"quoted\"".into(),
@@ -234,6 +274,7 @@ mod tests {
             embedded: vec![
                 embedded(&["a", "line\nbreak, ü"], vec![1.0 / 3.0, f32::MAX, 0.1]),
                 second,
+                third,
             ],
         };
         let message = order(3, None, &task).unwrap();
@@ -244,10 +285,11 @@ mod tests {
         assert_eq!(read.task.model, task.model);
         assert!(read.task.dead_letters);
         assert_eq!(read.task.bills, task.bills);
-        assert_eq!(read.task.embedded.len(), 2);
+        assert_eq!(read.task.embedded.len(), 3);
         for (is, was) in read.task.embedded.iter().zip(&task.embedded) {
             assert_eq!(is.job, was.job);
             assert_eq!(is.vector, was.vector);
+            assert_eq!(is.chunks, was.chunks);
             assert_eq!(is.hash, was.hash);
             assert_eq!(is.stored_hash, was.stored_hash);
         }
