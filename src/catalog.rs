@@ -64,5 +64,8 @@ mod validator;
 // Commands of others that concern recsync: servers' protected options, databases that want no worker.
 pub mod utility;
 
+// What older versions call.
+mod retired;
+
 // What CREATE EXTENSION checks and announces.
 pub mod install;

@@ -133,7 +133,9 @@ pub unsafe fn before(node: *mut pg_sys::Node) -> Option<Before> {
         T::T_DropStmt | T::T_CreateStmt | T::T_ReassignOwnedStmt
     );
     let others = others || drops_owned;
-    if !(renames || attaches || rewrites || others) || FOLLOWING.get() || !is_installed() {
+    // SAFETY: a plain global of this process.
+    let is_ours = FOLLOWING.get() || unsafe { pg_sys::creating_extension };
+    if !(renames || attaches || rewrites || others) || is_ours || !is_installed() {
         return None;
     }
     quietly(|| {

@@ -52,9 +52,9 @@ fn visible_pipelines() -> SetOfIterator<'static, i32> {
 }
 
 /// The numbers that this database's worker keeps.
-#[pg_extern(volatile)]
+#[pg_extern(volatile, name = "counters")]
 #[allow(clippy::type_complexity)] // the columns of an SQL function
-fn counters() -> TableIterator<
+fn counters_v2() -> TableIterator<
     'static,
     (
         name!(pipeline_id, i32),
@@ -167,5 +167,5 @@ COMMENT ON FUNCTION owner_of(text) IS 'The owner of a pipeline''s relation; for 
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
 "#,
     name = "status_rights",
-    requires = [counters, worker_missing, owner_of, visible_pipelines]
+    requires = [counters_v2, worker_missing, owner_of, visible_pipelines]
 );

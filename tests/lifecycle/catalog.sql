@@ -21,7 +21,7 @@ SELECT pg_catalog.format('column %s.%s %s %s default %s identity %s generated %s
   FROM relation c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
   LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
 UNION ALL
-SELECT pg_catalog.format('constraint %s of %s: %s', n.conname, c.relname, pg_catalog.pg_get_constraintdef(n.oid))
+SELECT pg_catalog.format('constraint %s of %s: %s', n.conname, c.relname, pg_catalog.replace(pg_catalog.pg_get_constraintdef(n.oid), ' NOT VALID', ''))
   FROM relation c JOIN pg_catalog.pg_constraint n ON n.conrelid = c.oid
 UNION ALL
 SELECT 'index ' || pg_catalog.pg_get_indexdef(i.indexrelid) FROM relation c JOIN pg_catalog.pg_index i ON i.indrelid = c.oid
