@@ -325,10 +325,13 @@ fn column_of(relation: &str) -> String {
     )
 }
 
-/// The pipeline is no more, and nothing of it is left in recsync's tables. As recsync's owner.
+/// The pipeline and its generations are no more, and nothing of it is left in recsync's tables. As recsync's owner.
 pub fn delete(id: i32) -> Result<()> {
     forget(id)?;
-    Spi::run_with_args("DELETE FROM recsync.pipeline WHERE id = $1", &[id.into()])?;
+    Spi::run_with_args(
+        "DELETE FROM recsync.pipeline WHERE $1 IN (id, of_pipeline)",
+        &[id.into()],
+    )?;
     Ok(())
 }
 
