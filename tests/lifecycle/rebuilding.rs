@@ -304,9 +304,7 @@ fn transaction_with_a_snapshot_from_before_the_swap_searches_the_new_generation_
     db.pause(Duration::from_secs(1)); // it is complete, and the view is in the way
     let mut reader = other.transaction().unwrap();
     reader
-        .batch_execute(
-            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM item",
-        )
+        .batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM item")
         .unwrap();
     assert_eq!(generation(&mut db), 1);
     holder.commit().unwrap();
