@@ -44,7 +44,7 @@ fn paused_pipeline_rests_with_the_generation_that_is_being_built() {
     db.run("SELECT recsync.pause('item_embedding')");
     new.release();
     db.run("UPDATE item SET title = 'meanwhile' WHERE id = 3");
-    db.pause(Duration::from_secs(1));
+    db.pause(Duration::from_secs(4));
     assert_eq!(generation(&mut db), 1);
     db.run("SELECT recsync.resume('item_embedding')");
     wait_for_generation(&mut db, 2);
@@ -168,15 +168,18 @@ fn index_of_a_new_generation_is_built_while_changes_wait_and_its_progress_is_see
     let mut db = cluster.database();
     db.server("api", &api, "max_batch_inputs '1000'");
     db.run("CREATE TABLE item (id int PRIMARY KEY, title text, stock int NOT NULL DEFAULT 0)");
-    db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 12000) i");
+    db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 16000) i");
     db.run("SELECT recsync.create_pipeline('item_embedding', 'item', columns => '{title}', server => 'api', index => 'none')");
     db.settle("item_embedding");
     db.run("SELECT recsync.rebuild('item_embedding', index => 'hnsw')");
     db.wait_until_index_is_being_built();
+    let indexer = db.indexer();
     db.run("UPDATE item SET title = 'meanwhile' WHERE id = 77; DELETE FROM item WHERE id = 78");
-    // The one in service does not wait for it.
+    // The one in service does not wait for it, nor does the build have to give way.
     db.settle("item_embedding");
     db.assert_items_in_step(&api);
+    db.pause(Duration::from_secs(1));
+    assert_eq!(db.indexer(), indexer);
     let (phase, done): (String, f64) = {
         let mut seen = None;
         wait_until(PATIENCE, "its progress is seen", || {
