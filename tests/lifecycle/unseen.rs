@@ -198,6 +198,7 @@ fn a_copy_of_a_database_looks_at_all_rows_or_says_that_it_should() {
             wait_until(PATIENCE, "changes are embedded", || {
                 api.times_asked("seen") == 1
             });
+            copy.run("SELECT pg_sleep(0.5)");
             assert_eq!(api.texts(), ["seen"]);
         }
         drop(copy);
