@@ -9,7 +9,7 @@ ALTER TABLE pipeline
     ADD monthly_budget numeric CHECK (monthly_budget >= 0),
     ADD long_text text NOT NULL DEFAULT 'truncate' CHECK (long_text IN ('truncate', 'mean', 'chunks')),
     ADD chunk_tokens integer CHECK (chunk_tokens > 0),
-    ADD of_pipeline integer REFERENCES pipeline ON DELETE CASCADE,
+    ADD of_pipeline integer,
     ADD builds boolean NOT NULL DEFAULT false,
     ADD waits_for text,
     ADD backfill_held text;

@@ -84,7 +84,7 @@ CREATE TABLE pipeline (
     capture       text NOT NULL DEFAULT 'keys' CHECK (capture IN ('keys', 'columns', 'full')),
     on_replica    boolean NOT NULL DEFAULT false,
     generation    integer NOT NULL DEFAULT 1,
-    of_pipeline   integer REFERENCES pipeline ON DELETE CASCADE, -- another generation of that one, not in service: its name is its table's
+    of_pipeline   integer,                -- another generation of that one, not in service: its name is its table's. No foreign key: pg_dump would warn of it
     builds        boolean NOT NULL DEFAULT false, -- such a one that is kept in step, and takes its place once it is complete
     waits_for     text,                   -- what keeps it from that
     paused        boolean NOT NULL DEFAULT false,

@@ -399,19 +399,15 @@ fn column_of(relation: &str) -> String {
 /// The pipeline and its generations are no more, and nothing of it is left in recsync's tables. As recsync's owner.
 pub fn delete(id: i32) -> Result<()> {
     forget(id)?;
-<<<<<<< HEAD
     // What it has spent stays in the ledger, under the name that it had.
     Spi::run_with_args(
         "INSERT INTO recsync.usage_name SELECT id, relation FROM recsync.pipeline WHERE id = $1 ON CONFLICT DO NOTHING",
         &[id.into()],
     )?;
-    Spi::run_with_args("DELETE FROM recsync.pipeline WHERE id = $1", &[id.into()])?;
-=======
     Spi::run_with_args(
         "DELETE FROM recsync.pipeline WHERE $1 IN (id, of_pipeline)",
         &[id.into()],
     )?;
->>>>>>> rebuild
     Ok(())
 }
 
