@@ -9,6 +9,9 @@ pub mod process;
 // Which database gets a worker when.
 mod launcher;
 
+// Where a worker's process begins and ends.
+mod entry;
+
 // One database's worker: the steps of the flow, in order, for ever.
 mod leader;
 

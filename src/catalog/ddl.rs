@@ -20,6 +20,7 @@ use std::cell::Cell;
 
 use super::change::resume_for_servers;
 use super::expression::{Analysed, Wanted};
+use super::install::installed_version;
 use super::names::{Canonical, own_relation, select_one};
 use super::rights::{As, in_subtransaction};
 use super::utility::list;
@@ -279,6 +280,10 @@ fn is_installed() -> bool {
 
 /// Runs `body` so that its failure does not fail the user's command.
 fn quietly<T>(body: impl FnOnce() -> Result<T>) -> Option<T> {
+    // The tables of an older version are not those that this library knows: it is updated first.
+    if installed_version().ok()?.as_deref() != Some(env!("CARGO_PKG_VERSION")) {
+        return None;
+    }
     in_subtransaction(body)
         .inspect_err(|failed| warning!("recsync could not follow this command: {}", failed.message))
         .ok()

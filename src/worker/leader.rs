@@ -32,7 +32,7 @@ use crate::embed::lane::Reply;
 use crate::embed::secret::SecretPolicy;
 use crate::error::{Error, Result};
 use crate::settings;
-use crate::shared::{self, Database, Presence, Shared, slots};
+use crate::shared::{Database, Presence, Shared};
 use crate::store::known;
 
 /// Rows rendered in one transaction.
@@ -52,7 +52,7 @@ const TICK: Duration = Duration::from_millis(1);
 /// Rounds in a row that make a stream.
 const STREAM_ROUNDS: u32 = 4;
 /// How often an idle worker looks without being woken: only against a wake-up that was lost.
-const FALLBACK: Duration = Duration::from_secs(60);
+pub(super) const FALLBACK: Duration = Duration::from_secs(60);
 
 pub(super) struct Leader {
     pub(super) shared: &'static Shared,
@@ -100,65 +100,6 @@ pub(super) struct Leader {
     pub(super) declarations: u64,
 }
 
-#[pg_guard]
-#[unsafe(no_mangle)]
-pub extern "C-unwind" fn recsync_worker_main(database: pg_sys::Datum) {
-    let oid = pg_sys::Oid::from(database.value() as u32);
-    let Some(shared) = shared::shared() else {
-        return;
-    };
-    let Some(entry) = shared.database(oid) else {
-        return;
-    };
-    // SAFETY: this process's id.
-    let pid = unsafe { pg_sys::MyProcPid };
-    if entry
-        .worker_pid
-        .compare_exchange(0, pid, SeqCst, SeqCst)
-        .is_err()
-    {
-        return; // the one before is still on its way out; the launcher tries again
-    }
-    // SAFETY: runs while shared memory is still attached; the entry lives as long as the server.
-    unsafe {
-        pg_sys::before_shmem_exit(
-            Some(sign_off),
-            pg_sys::Datum::from(std::ptr::from_ref(entry)),
-        )
-    };
-    process::start(Some(oid));
-    entry.wake.claim();
-    match transaction(installed_version) {
-        Ok(None) => return entry.set_presence(Presence::Absent),
-        Ok(Some(_)) => entry.set_presence(Presence::Present),
-        Err(failed) => return report(None, &failed),
-    }
-    let bell = Bell::new().and_then(|bell| Ok((bell.ringer()?, bell)));
-    let leader = bell.and_then(|(ringer, bell)| Ok((Leader::new(shared, entry, ringer)?, bell)));
-    match leader {
-        Ok((leader, bell)) => leader.run(bell),
-        Err(error) => log!("recsync worker: could not start: {error}"),
-    }
-}
-
-unsafe extern "C-unwind" fn sign_off(_code: std::ffi::c_int, entry: pg_sys::Datum) {
-    // SAFETY: the address that recsync_worker_main registered.
-    let entry = unsafe { entry.cast_mut_ptr::<Database>().as_ref() };
-    if let (Some(entry), Some(shared)) = (entry, shared::shared()) {
-        entry.wake.follow_quietly(&shared.launcher);
-        // Its writers would see it end, but not before they have stored what they have in their hands.
-        let oid = pg_sys::Oid::from(entry.oid.load(SeqCst));
-        slots::take_back_all(&shared.writers, oid);
-        for pid in slots::pids(&shared.writers, oid) {
-            // SAFETY: a signal to a process of ours; one that has ended meanwhile is no harm.
-            unsafe { libc::kill(pid, libc::SIGTERM) };
-        }
-        entry.worker_pid.store(0, SeqCst);
-        entry.signal_progress();
-        shared.launcher.set_latch();
-    }
-}
-
 /// What an operator reads of a failed transaction: its SQLSTATE, not its text, which may quote a row.
 pub(super) fn report(pipeline: Option<&str>, failed: &Failed) {
     let code = crate::error::sqlstate_text(failed.code);
@@ -169,7 +110,7 @@ pub(super) fn report(pipeline: Option<&str>, failed: &Failed) {
 }
 
 impl Leader {
-    fn new(
+    pub(super) fn new(
         shared: &'static Shared,
         database: &'static Database,
         ringer: Arc<dyn Fn() + Send + Sync>,
@@ -223,7 +164,7 @@ impl Leader {
         })
     }
 
-    fn run(mut self, mut bell: Bell) {
+    pub(super) fn run(mut self, mut bell: Bell) {
         let memory = process::RoundMemory::create();
         loop {
             memory.renew();

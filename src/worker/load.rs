@@ -4,6 +4,7 @@
 
 use super::calendar::Calendar;
 use super::claims::Claims;
+use super::entry::say_update_is_due;
 use super::filling::Filler;
 use super::indexer::Progress;
 use super::leader::Leader;
@@ -75,10 +76,7 @@ impl Leader {
             std::mem::replace(&mut self.suspended, version != env!("CARGO_PKG_VERSION"));
         if self.suspended {
             if !was_suspended {
-                log!(
-                    "recsync worker: the library is {}, the extension {version}: waiting for ALTER EXTENSION recsync UPDATE",
-                    env!("CARGO_PKG_VERSION")
-                );
+                say_update_is_due(&version);
             }
             return Ok(true);
         }
