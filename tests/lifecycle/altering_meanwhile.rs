@@ -22,7 +22,7 @@ fn text_of_before_that_is_in_the_air_is_never_stored_and_the_new_one_does_not_wa
     wait_until(PATIENCE, "the new texts are stored", || {
         db.one("SELECT recsync.wait_for('e', '100 ms')")
     });
-    assert_eq!(api.held(), 1, "the request of before is still in flight");
+    assert!(api.held() > 0, "a request of before is still in flight");
     const TEXT: &str = "CASE WHEN NOT i.hidden THEN 'item ' || upper(i.title) END";
     assert_texts(&mut db, &api, TEXT);
     api.release();
