@@ -113,7 +113,12 @@ impl Running {
         self.pipeline.monthly_budget = pipeline.monthly_budget;
         if let Ok(endpoint) = pipeline.endpoint() {
             self.endpoint.take_prices(&endpoint);
-            self.payer = Rc::new(Payer::new(pipeline.id, &pipeline.server, &self.endpoint));
+            self.payer = Rc::new(Payer::new(
+                pipeline.id,
+                pipeline.account,
+                &pipeline.server,
+                &self.endpoint,
+            ));
         }
     }
 
