@@ -1,4 +1,4 @@
-SELECT pg_catalog.jsonb_build_object(
+SELECT (pg_catalog.jsonb_build_object(
          'id', p.id, 'account', COALESCE(p.account, p.id), 'relation', p.relation, 'vectors', p.vectors,
          'source_id', s.id, 'source', s.relation, 'key_columns', s.key_columns,
          'columns', p.columns, 'used_columns', p.used_columns, 'content', p.content, 'row_filter', p.row_filter, 'server', p.server,
@@ -8,7 +8,8 @@ SELECT pg_catalog.jsonb_build_object(
          'storage', p.storage, 'index', p.index, 'dimensions', p.dimensions,
          'monthly_budget', p.monthly_budget,
          'distance', p.distance, 'index_options', p.index_options,
-         'generation', p.generation, 'of_pipeline', p.of_pipeline, 'builds', p.builds,
+         'generation', p.generation, 'of_pipeline', p.of_pipeline, 'builds', p.builds)
+       || pg_catalog.jsonb_build_object( -- a function has a hundred arguments at the most
          'capture', p.capture, 'on_replica', p.on_replica,
          'paused', p.paused, 'paused_reason', p.paused_reason,
          'owner', w.relowner::bigint, 'owner_name', pg_catalog.pg_get_userbyid(w.relowner),
@@ -56,7 +57,7 @@ SELECT pg_catalog.jsonb_build_object(
                     || COALESCE((SELECT pg_catalog.jsonb_build_object('done', b.done, 'total', b.total, 'row_filter', b.row_filter, 'rate', b.rate, 'advised', b.advised IS NOT NULL)
                                    FROM recsync.backfill b WHERE b.pipeline_id = p.id), '{"done": 0, "advised": false}'),
          'backfill_after', (SELECT pg_catalog.to_jsonb(b.after_key) FROM recsync.backfill b WHERE b.pipeline_id = p.id),
-         'server_options', v.options, 'mapping_options', v.mapping, 'server_usable', v.usable)::text
+         'server_options', v.options, 'mapping_options', v.mapping, 'server_usable', v.usable))::text
   FROM recsync.pipeline p
   JOIN recsync.source s ON s.id = p.source_id
   LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(s.relation)
