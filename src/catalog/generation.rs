@@ -19,7 +19,7 @@ use super::recommender::embedding::require_unused;
 use super::relations::make_table;
 use super::rights::As;
 use super::server;
-use super::watch::describe_source;
+use super::watch::{describe_source, table_owner};
 use crate::capture::wake;
 use crate::dispatch::{backfill, jobs};
 use crate::embed::long_text::Mode;
@@ -261,10 +261,12 @@ impl New {
 
     /// Its table, and its declaration.
     fn make(&self, pipeline: &Pipeline) -> Result<()> {
+        let source = pipeline.source_oid();
         let table = {
-            let _as = As::maker(pipeline.owner());
-            describe_source(pipeline.source_oid(), &pipeline.source)?
+            let _as = As::maker(table_owner(source)?);
+            describe_source(source, &pipeline.source)?
         };
+        let table = table.owned_by(pipeline.owner())?;
         table.require_create()?;
         make_table(
             &self.vectors,
