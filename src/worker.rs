@@ -75,6 +75,9 @@ mod trainer;
 // Whom the two keep waiting.
 mod waiters;
 
+// A row on its way to its vector.
+mod ready;
+
 // Pipelines as the worker runs them: texts that are ready, requests in flight.
 mod running;
 

@@ -119,7 +119,7 @@ fn adopt(name: &str, wanted: Wanted) -> Result<i64> {
     from.require_one_a_row(&pipeline)?;
     let mut sample = Sample::of(wanted.check_rows);
     let adopted = read(&pipeline, &from, &endpoint, &mut sample)?;
-    sample.compare(pipeline.id, &pipeline.server, &from)?;
+    sample.compare(pipeline.account, &pipeline.server, &from)?;
     begin(&pipeline, adopted)?;
     Ok(adopted)
 }
@@ -256,11 +256,11 @@ impl Sample {
     }
 
     /// Refuses where some of them are not what the server gives for their text.
-    fn compare(&self, pipeline: i32, server: &str, from: &From) -> Result<()> {
+    fn compare(&self, account: i32, server: &str, from: &From) -> Result<()> {
         let mut other = 0;
         for (text, vector) in &self.rows {
             pgrx::check_for_interrupts!();
-            let asked = vector_of(Some(pipeline), server, text, Purpose::Document)?;
+            let asked = vector_of(Some(account), server, text, Purpose::Document)?;
             other += usize::from(cosine(&asked, vector) < SAME);
         }
         if other == 0 {

@@ -1,7 +1,7 @@
 //! alter_pipeline: what was declared is changed in place. A row whose text and model stay what they were keeps its vector.
 //!
-//! It never touches a vector itself: where texts can differ, the worker looks at all rows again, as after a pause. It
-//! never changes what the vectors are stored as, or where: that is another generation, or another pipeline.
+//! It never touches a vector itself: where texts can differ, the worker looks at all rows again, as after a pause. Where the
+//! table of vectors would be another, for their type or for rows of chunks, that is a new generation, which it begins.
 
 use pgrx::datum::{AnyNumeric, Interval};
 use pgrx::pg_sys;
@@ -14,12 +14,14 @@ mod wanted;
 mod relations;
 
 use super::ddl::seeing_its_effects;
+use super::generation::{self, Wish, require_none_builds};
 use super::pipeline::{self, Pipeline};
 use super::rights::{As, in_subtransaction, in_undone_subtransaction, with_settings};
 use super::watch::{lock_in_tries, refresh, table_owner};
 use crate::capture::wake;
 use crate::dispatch::backfill;
 use crate::error::{Error, Failed, OrReport, Result};
+use crate::ledger::budget;
 use crate::observe::estimate::alteration::{self, Comes};
 use wanted::Wanted;
 
@@ -32,23 +34,26 @@ pub struct Given<'a> {
     debounce: Option<Interval>,
     max_delay: Option<Interval>,
     row_filter: Option<&'a str>,
+    long_text: Option<&'a str>,
     storage: Option<&'a str>,
     index: Option<&'a str>,
     into_column: Option<&'a str>,
     capture: Option<&'a str>,
     on_replica: Option<bool>,
+    chunk_tokens: Option<i32>,
+    monthly_budget: Option<AnyNumeric>,
     new_name: Option<&'a str>,
     owner: Option<&'a str>,
 }
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION alter_pipeline(name text, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL, schedule text DEFAULT NULL, debounce interval DEFAULT NULL,
-    max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT NULL,
-    on_replica boolean DEFAULT NULL, new_name text DEFAULT NULL, owner text DEFAULT NULL, dry_run boolean DEFAULT false)
+    max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, long_text text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT NULL,
+    on_replica boolean DEFAULT NULL, chunk_tokens integer DEFAULT NULL, monthly_budget numeric DEFAULT NULL, new_name text DEFAULT NULL, owner text DEFAULT NULL, dry_run boolean DEFAULT false)
 RETURNS TABLE (rows bigint, unchanged bigint, embeds bigint, removes bigint, fails bigint, tokens bigint, cost numeric, duration interval)
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION alter_pipeline IS
-'Changes a pipeline in place: the arguments are those of create_pipeline, NULL leaves a setting as it is; row_filter => ''-'': none; debounce, max_delay => ''0'': as if not given; new_name renames its view, table and function, owner gives them to another role. After a change of columns, content, row_filter or of the server''s model all rows are looked at again, and only those whose text or model is another are embedded again. dry_run: changes nothing and says what it would come to. rows: those that pass row_filter and have a text; unchanged: of these, those that keep their vector; embeds: those that are embedded again, or for the first time; removes: rows that lose their vector; fails: rows whose text cannot be computed; tokens, cost and duration of embeds, as recsync.estimate reckons. Where no text can differ nothing is counted, and rows and unchanged are NULL. Errors: 42704 where it or the server does not exist, 42501 for others than its owner, or no USAGE on the server, 22023 impossible argument (other dimensions or another storage: recsync.rebuild), 42P07 the new name is taken, 42703, 55000, 55P03 a lock, 25006 on a standby.';
+'Changes a pipeline in place: the arguments are those of create_pipeline, NULL leaves a setting as it is; row_filter => ''-'': none; debounce, max_delay => ''0'': as if not given; new_name renames its view, table and function, owner gives them to another role. After a change of columns, content, row_filter, long_text or chunk_tokens or of the server''s model all rows are looked at again, and only those whose text, pieces or model are others are embedded again. Another storage, and long_text to or from chunks, is a new generation: recsync.rebuild builds it beside the one in service, with the server, index and long_text that are given; the rest is changed at once. monthly_budget: as set_budget, which also removes one. dry_run: changes nothing and says what it would come to. rows: those that pass row_filter and have a text; unchanged: of these, those that keep their vector; embeds: those that are embedded again, or for the first time; removes: rows that lose their vector; fails: rows whose text cannot be computed; tokens, cost and duration of embeds, as recsync.estimate reckons; of a new generation at the most. Where no text can differ nothing is counted, and rows and unchanged are NULL. Errors: 42704 where it or the server does not exist, 42501 for others than its owner, or no USAGE on the server, 22023 impossible argument (other dimensions: recsync.rebuild), 55006 a generation is being built or rolled back to, and what recsync.rebuild refuses where it is one, 42P07 the new name is taken, 42703, 55000, 55P03 a lock, 25006 on a standby.';
 "#)]
 #[allow(clippy::type_complexity, clippy::too_many_arguments)] // the columns and arguments of an SQL function
 fn alter_pipeline(
@@ -60,11 +65,14 @@ fn alter_pipeline(
     debounce: Option<Interval>,
     max_delay: Option<Interval>,
     row_filter: Option<&str>,
+    long_text: Option<&str>,
     storage: Option<&str>,
     index: Option<&str>,
     into_column: Option<&str>,
     capture: Option<&str>,
     on_replica: Option<bool>,
+    chunk_tokens: Option<i32>,
+    monthly_budget: Option<AnyNumeric>,
     new_name: Option<&str>,
     owner: Option<&str>,
     dry_run: Option<bool>,
@@ -89,11 +97,14 @@ fn alter_pipeline(
         debounce,
         max_delay,
         row_filter,
+        long_text,
         storage,
         index,
         into_column,
         capture,
         on_replica,
+        chunk_tokens,
+        monthly_budget,
         new_name,
         owner,
     };
@@ -125,16 +136,19 @@ fn alter(name: &str, given: &Given, dry_run: bool) -> Result<Comes> {
         );
         return Ok(Comes::nothing());
     }
+    if wanted.rebuilds {
+        generation::check(&is, given.wish())?;
+    }
     // All rows are rendered: before anything is locked.
-    let comes = match wanted.looks_again(&is) {
-        true => alteration::of(&as_declared(&is, &wanted)?)?,
-        false => Comes::nothing(),
-    };
+    let comes = comes(&is, &wanted)?;
     if !dry_run {
         hold(&is)?;
         // Somebody else may have altered it meanwhile.
         let (is, wanted) = seeing_its_effects(|| look(name, given))?;
-        carry_out(&is, &wanted)?;
+        carry_out(&is, &wanted.in_place(&is))?;
+        if wanted.rebuilds {
+            rebuild(wanted.relation(&is), given)?;
+        }
         if is.paused {
             notice!(
                 "pipeline {0} is paused: SELECT recsync.resume('{0}') lets it run as it is declared now",
@@ -144,6 +158,46 @@ fn alter(name: &str, given: &Given, dry_run: bool) -> Result<Comes> {
         wake::after_catalog_change();
     }
     Ok(comes)
+}
+
+impl<'a> Given<'a> {
+    /// What of it goes with a new generation.
+    fn wish(&self) -> Wish<'a> {
+        Wish {
+            server: self.server,
+            storage: self.storage,
+            index: self.index,
+            long_text: self.long_text,
+            chunk_tokens: self.chunk_tokens,
+            ..Wish::default()
+        }
+    }
+}
+
+/// What it comes to: in place, and beside that for a new generation.
+fn comes(is: &Pipeline, wanted: &Wanted) -> Result<Comes> {
+    let of = |wanted: &Wanted| match wanted.looks_again(is) {
+        true => alteration::of(as_declared(is, wanted)?, is),
+        false => Ok(Comes::nothing()),
+    };
+    let all = of(wanted)?;
+    match wanted.rebuilds {
+        true => Ok(all.and(of(&wanted.in_place(is))?)),
+        false => Ok(all),
+    }
+}
+
+fn rebuild(name: &str, given: &Given) -> Result<()> {
+    seeing_its_effects(|| generation::begin(name, given.wish()))?;
+    ereport!(
+        NOTICE,
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        format!(
+            "a new generation of {name} is being built, which takes the place of the one in service once it is complete"
+        ),
+        "SELECT * FROM recsync.generation shows how far it is; recsync.cancel_rebuild ends it."
+    );
+    Ok(())
 }
 
 /// The pipeline as it is, and as it is to be; for those only who may do what its owner may: its expressions run with
@@ -166,6 +220,7 @@ fn look(name: &str, given: &Given) -> Result<(Pipeline, Wanted)> {
             reason: format!("its source {} does not exist", is.source),
         });
     }
+    require_none_builds(&is, &generation::of(is.id)?)?;
     let wanted = Wanted::of(&is, given)?;
     Ok((is, wanted))
 }
@@ -223,6 +278,10 @@ fn carry_out(is: &Pipeline, wanted: &Wanted) -> Result<()> {
         relations::drop_index(is)?;
     }
     write(is.id, wanted)?;
+    if let Some(budget) = &wanted.monthly_budget {
+        let _as = As::extension();
+        budget::set(is, Some(budget.clone()))?;
+    }
     if captures {
         refresh(source, &is.source, is.source_id, table_owner(source)?)?;
     }
@@ -239,11 +298,15 @@ fn carry_out(is: &Pipeline, wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
+/// A generation that is kept follows, but for what its table is made by.
 fn write(id: i32, wanted: &Wanted) -> Result<()> {
     const WRITE: &str = "\
-UPDATE recsync.pipeline SET columns = $2, content = $3, row_filter = $4, used_columns = $5, server = $6, schedule = $7, every = $8 * interval '1 s',
-       debounce = $9 * interval '1 s', max_delay = $10 * interval '1 s', index = $11, capture = $12, on_replica = $13
- WHERE id = $1";
+UPDATE recsync.pipeline SET columns = $2, content = $3, row_filter = $4, used_columns = $5, schedule = $7, every = $8 * interval '1 s',
+       debounce = $9 * interval '1 s', max_delay = $10 * interval '1 s', capture = $12, on_replica = $13,
+       server = CASE id WHEN $1 THEN $6 ELSE server END, index = CASE id WHEN $1 THEN $11 ELSE index END,
+       long_text = CASE WHEN id = $1 OR 'chunks' NOT IN (long_text, $14) THEN $14 ELSE long_text END,
+       chunk_tokens = CASE WHEN id = $1 OR 'chunks' = ALL (ARRAY[long_text, $14]) THEN $15 ELSE chunk_tokens END
+ WHERE $1 IN (id, of_pipeline)";
     let _as = As::extension();
     Spi::run_with_args(
         WRITE,
@@ -261,6 +324,8 @@ UPDATE recsync.pipeline SET columns = $2, content = $3, row_filter = $4, used_co
             wanted.index.as_str().into(),
             wanted.capture.as_str().into(),
             wanted.on_replica.into(),
+            wanted.long_text.0.name().into(),
+            wanted.long_text.1.into(),
         ],
     )?;
     Ok(())

@@ -71,6 +71,8 @@ struct Attribute {
 struct Pipeline {
     id: i32,
     source_id: i32,
+    /// It is a generation of that one, which is in service.
+    of_pipeline: Option<i32>,
     stored: String,
     oid: Option<i64>,
     current: Option<String>,

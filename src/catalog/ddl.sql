@@ -30,7 +30,7 @@ SELECT pg_catalog.jsonb_build_object(
                 ORDER BY s.id)
             FROM recsync.source s LEFT JOIN relation r ON r.name = s.relation),
          'pipelines', (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
-              'id', p.id, 'source_id', p.source_id,
+              'id', p.id, 'source_id', p.source_id, 'of_pipeline', p.of_pipeline,
               'stored', p.relation, 'oid', r.oid::bigint, 'current', r.current, 'owner', r.owner::bigint,
               'stored_vectors', p.vectors, 'vectors_oid', v.oid::bigint, 'vectors', v.current,
               'stored_server', p.server, 'server_oid', f.oid::bigint, 'server', f.srvname,

@@ -1,5 +1,5 @@
 SELECT (pg_catalog.jsonb_build_object(
-         'id', p.id, 'relation', p.relation, 'vectors', p.vectors,
+         'id', p.id, 'account', COALESCE(p.account, p.id), 'relation', p.relation, 'vectors', p.vectors,
          'source_id', s.id, 'source', s.relation, 'key_columns', s.key_columns,
          'columns', p.columns, 'used_columns', p.used_columns, 'content', p.content, 'row_filter', p.row_filter, 'server', p.server,
          'schedule', p.schedule, 'every_s', extract(epoch FROM p.every), 'debounce_s', extract(epoch FROM p.debounce),

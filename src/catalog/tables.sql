@@ -76,6 +76,7 @@ CREATE TABLE pipeline (
     of_pipeline   integer,                -- another generation of that one, not in service: its name is its table's. No foreign key: pg_dump would warn of it
     builds        boolean NOT NULL DEFAULT false, -- such a one that is kept in step, and takes its place once it is complete
     waits_for     text,                   -- what keeps it from that
+    account       integer,                -- under whose number in the ledger its costs are: its first generation's; NULL: its own
     paused        boolean NOT NULL DEFAULT false,
     paused_reason text,
     paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
@@ -244,7 +245,7 @@ CREATE VIEW known_text AS SELECT * FROM known_text_0 UNION ALL SELECT * FROM kno
 
 -- What was spent and saved: a row a store transaction, appended with the vectors, and folded into days. Never updated.
 CREATE TABLE usage_log (
-    pipeline_id       integer NOT NULL,     -- 0: none, the server was named in embed
+    pipeline_id       integer NOT NULL,     -- whose account it is; 0: none, the server was named in embed
     server            text NOT NULL,
     model             text NOT NULL,
     price             numeric,              -- of a million tokens, as it was then; NULL: not known
@@ -307,7 +308,7 @@ COMMENT ON VIEW ledger IS 'recsync.usage_day and what is not folded into it yet:
 
 -- The names of pipelines that are no more, for what they have spent.
 CREATE TABLE usage_name (
-    pipeline_id integer PRIMARY KEY,
+    pipeline_id integer PRIMARY KEY,      -- of its account
     name        text NOT NULL
 );
 COMMENT ON TABLE usage_name IS 'Names of pipelines that were dropped: for recsync.usage.';

@@ -39,10 +39,10 @@ CREATE VIEW usage WITH (security_barrier) AS
            pg_catalog.trim_scale(pg_catalog.sum(u.unchanged_cost)) AS unchanged_cost,
            pg_catalog.sum(u.known)::bigint AS known, pg_catalog.sum(u.known_tokens)::bigint AS known_tokens,
            pg_catalog.trim_scale(pg_catalog.sum(u.known_cost)) AS known_cost
-      FROM ledger u LEFT JOIN pipeline p ON p.id = u.pipeline_id LEFT JOIN usage_name n ON n.pipeline_id = u.pipeline_id
+      FROM ledger u LEFT JOIN pipeline p ON COALESCE(p.account, p.id) = u.pipeline_id AND p.of_pipeline IS NULL LEFT JOIN usage_name n ON n.pipeline_id = u.pipeline_id
      WHERE (SELECT all_of_it FROM seen) OR u.pipeline_id IN (SELECT visible_pipelines())
      GROUP BY 1, u.model, u.day, u.currency, u.server;
-COMMENT ON VIEW usage IS 'What was spent on embeddings and what was saved, a row a pipeline, model and day of UTC (and server and currency, where these changed): requests, their inputs (texts), bytes (of their bodies), tokens as the provider counts them (estimated_tokens of these are recsync''s estimate, where the reply had no count), cost by the price of the time (NULL: none was known); queries: the requests that embed and search made. Saved: coalesced (changes that came together with others of their row), unchanged (texts that were those of their vectors) and known (texts whose vector was known), with the tokens, estimated by the provider''s count of other texts, and the money that each would have cost. pipeline is NULL for embed by a server''s name. It survives drop_pipeline. Readable by the pipeline''s owner, recsync_admin and pg_monitor.';
+COMMENT ON VIEW usage IS 'What was spent on embeddings and what was saved, a row a pipeline, model and day of UTC (and server and currency, where these changed): requests, their inputs (texts), bytes (of their bodies), tokens as the provider counts them (estimated_tokens of these are recsync''s estimate, where the reply had no count), cost by the price of the time (NULL: none was known); queries: the requests that embed and search made. Saved: coalesced (changes that came together with others of their row), unchanged (texts that were those of their vectors) and known (texts whose vector was known), with the tokens, estimated by the provider''s count of other texts, and the money that each would have cost. pipeline is NULL for embed by a server''s name; what its generations have cost is the pipeline''s. It survives drop_pipeline. Readable by the pipeline''s owner, recsync_admin and pg_monitor.';
 
 CREATE VIEW status WITH (security_barrier) AS
     WITH month AS MATERIALIZED (
@@ -75,7 +75,7 @@ CREATE VIEW status WITH (security_barrier) AS
                            FROM pg_catalog.pg_foreign_server f JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw AND w.fdwname = 'recsync'
                            LEFT JOIN LATERAL pg_catalog.pg_options_to_table(f.srvoptions) o ON true GROUP BY f.srvname) s) v ON v.name = p.server
       LEFT JOIN (SELECT o.pipeline_id, o.currency, pg_catalog.sum(o.tokens)::bigint AS tokens, pg_catalog.sum(o.cost) AS cost
-                   FROM month o GROUP BY o.pipeline_id, o.currency) m ON m.pipeline_id = p.id AND m.currency = v.currency
+                   FROM month o GROUP BY o.pipeline_id, o.currency) m ON m.pipeline_id = COALESCE(p.account, p.id) AND m.currency = v.currency
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN filling() f ON f.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id

@@ -17,6 +17,17 @@ pub struct SourceTable {
 }
 
 impl SourceTable {
+    /// For relations of a pipeline that is somebody else's by now.
+    pub fn owned_by(self, owner: pg_sys::Oid) -> Result<SourceTable> {
+        const MAY: &str = "SELECT pg_catalog.has_schema_privilege($1, $2, 'CREATE')";
+        let may_create = select_one::<bool>(MAY, &[owner.into(), self.schema.as_str().into()])?;
+        Ok(SourceTable {
+            owner,
+            may_create: may_create == Some(true),
+            ..self
+        })
+    }
+
     /// Refuses where the owner cannot have a pipeline's relations made beside the table.
     pub fn require_create(&self) -> Result<()> {
         if self.may_create {

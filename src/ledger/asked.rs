@@ -19,7 +19,7 @@ const NAMED: u32 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
     pub database: u32,
-    /// 0: none.
+    /// By the number of its account; 0: none.
     pub pipeline: i32,
     pub server: u32,
 }

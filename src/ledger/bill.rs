@@ -15,6 +15,8 @@ use crate::embed::sent::Sent;
 pub struct Payer {
     /// 0: none, the server was named itself.
     pub pipeline: i32,
+    /// The pipeline's, whichever of its generations this is.
+    pub account: i32,
     pub server: String,
     pub model: String,
     /// A decimal number; `None`: nobody knows it.
@@ -23,9 +25,10 @@ pub struct Payer {
 }
 
 impl Payer {
-    pub fn new(pipeline: i32, server: &str, endpoint: &Endpoint) -> Payer {
+    pub fn new(pipeline: i32, account: i32, server: &str, endpoint: &Endpoint) -> Payer {
         Payer {
             pipeline,
+            account,
             server: server.to_owned(),
             model: endpoint.model.clone(),
             price_per_million_tokens: endpoint
@@ -163,6 +166,7 @@ mod tests {
     fn payer(pipeline: i32, price: &str) -> Rc<Payer> {
         Rc::new(Payer {
             pipeline,
+            account: pipeline,
             server: "api".into(),
             model: "m".into(),
             price_per_million_tokens: Some(price.into()),

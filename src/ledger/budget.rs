@@ -115,13 +115,13 @@ pub fn check(budget: Option<&AnyNumeric>) -> Result<()> {
     }
 }
 
-/// Sets what a pipeline may spend in a month; the worker is to be told. As recsync's owner.
+/// Sets what a pipeline may spend in a month, all of its generations together; the worker is to be told. As recsync's owner.
 pub fn set(pipeline: &Pipeline, budget: Option<AnyNumeric>) -> Result<()> {
-    Spi::run_with_args(
-        "UPDATE recsync.pipeline SET monthly_budget = $2 WHERE id = $1",
-        &[pipeline.id.into(), budget.into()],
-    )?;
-    retract(&[pipeline.id])
+    const SET: &str = "\
+WITH changed AS (UPDATE recsync.pipeline SET monthly_budget = $2 WHERE $1 IN (id, of_pipeline) RETURNING id)
+SELECT pg_catalog.array_agg(id) FROM changed";
+    let changed = Spi::get_one_with_args::<Vec<i32>>(SET, &[pipeline.id.into(), budget.into()])?;
+    retract(&changed.unwrap_or_default())
 }
 
 /// What was said of these pipelines may be true no more: the worker says it again if it is. Who waits for one is not

@@ -40,7 +40,7 @@ pub fn append(bills: &Bills) -> Result<()> {
         let (sent, saved) = (&bill.sent, &bill.saved);
         let number = |number: u64| (number as i64).into();
         let arguments = [
-            payer.pipeline.into(),
+            payer.account.into(),
             payer.server.as_str().into(),
             payer.model.as_str().into(),
             payer.price_per_million_tokens.as_deref().into(),
@@ -81,17 +81,17 @@ pub fn fold() -> Result<()> {
     Ok(())
 }
 
-/// The money of a month so far, by pipeline and currency and by server and currency.
+/// The money of a month so far, by account and currency and by server and currency.
 #[derive(Default)]
 pub struct Spent {
-    pub by_pipeline: HashMap<(i32, String), f64>,
+    pub by_account: HashMap<(i32, String), f64>,
     pub by_server: HashMap<(String, String), f64>,
 }
 
 impl Spent {
-    pub fn add(&mut self, pipeline: i32, server: &str, currency: &str, cost: f64) {
-        let of_pipeline = (pipeline, currency.to_owned());
-        *self.by_pipeline.entry(of_pipeline).or_default() += cost;
+    pub fn add(&mut self, account: i32, server: &str, currency: &str, cost: f64) {
+        let of_account = (account, currency.to_owned());
+        *self.by_account.entry(of_account).or_default() += cost;
         let of_server = (server.to_owned(), currency.to_owned());
         *self.by_server.entry(of_server).or_default() += cost;
     }

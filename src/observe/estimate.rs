@@ -28,7 +28,7 @@ use crate::catalog::watch::describe_source;
 use crate::dispatch::environment::Environment;
 use crate::dispatch::fault::Looked;
 use crate::dispatch::read::in_snapshot_of_now;
-use crate::dispatch::render::{self, secret, text_hash};
+use crate::dispatch::render::{rows, secret, text_hash};
 use crate::embed::endpoint::Endpoint;
 use crate::embed::long_text::{LongText, Mode};
 use crate::error::{Error, OrReport, Result};
@@ -159,7 +159,7 @@ fn of_pipeline(name: &str) -> Result<Estimate> {
         }
         Ok(())
     };
-    let rows = render::all_rows(&pipeline, &schema);
+    let rows = rows::all_rows(&pipeline, &schema);
     // Texts are compared with their vectors, and so rendered as the worker does.
     Environment::noted()?.within(|| read(&rows, pipeline.owner(), look))?;
     let shape = Shape {
@@ -214,7 +214,7 @@ fn of_source(
     let key_columns: Vec<String> = table.key_columns.iter().map(|key| quote(key)).collect();
     let sql = format!(
         "SELECT CASE WHEN {filter} THEN {content} END, NULL::bytea, NULL::text, NULL::bytea, {} FROM {rows_of} s",
-        render::key_size(key_columns.iter().map(String::as_str)),
+        rows::key_size(key_columns.iter().map(String::as_str)),
     );
     let long_text = LongText::new(Mode::Truncate, None, &endpoint);
     let (mut texts, mut keys) = (Sample::new(&endpoint.document_prefix, long_text), 0);
@@ -249,7 +249,7 @@ fn read(
             |client| Ok(client.try_open_cursor(sql, &[])?.detach_into_name()),
             |row| {
                 let size = row.get::<i32>(5)?.unwrap_or(0);
-                each(render::looked(row)?, i64::from(size))
+                each(rows::looked(row)?, i64::from(size))
             },
         )
     })

@@ -35,8 +35,8 @@ fn owner_of(relation: &str) -> Option<pg_sys::Oid> {
 
 /// The pipelines and recommenders whose numbers the caller may see: all of them for pg_monitor and recsync_admin, otherwise their own.
 pub(super) fn visible() -> Result<Vec<i32>> {
-    const VISIBLE: &str = "SELECT pg_catalog.array_agg(p.id)
-          FROM (SELECT id, relation FROM recsync.pipeline UNION ALL SELECT m.id, r.items FROM recsync.member m JOIN recsync.recommender r ON r.id = m.recommender_id) p
+    const VISIBLE: &str = "SELECT pg_catalog.array_agg(DISTINCT p.id)
+          FROM (SELECT id, relation FROM recsync.pipeline UNION ALL SELECT account, relation FROM recsync.pipeline WHERE account IS NOT NULL UNION ALL SELECT m.id, r.items FROM recsync.member m JOIN recsync.recommender r ON r.id = m.recommender_id) p
           LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
          WHERE pg_catalog.pg_has_role($1, 'recsync_admin', 'USAGE') OR pg_catalog.pg_has_role($1, 'pg_monitor', 'USAGE') OR pg_catalog.pg_has_role($1, c.relowner, 'USAGE')";
     // SAFETY: the current user's OID.

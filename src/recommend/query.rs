@@ -132,7 +132,7 @@ fn embed(name: &str, input: &str, purpose: &str) -> Result<Arc<Vec<f32>>> {
         }
     };
     let (pipeline, server) = match pipeline::find(name) {
-        Ok(pipeline) => (Some(pipeline.id), pipeline.server),
+        Ok(pipeline) => (Some(pipeline.account), pipeline.server),
         Err(Error::NoSuchPipeline(_)) => (None, name.to_owned()),
         Err(error) => return Err(error),
     };
@@ -141,7 +141,7 @@ fn embed(name: &str, input: &str, purpose: &str) -> Result<Arc<Vec<f32>>> {
 
 /// The vector of `input` by `server`, as the current user may use it; on the account of a pipeline, if it is for one.
 pub fn vector_of(
-    pipeline: Option<i32>,
+    account: Option<i32>,
     server: &str,
     input: &str,
     purpose: Purpose,
@@ -173,7 +173,7 @@ pub fn vector_of(
             if endpoint.api.wire.is_some() {
                 site::require_home()?;
             }
-            let count = counter(pipeline, server);
+            let count = counter(account, server);
             let embeddings = ask(server, provider, input, purpose, count)?;
             let vector = embeddings.vectors.into_iter().next().unwrap_or_default();
             if let Some((recent, key)) = others {
@@ -214,14 +214,14 @@ fn provider(endpoint: &Endpoint) -> (usize, Arc<Provider>) {
 /// Adds what was sent to what the worker puts into the ledger, in any thread; true where the worker is to be told.
 type Count = Box<dyn Fn(Sent) -> bool + Send>;
 
-fn counter(pipeline: Option<i32>, server: &str) -> Count {
+fn counter(account: Option<i32>, server: &str) -> Count {
     let (Some(shared), Some(server)) = (shared::shared(), server::number(server)) else {
         return Box::new(|_| false);
     };
     let asker = Asker {
         // SAFETY: this process's database.
         database: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-        pipeline: pipeline.unwrap_or(0),
+        pipeline: account.unwrap_or(0),
         server: server.to_u32(),
     };
     Box::new(move |sent| shared.asked.add(asker, sent))

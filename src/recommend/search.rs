@@ -66,7 +66,12 @@ fn find(name: &str, query: &str, k: i32, filter: Option<serde_json::Value>) -> R
     }
     let pipeline = pipeline::hold(name)?;
     require_readable(&pipeline)?;
-    let values = query::vector_of(Some(pipeline.id), &pipeline.server, query, Purpose::Query)?;
+    let values = query::vector_of(
+        Some(pipeline.account),
+        &pipeline.server,
+        query,
+        Purpose::Query,
+    )?;
     nearest(&pipeline, &values, k as usize, filter.as_ref())
 }
 

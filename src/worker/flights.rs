@@ -4,19 +4,22 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use super::running::{Lanes, Ready, Running};
+// Of the rows of one request.
+mod outcome;
+
+use super::ready::Ready;
+use super::running::{Lanes, Running};
 use crate::dispatch::queue::{Job, Lane as QueueLane, Queue, RowKey};
 use crate::embed::endpoint::Purpose;
-use crate::embed::failure::{Class, Failure, describe};
+use crate::embed::failure::{Class, Failure};
 use crate::embed::lane::{Batch, Reply};
-use crate::embed::long_text::{Mode, Part};
 use crate::embed::rate::{self, Grant, Spent};
-use crate::embed::retry::backoff;
 use crate::embed::token_rate::TokenRate;
 use crate::ledger::bill::{Payer, Saved};
 use crate::store::Embedded;
+use outcome::{Blame, arrived, fail, microseconds_at};
 
 /// A request in flight.
 struct Flight {
@@ -354,14 +357,6 @@ impl Flights {
     }
 }
 
-/// What is known of the provider when a row fails.
-struct Blame {
-    /// It answers nobody well.
-    provider_is_blamed: bool,
-    /// When it last did before.
-    healthy_since: Option<i64>,
-}
-
 /// Texts that stood once in a request for several rows.
 fn note_shared(flight: &Flight, inputs: usize, rate: &TokenRate, saved: &mut Saved) {
     let mut sent = vec![false; inputs];
@@ -375,164 +370,4 @@ fn note_shared(flight: &Flight, inputs: usize, rate: &TokenRate, saved: &mut Sav
             }
         }
     }
-}
-
-/// Vectors of a row have come: of all of its parts, or the others are next. Of a row that is rendered anew (not `own`) they
-/// are only kept.
-fn arrived<'a>(
-    mut ready: Ready,
-    own: bool,
-    vectors: impl Iterator<Item = Option<&'a Vec<f32>>>,
-    running: &mut Running,
-    landed: &mut Landed,
-) {
-    let parts: Vec<&mut Part> = ready.pending_mut().collect();
-    for (part, vector) in parts.into_iter().zip(vectors) {
-        part.vector = vector.cloned();
-    }
-    if !own {
-        running.spare.extend(ready.spare());
-        return;
-    }
-    if !ready.is_complete() {
-        ready.most = ready.most.saturating_mul(2);
-        running.push_first(ready);
-        return;
-    }
-    let coalesced = ready.job.coalesced();
-    let tokens = ready.would_cost(&running.renderer.rate);
-    landed.saved.coalesced.add(coalesced, coalesced * tokens);
-    let lane = ready.lane;
-    let embedded = ready.into_embedded(running.long_text.mode);
-    landed.embedded.push((lane, embedded));
-}
-
-fn fail(
-    failure: Failure,
-    mut rows: Vec<Ready>,
-    running: &mut Running,
-    landed: &mut Landed,
-    blame: Blame,
-    jitter: &mut impl FnMut() -> f64,
-) {
-    let texts = rows
-        .iter()
-        .flat_map(Ready::sent)
-        .map(|part| &part.hash)
-        .collect::<std::collections::HashSet<_>>()
-        .len();
-    let suspicious = match failure.class {
-        Class::Permanent | Class::Temporary => true,
-        // One row's text may be what makes the provider fail: a limit or a dead line is nobody's fault.
-        Class::Provider => failure.status.is_some() && !failure.rate_limited,
-        Class::Configuration => {
-            landed
-                .configuration
-                .get_or_insert_with(|| describe(&failure));
-            false
-        }
-    };
-    // Fewer may be answered in time.
-    if (suspicious || failure.timed_out) && texts > 1 {
-        running.halves.extend(halves(rows, failure.too_long));
-        return;
-    }
-    if failure.class == Class::Configuration {
-        rows.into_iter().for_each(|ready| running.push_ready(ready));
-        return;
-    }
-    if failure.class == Class::Provider && !suspicious {
-        running.halves.push_front(rows);
-        return;
-    }
-    if failure.too_long {
-        rows.retain_mut(|ready| match cut_again(ready, running.long_text.mode) {
-            Some(first) => {
-                landed.truncated += u64::from(first);
-                running.halves.push_front(vec![ready.clone()]);
-                false
-            }
-            None => true,
-        });
-    }
-    for ready in rows {
-        let mut job = ready.job.clone();
-        // A failure of the provider is the row's own only where the provider has answered others since.
-        let charged = match failure.class {
-            Class::Provider => job
-                .last_attempt_us
-                .zip(blame.healthy_since)
-                .is_some_and(|(last, healthy)| healthy > last),
-            Class::Temporary => !blame.provider_is_blamed,
-            Class::Permanent | Class::Configuration => true,
-        };
-        job.attempt += u32::from(charged);
-        job.last_attempt_us = Some(microseconds_at(Instant::now()));
-        let give_up =
-            failure.class == Class::Permanent || job.attempt >= running.endpoint.max_attempts;
-        landed.verdicts.push(if give_up && charged {
-            Verdict::Bury {
-                job,
-                failure: of_part(&failure, &ready),
-            }
-        } else {
-            let delay = backoff(job.attempt.max(1), jitter());
-            Verdict::Retry { job, delay }
-        });
-        running.spare.extend(ready.spare());
-    }
-}
-
-/// What failed together, in two requests: half of the rows each, or half of the parts of the only row. Where a text is too
-/// long, the longer ones go together, and one that stands out goes alone.
-fn halves(mut rows: Vec<Ready>, too_long: bool) -> Vec<Vec<Ready>> {
-    for ready in &mut rows {
-        ready.most = ready.sends;
-    }
-    if let [row] = &mut rows[..] {
-        row.most = row.sends / 2;
-        return vec![rows];
-    }
-    let mut at = rows.len() / 2;
-    if too_long {
-        let longest = |ready: &Ready| ready.sent().map(|part| part.text.len()).max();
-        rows.sort_by_key(longest);
-        let mut sizes = rows.iter().rev().filter_map(longest);
-        if sizes.next() > sizes.next().map(|second| second * 2) {
-            at = rows.len() - 1;
-        }
-    }
-    let half = rows.split_off(at);
-    vec![rows, half]
-}
-
-/// What was refused as too long is sent again in smaller parts, and whether something is left out for the first time;
-/// `None` where that was tried often enough.
-fn cut_again(ready: &mut Ready, mode: Mode) -> Option<bool> {
-    let at = ready.parts.iter().position(|part| part.vector.is_none())?;
-    let was_cut = ready.parts[at].cut;
-    let smaller = ready.parts[at].cut_again(mode)?;
-    let is_cut = smaller.iter().any(|part| part.cut);
-    ready.parts.splice(at..=at, smaller);
-    Some(is_cut && !was_cut)
-}
-
-/// A row of several parts says which of them it was.
-fn of_part(failure: &Failure, ready: &Ready) -> Failure {
-    let at = ready.parts.iter().position(|part| part.vector.is_none());
-    match (at, ready.parts.len()) {
-        (Some(at), count @ 2..) => Failure {
-            message: format!("chunk {} of {count}: {}", at + 1, failure.message),
-            ..failure.clone()
-        },
-        _ => failure.clone(),
-    }
-}
-
-/// An instant as microseconds since the epoch, as PostgreSQL's clock would have it.
-fn microseconds_at(instant: Instant) -> i64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    (now.saturating_sub(instant.elapsed())).as_micros() as i64
 }

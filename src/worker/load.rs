@@ -239,7 +239,7 @@ impl Leader {
         let recipe = Recipe::of(&endpoint, &pipeline.storage);
         let unlogged = pipeline.unlogged;
         let slow = pipeline.is_slow_to_store();
-        let (id, server) = (pipeline.id, pipeline.server.clone());
+        let (id, account, server) = (pipeline.id, pipeline.account, pipeline.server.clone());
         self.declarations += 1;
         let mut filling = Filler::default();
         filling.start(&pipeline);
@@ -251,7 +251,7 @@ impl Leader {
             pipeline,
             declaration: self.declarations,
             vector_schema: vector_schema.to_owned(),
-            payer: Rc::new(Payer::new(id, &server, &endpoint)),
+            payer: Rc::new(Payer::new(id, account, &server, &endpoint)),
             is_spent: self.spending.stops(id),
             endpoint,
             long_text,

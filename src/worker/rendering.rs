@@ -11,7 +11,8 @@ use super::leader::{CHUNK, Leader, report};
 use super::process::{
     Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
 };
-use super::running::{Ready, Running, State};
+use super::ready::Ready;
+use super::running::{Running, State};
 use super::writers::Writers;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::{Job, Lane as QueueLane};

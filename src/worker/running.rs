@@ -10,128 +10,26 @@ use super::calendar::Calendar;
 use super::claims::Claims;
 use super::filling::Filler;
 use super::indexer::Progress;
+use super::ready::{Ready, Weight, fill};
 use super::storing::LOCKED;
 use super::unstored::Unstored;
 use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey};
 use crate::dispatch::render::Renderer;
 use crate::embed::account::Account;
-use crate::embed::batch::{Filling, Room};
+use crate::embed::batch::Room;
 use crate::embed::endpoint::Endpoint;
 use crate::embed::lane::Lane;
 use crate::embed::limits::Limits;
-use crate::embed::long_text::{self, LongText, Mode, Part};
+use crate::embed::long_text::LongText;
 use crate::embed::rate::{self, Asker, Grant};
 use crate::embed::retry::Breaker;
 use crate::embed::size::Size;
-use crate::embed::token_rate::TokenRate;
 use crate::embed::window::Window;
 use crate::ledger::bill::{Payer, Saved};
 use crate::shared;
+use crate::store::Writer;
 use crate::store::known::Known;
-use crate::store::{Chunk, Embedded, Writer};
-
-/// A row whose text waits for a free thread.
-#[derive(Clone)]
-pub struct Ready {
-    pub job: Job,
-    /// One or more; those that have a vector already are done.
-    pub parts: Vec<Part>,
-    pub hash: Vec<u8>,
-    pub stored_hash: Option<Vec<u8>>,
-    pub since: Instant,
-    /// Backfill, or live.
-    pub lane: QueueLane,
-    /// How many of the parts that lack a vector go, or have gone, in one request; and how many may.
-    pub sends: usize,
-    pub most: usize,
-}
-
-impl Ready {
-    pub fn new(
-        job: Job,
-        parts: Vec<Part>,
-        hash: Vec<u8>,
-        stored_hash: Option<Vec<u8>>,
-        lane: QueueLane,
-    ) -> Ready {
-        Ready {
-            job,
-            parts,
-            hash,
-            stored_hash,
-            since: Instant::now(),
-            lane,
-            sends: 1,
-            most: usize::MAX,
-        }
-    }
-
-    /// The parts that lack a vector.
-    pub fn pending(&self) -> impl Iterator<Item = &Part> {
-        self.parts.iter().filter(|part| part.vector.is_none())
-    }
-
-    pub fn pending_mut(&mut self) -> impl Iterator<Item = &mut Part> {
-        self.parts.iter_mut().filter(|part| part.vector.is_none())
-    }
-
-    /// Those of them that go, or have gone, in one request.
-    pub fn sent(&self) -> impl Iterator<Item = &Part> {
-        self.pending().take(self.sends)
-    }
-
-    /// Estimated tokens of these.
-    fn tokens(&mut self) -> u64 {
-        let sends = self.sends;
-        self.pending_mut().take(sends).map(Part::tokens).sum()
-    }
-
-    /// The tokens of its text, had it been sent as a whole.
-    pub fn would_cost(&self, rate: &TokenRate) -> u64 {
-        self.parts.iter().map(|part| rate.of(&part.text)).sum()
-    }
-
-    pub fn is_complete(&self) -> bool {
-        self.pending().next().is_none()
-    }
-
-    /// Vectors of parts that have come, of a row that is not stored with them: nobody should pay for them again.
-    pub fn spare(self) -> impl Iterator<Item = Known> {
-        let several = self.parts.len() > 1;
-        let parts = self.parts.into_iter().filter(move |_| several);
-        parts.filter_map(|part| Some((part.hash, part.vector?)))
-    }
-
-    /// What is to be stored of it, once all vectors are there.
-    pub fn into_embedded(mut self, mode: Mode) -> Embedded {
-        let (mut vector, mut chunks) = (Vec::new(), Vec::new());
-        match mode {
-            Mode::Truncate | Mode::Mean => vector = long_text::mean(&mut self.parts),
-            Mode::Chunks => {
-                chunks = self
-                    .parts
-                    .into_iter()
-                    .filter_map(|part| {
-                        Some(Chunk {
-                            from: part.from,
-                            to: part.to,
-                            hash: part.hash,
-                            vector: part.vector?,
-                        })
-                    })
-                    .collect();
-            }
-        }
-        Embedded {
-            job: self.job,
-            vector,
-            chunks,
-            hash: self.hash,
-            stored_hash: self.stored_hash,
-        }
-    }
-}
 
 pub struct Running {
     pub pipeline: Pipeline,
@@ -215,7 +113,12 @@ impl Running {
         self.pipeline.monthly_budget = pipeline.monthly_budget;
         if let Ok(endpoint) = pipeline.endpoint() {
             self.endpoint.take_prices(&endpoint);
-            self.payer = Rc::new(Payer::new(pipeline.id, &pipeline.server, &self.endpoint));
+            self.payer = Rc::new(Payer::new(
+                pipeline.id,
+                pipeline.account,
+                &pipeline.server,
+                &self.endpoint,
+            ));
         }
     }
 
@@ -434,47 +337,6 @@ impl Running {
         }
         half
     }
-}
-
-/// What counts as tokens.
-#[derive(Clone, Copy, PartialEq)]
-enum Weight {
-    Bytes,
-    Tokens,
-}
-
-/// Fills a request with parts of these rows: how many rows have some in it, and whether that is all there are or may be.
-fn fill<'a>(
-    rows: impl Iterator<Item = &'a mut Ready>,
-    room: Room,
-    weight: Weight,
-) -> (usize, bool) {
-    let mut filling = Filling::new(room);
-    let mut count = 0;
-    for ready in rows {
-        let most = ready.most;
-        let (mut sends, mut fits) = (0, true);
-        for part in ready.pending_mut().take(most) {
-            let bytes = part.text.len();
-            let tokens = match weight {
-                Weight::Bytes => bytes as u64,
-                Weight::Tokens => part.tokens(),
-            };
-            fits = filling.add(tokens, bytes);
-            if !fits {
-                break;
-            }
-            sends += 1;
-        }
-        if sends > 0 {
-            ready.sends = sends;
-            count += 1;
-        }
-        if !fits {
-            return (count, filling.inputs() >= room.inputs);
-        }
-    }
-    (count, true)
 }
 
 /// Counts the turns that are given: whoever had one the longest ago is next.

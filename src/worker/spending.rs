@@ -90,7 +90,7 @@ impl Spending {
         self.open.add(payer, bill);
         let cost = payer.cost(sent.tokens);
         self.spent
-            .add(payer.pipeline, &payer.server, &payer.currency, cost);
+            .add(payer.account, &payer.server, &payer.currency, cost);
         self.budgets_due |= cost > 0.0;
     }
 
@@ -150,8 +150,8 @@ impl Spending {
         of_pipeline.or(of_server)?;
         let (payer, currency) = (&running.payer, &running.payer.currency);
         let own = of_pipeline.map(|budget| {
-            let of_pipeline = (payer.pipeline, currency.clone());
-            (budget, self.spent.by_pipeline.get(&of_pipeline), None)
+            let of_account = (payer.account, currency.clone());
+            (budget, self.spent.by_account.get(&of_account), None)
         });
         let of_server = of_server.map(|budget| {
             let of_server = (payer.server.clone(), currency.clone());
@@ -315,5 +315,6 @@ impl Leader {
 /// Who pays for what a session has asked; `None`: the server is gone.
 fn payer(asker: Asker) -> Result<Option<Payer>> {
     let named = server::by_number(pg_sys::Oid::from(asker.server))?;
-    Ok(named.map(|(server, endpoint)| Payer::new(asker.pipeline, &server, &endpoint)))
+    Ok(named
+        .map(|(server, endpoint)| Payer::new(asker.pipeline, asker.pipeline, &server, &endpoint)))
 }

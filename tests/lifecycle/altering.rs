@@ -235,7 +235,7 @@ fn nothing_changed_is_a_notice_and_nobody_looks_at_anything() {
     for arguments in [
         "NULL",
         "'{title}'",
-        "content => $$concat_ws(E'\\n', title::text)$$, server => 'api', schedule => 'realtime', row_filter => '-', storage => 'vector', index => 'none', \
+        "content => $$concat_ws(E'\\n', title::text)$$, server => 'api', schedule => 'realtime', row_filter => '-', storage => 'vector', index => 'none', long_text => 'truncate', \
          capture => 'keys', on_replica => false, new_name => 'e', owner => 'postgres'",
     ] {
         assert_eq!(alter(&mut db, arguments), NOTHING, "{arguments}");
@@ -262,7 +262,10 @@ fn what_cannot_be_is_refused_with_a_hint_and_changes_nothing() {
         ("row_filter => 'random() < 0.5'", "22023", "stable"),
         ("server => 'nowhere'", "42704", "CREATE SERVER"),
         ("schedule => 'sometimes'", "22023", "realtime"),
-        ("storage => 'halfvec'", "22023", "recsync.rebuild("),
+        ("long_text => 'summary'", "22023", "truncate"),
+        ("chunk_tokens => 100", "22023", "chunks"),
+        ("long_text => 'chunks', chunk_tokens => 1", "22023", "16"),
+        ("monthly_budget => -1", "22023", "NULL"),
         ("storage => 'floppy'", "22023", "halfvec"),
         ("into_column => 'v'", "22023", "another pipeline"),
         ("index => 'btree'", "22023", "hnsw"),

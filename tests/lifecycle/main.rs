@@ -62,3 +62,6 @@ mod rebuilding;
 
 /// The same while other things happen.
 mod rebuilding_meanwhile;
+
+/// A pipeline is one thing, whichever of its generations is in service.
+mod joined;

@@ -54,6 +54,9 @@ pub fn rename(is: &Pipeline, names: &Names) -> Result<()> {
             statements.push(format!("ALTER FUNCTION {function}() RENAME TO {vectors}"));
         }
     }
+    for (table, name) in &names.kept {
+        statements.push(format!("ALTER TABLE {table} RENAME TO {}", quote(name)));
+    }
     let _as = As::maker(is.owner());
     for statement in statements {
         Spi::run(&statement)?;

@@ -3,30 +3,42 @@
 //!
 //! It never writes anything.
 
-use pgrx::datum::Interval;
+use pgrx::datum::{AnyNumeric, Interval};
 use pgrx::pg_sys;
 
 use super::Given;
 use crate::catalog::column;
-use crate::catalog::declare::checks::{content_of_columns, form, relation_name, when};
+use crate::catalog::declare::checks::{chunks_fit, content_of_columns, form, relation_name, when};
 use crate::catalog::expression::{self, Expression, Wanted as Kind};
+use crate::catalog::generation::{self, long_texts_of};
 use crate::catalog::names::{parts, quote, select_one};
 use crate::catalog::pipeline::{Pipeline, When};
 use crate::catalog::server;
 use crate::catalog::watch::CAPTURES;
+use crate::embed::long_text::{LongText, Mode};
 use crate::error::{Error, Result};
+use crate::ledger::budget;
 
 /// What stands for "none" where NULL means "as it is".
 const NONE: &str = "-";
 
+#[derive(Clone)]
 pub struct Wanted {
     pub columns: Option<Vec<String>>,
     pub content: String,
     pub row_filter: Option<String>,
     pub used_columns: Vec<String>,
     pub server: String,
-    /// By the server of before or another: whether its model is another one.
+    /// By the server of before or another: whether its model is another one,
     other_model: bool,
+    /// and whether a text may come to other inputs.
+    other_pieces: bool,
+    pub long_text: (Mode, Option<i32>),
+    /// Another storage, or chunks where there were none, or none where there were: a new generation, which takes server, index
+    /// and long_text along.
+    pub rebuilds: bool,
+    /// Where it changes.
+    pub monthly_budget: Option<AnyNumeric>,
     pub when: When,
     pub index: String,
     pub capture: String,
@@ -37,17 +49,23 @@ pub struct Wanted {
 }
 
 /// The names of its relations, where they change.
+#[derive(Clone)]
 pub struct Names {
     /// Of the view: unqualified, and both qualified and quoted.
     pub own: String,
     pub relation: String,
     /// Of the table and the function, unqualified.
     pub vectors: Option<String>,
+    /// The tables of other generations, and what they are to be called, unqualified.
+    pub kept: Vec<(String, String)>,
 }
 
 impl Wanted {
     pub fn of(is: &Pipeline, given: &Given) -> Result<Wanted> {
-        refuse_what_is_rebuilt(is, given)?;
+        refuse_another_place(is, given)?;
+        let long_text = long_texts_of(is, given.long_text, given.chunk_tokens)?;
+        let stored = given.storage.unwrap_or(&is.storage);
+        let chunks = long_text.0 == Mode::Chunks;
         let mut wanted = Wanted {
             columns: is.columns.clone(),
             content: is.content.clone(),
@@ -55,6 +73,10 @@ impl Wanted {
             used_columns: is.used_columns.clone(),
             server: is.server.clone(),
             other_model: false,
+            other_pieces: false,
+            long_text,
+            rebuilds: stored != is.storage || chunks != is.has_chunks(),
+            monthly_budget: budget_of(is, given)?,
             when: when_of(is, given)?,
             index: is.index.clone(),
             capture: given.capture.unwrap_or(&is.capture).to_owned(),
@@ -79,7 +101,10 @@ impl Wanted {
         if let Some(server) = given.server {
             wanted.set_server(is, server)?;
         }
-        if let Some(index) = given.index {
+        wanted.look_at_pieces(is)?;
+        if let Some(index) = given.index
+            && !wanted.rebuilds
+        {
             wanted.set_index(is, index)?;
         }
         Ok(wanted)
@@ -92,17 +117,32 @@ impl Wanted {
             && self.server == is.server
             && self.when == is.when
             && self.index == is.index
+            && self.long_text == long_text_of(is)
+            && !self.rebuilds
+            && self.monthly_budget.is_none()
             && self.names.is_none()
             && self.owner.is_none()
     }
 
     /// Whether a row may need another vector, or none.
     pub fn looks_again(&self, is: &Pipeline) -> bool {
-        self.has_other_texts(is) || self.other_model
+        self.has_other_texts(is) || self.other_model || self.other_pieces
     }
 
     fn has_other_texts(&self, is: &Pipeline) -> bool {
         self.content != is.content || self.row_filter != is.row_filter
+    }
+
+    /// What of it is done in place, where there is a new generation.
+    pub fn in_place(&self, is: &Pipeline) -> Wanted {
+        let mut place = self.clone();
+        if self.rebuilds {
+            place.server.clone_from(&is.server);
+            place.index.clone_from(&is.index);
+            place.long_text = long_text_of(is);
+            (place.other_model, place.other_pieces) = (false, false);
+        }
+        place
     }
 
     /// Whether the source's triggers are to log otherwise.
@@ -223,6 +263,20 @@ impl Wanted {
         Ok(())
     }
 
+    /// By another model, or with long texts treated otherwise, a text may be cut elsewhere.
+    fn look_at_pieces(&mut self, is: &Pipeline) -> Result<()> {
+        if self.server == is.server && self.long_text == long_text_of(is) {
+            return Ok(());
+        }
+        let endpoint = server::endpoint(&self.server, is.owner())?;
+        chunks_fit(self.long_text, &endpoint, &is.key_columns)?;
+        let (mode, tokens) = self.long_text;
+        let pieces = LongText::new(mode, tokens.map(|tokens| tokens as u64), &endpoint);
+        let were = is.endpoint().map(|endpoint| is.long_text(&endpoint));
+        self.other_pieces = were != Ok(pieces);
+        Ok(())
+    }
+
     fn set_index(&mut self, is: &Pipeline, index: &str) -> Result<()> {
         if is.into_column.is_some() && matches!(index, "hnsw" | "hnsw_bit") {
             return Err(Error::argument(
@@ -242,24 +296,20 @@ impl Wanted {
     }
 }
 
-/// What is not changed in place.
-fn refuse_what_is_rebuilt(is: &Pipeline, given: &Given) -> Result<()> {
-    if let Some(storage) = given.storage
-        && storage != is.storage
-    {
-        form(Some(storage), Some("none"), is.dimensions as usize)?;
-        return Err(Error::argument(
-            "storage",
-            format!(
-                "the vectors of {} are stored as {}",
-                is.relation, is.storage
-            ),
-            format!(
-                "Vectors of another type are another generation: SELECT recsync.rebuild('{}', storage => '{storage}') builds it beside these.",
-                is.relation
-            ),
-        ));
-    }
+fn long_text_of(is: &Pipeline) -> (Mode, Option<i32>) {
+    let mode = Mode::find(&is.long_text).unwrap_or(Mode::Truncate);
+    (mode, is.chunk_tokens.map(|tokens| tokens as i32))
+}
+
+fn budget_of(is: &Pipeline, given: &Given) -> Result<Option<AnyNumeric>> {
+    budget::check(given.monthly_budget.as_ref())?;
+    let amount = |budget: &AnyNumeric| f64::try_from(budget.clone()).ok();
+    let other = |budget: &AnyNumeric| amount(budget) != is.monthly_budget;
+    Ok(given.monthly_budget.clone().filter(other))
+}
+
+/// The vectors stay where they are.
+fn refuse_another_place(is: &Pipeline, given: &Given) -> Result<()> {
     if given.into_column.is_some() && given.into_column != is.into_column.as_deref() {
         let place = match &is.into_column {
             Some(column) => format!("column {} of {}", quote(column), is.source),
@@ -301,15 +351,19 @@ fn names_of(is: &Pipeline, given: &Given) -> Result<Option<Names>> {
     if own == *old {
         return Ok(None);
     }
-    let table = parts(&is.vectors).and_then(|mut parts| parts.pop());
-    let generation = table.as_deref().and_then(|table| {
-        let (_, number) = table.rsplit_once("_g")?;
-        number.parse::<u32>().ok()
-    });
-    let vectors = generation.map(|number| format!("{own}_g{number}"));
-    let vectors = vectors.filter(|vectors| Some(vectors) != table.as_ref());
+    let renamed = |table: &str| {
+        let table = parts(table).and_then(|mut parts| parts.pop())?;
+        let number = table.rsplit_once("_g")?.1.parse::<u32>().ok()?;
+        Some(format!("{own}_g{number}")).filter(|new| *new != table)
+    };
+    let vectors = renamed(&is.vectors);
+    let others = generation::of(is.id)?.into_iter();
+    let kept: Vec<(String, String)> = others
+        .filter_map(|other| Some((other.vectors.clone(), renamed(&other.vectors)?)))
+        .collect();
     let qualified = |name: &str| format!("{}.{}", quote(schema), quote(name));
-    for name in [Some(&own), vectors.as_ref()].into_iter().flatten() {
+    let tables = vectors.iter().chain(kept.iter().map(|(_, new)| new));
+    for name in [&own].into_iter().chain(tables) {
         let taken = "SELECT pg_catalog.to_regclass($1) IS NOT NULL";
         let name = qualified(name);
         if select_one::<bool>(taken, &[name.as_str().into()])? == Some(true) {
@@ -320,6 +374,7 @@ fn names_of(is: &Pipeline, given: &Given) -> Result<Option<Names>> {
         relation: qualified(&own),
         own,
         vectors,
+        kept,
     }))
 }
 

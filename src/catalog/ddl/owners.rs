@@ -1,5 +1,5 @@
-//! Whose a pipeline is: its view's owner, as of any view. The table of vectors and the function follow the view; what a new
-//! owner lacks pauses the pipeline, and with DROP OWNED of its owner it is gone.
+//! Whose a pipeline is: its view's owner, as of any view. The tables of all its generations and the function follow the view;
+//! what a new owner lacks pauses the pipeline, and with DROP OWNED of its owner it is gone.
 //!
 //! It never gives anybody a right.
 
@@ -34,8 +34,13 @@ pub fn follow(before: &Before, now: &State) -> Vec<i32> {
             continue;
         }
         if pipeline.owner.is_some() && was.owner != pipeline.owner {
-            quietly(|| take_along(pipeline));
-            quietly(|| settle(pipeline.current.as_deref().unwrap_or_default()));
+            let others = now.pipelines.iter().flatten();
+            let others = others.filter(|other| other.of_pipeline == Some(pipeline.id));
+            let all: Vec<&Pipeline> = others.chain([pipeline]).collect();
+            quietly(|| take_along(pipeline, &all));
+            for one in all {
+                quietly(|| settle(one.current.as_deref().unwrap_or_default()));
+            }
         }
         if was.server_oid.is_some() && pipeline.server_oid.is_none() {
             let reason = format!("server \"{}\" does not exist", pipeline.stored_server);
@@ -62,7 +67,7 @@ fn go_on_where_nothing_lacks() -> Result<()> {
         select_one::<Vec<String>>(WAITING, &[LACKS.into()])?
     };
     waiting.unwrap_or_default().iter().try_for_each(|name| {
-        let pipeline = pipeline::find(name)?;
+        let pipeline = pipeline::find_any(name)?;
         match pipeline.lacks() {
             None => go_on(pipeline.id),
             Some(_) => Ok(()),
@@ -99,22 +104,25 @@ fn end(pipeline: &Pipeline, source: &Source) -> Result<()> {
     Ok(())
 }
 
-/// Table and function belong to whom the view belongs to; by the rights of whoever has given that away.
-fn take_along(pipeline: &Pipeline) -> Result<()> {
+/// The tables of all its generations and its function belong to whom the view belongs to; by the rights of whoever has given
+/// that away.
+fn take_along(pipeline: &Pipeline, generations: &[&Pipeline]) -> Result<()> {
     // SAFETY: a look-up of a role that owns something.
     let owner = unsafe {
         std::ffi::CStr::from_ptr(pg_sys::GetUserNameFromId(oid(pipeline.owner), false))
             .to_string_lossy()
     };
     let owner = quote(&owner);
-    let (view, table) = (&pipeline.current, oid(pipeline.vectors_oid));
-    if let Some(vectors) = &pipeline.vectors
-        && table_owner(table)? != oid(pipeline.owner)
-    {
-        lock_in_tries(table, vectors, pg_sys::AccessExclusiveLock)?;
-        in_catalog(|| Spi::run(&format!("ALTER TABLE {vectors} OWNER TO {owner}")))?;
+    for generation in generations {
+        let table = oid(generation.vectors_oid);
+        if let Some(vectors) = &generation.vectors
+            && table_owner(table)? != oid(pipeline.owner)
+        {
+            lock_in_tries(table, vectors, pg_sys::AccessExclusiveLock)?;
+            in_catalog(|| Spi::run(&format!("ALTER TABLE {vectors} OWNER TO {owner}")))?;
+        }
     }
-    let function = match view {
+    let function = match &pipeline.current {
         Some(view) => in_catalog(|| column::function_of(view))?,
         None => None,
     };
@@ -125,8 +133,11 @@ fn take_along(pipeline: &Pipeline) -> Result<()> {
 }
 
 /// The new owner needs what creation asked for. One that waited for another owner goes on.
-fn settle(view: &str) -> Result<()> {
-    let pipeline = seeing_its_effects(|| pipeline::find(view))?;
+fn settle(relation: &str) -> Result<()> {
+    let pipeline = seeing_its_effects(|| pipeline::find_any(relation))?;
+    if pipeline.is_kept() {
+        return Ok(()); // a roll back looks at all of it
+    }
     let lacks = pipeline.lacks().map(|reason| (reason, Cause::Declaration));
     let is_out_of_reach = || Some((pipeline.endpoint().err()?, Cause::Server));
     go_on(pipeline.id)?;

@@ -63,6 +63,14 @@ pub fn swap(next: &Pipeline, now: &Pipeline) -> Result<Option<String>> {
             now.relation
         )));
     }
+    if next.has_chunks()
+        && let Some(recommenders) = embedding::users_of(now.id)?
+    {
+        return Ok(Some(format!(
+            "recommenders use {}, which take no chunks: {recommenders}",
+            now.relation
+        )));
+    }
     replace_view(next, now, view)?;
     embedding::stop_noting_all(now)?;
     jobs::forget(now.id)?;

@@ -241,7 +241,7 @@ fn stop_noting(recommender: &Recommender, table: &str) -> Result<()> {
 }
 
 /// The recommenders whose items, or users, have the vectors of a pipeline.
-fn users_of(pipeline: i32) -> Result<Option<String>> {
+pub fn users_of(pipeline: i32) -> Result<Option<String>> {
     let _as = As::extension();
     select_one::<String>(
         "SELECT pg_catalog.string_agg(name, ', ' ORDER BY name) FROM recsync.recommender WHERE $1 IN (pipeline_id, users_pipeline_id)",

@@ -17,7 +17,7 @@ use crate::dispatch::environment::Environment;
 use crate::dispatch::fault::Looked;
 use crate::dispatch::queue::{Job, RowKey};
 use crate::dispatch::read::in_snapshot_of_now;
-use crate::dispatch::render::{Renderer, secret, text_hash};
+use crate::dispatch::render::{Renderer, content_hash, secret, text_hash};
 use crate::embed::endpoint::Endpoint;
 use crate::embed::long_text::LongText;
 use crate::error::{Error, Failed, Result};
@@ -50,10 +50,22 @@ impl Comes {
             duration: Interval::from_micros(0),
         }
     }
+
+    /// What is embedded beside that, too.
+    pub fn and(self, other: Comes) -> Comes {
+        let microseconds = self.duration.as_micros() + other.duration.as_micros();
+        Comes {
+            embeds: self.embeds + other.embeds,
+            tokens: self.tokens + other.tokens,
+            cost: self.cost.zip(other.cost).map(|(one, other)| one + other),
+            duration: Interval::from_micros(microseconds as i64),
+            ..self
+        }
+    }
 }
 
-/// Of a pipeline as it would be declared.
-pub fn of(pipeline: &Pipeline) -> Result<Comes> {
+/// Of a pipeline as it would be declared, beside the vectors that it has.
+pub fn of(mut pipeline: Pipeline, is: &Pipeline) -> Result<Comes> {
     let broken = |reason| Error::BrokenPipeline {
         name: pipeline.relation.clone(),
         reason,
@@ -68,9 +80,11 @@ pub fn of(pipeline: &Pipeline) -> Result<Comes> {
     };
     let schema = names::vector_schema().unwrap_or_default();
     let long_text = pipeline.long_text(&endpoint);
+    // The rows of its table are as they are.
+    pipeline.long_text.clone_from(&is.long_text);
     let mut counts = Counts {
-        pipeline,
-        renderer: Renderer::new(pipeline, &schema, None, long_text),
+        renderer: Renderer::new(&pipeline, &schema, None, long_text),
+        pipeline: &pipeline,
         environment: Environment::noted()?,
         texts: Sample::new(&endpoint.document_prefix, long_text),
         long_text,
@@ -168,10 +182,23 @@ impl Counts<'_> {
         let hash = text_hash(&self.secret, text, &self.long_text)?;
         let in_column = self.pipeline.into_column.is_some();
         match row.fault(Some(&hash), &self.endpoint.model, in_column) {
-            Some(_) => self.texts.add(text),
-            None => self.unchanged += 1,
+            Some(_) if !self.is_one_piece(row, text, &hash)? => self.texts.add(text),
+            _ => self.unchanged += 1,
         }
         Ok(())
+    }
+
+    /// Whether a text that is to have a row a chunk has one, whose vector it has already.
+    fn is_one_piece(&self, row: &Looked, text: &str, hash: &[u8]) -> Result<bool> {
+        if !self.long_text.has_chunks() || self.pipeline.has_chunks() {
+            return Ok(false);
+        }
+        let hash_of = |text: &str| content_hash(&self.secret, text);
+        let pieces = self.long_text.divide(text.to_owned(), hash, hash_of)?;
+        Ok(match pieces.as_deref() {
+            Some([piece]) => row.is_of(&piece.hash, &self.endpoint.model),
+            _ => false,
+        })
     }
 
     fn fail(&self, failed: Failed) -> Result<()> {

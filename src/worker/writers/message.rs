@@ -249,6 +249,7 @@ mod tests {
         second.stored_hash = Some(vec![1; 32]);
         let payer = Payer {
             pipeline: 7,
+            account: 3,
             server: "s".into(),
             model: "m".into(),
             price_per_million_tokens: Some("0.02".into()),
