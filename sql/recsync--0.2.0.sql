@@ -87,6 +87,7 @@ CREATE TABLE pipeline (
     of_pipeline   integer,                -- another generation of that one, not in service: its name is its table's. No foreign key: pg_dump would warn of it
     builds        boolean NOT NULL DEFAULT false, -- such a one that is kept in step, and takes its place once it is complete
     waits_for     text,                   -- what keeps it from that
+    account       integer,                -- under whose number in the ledger its costs are: its first generation's; NULL: its own
     paused        boolean NOT NULL DEFAULT false,
     paused_reason text,
     paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
@@ -255,7 +256,7 @@ CREATE VIEW known_text AS SELECT * FROM known_text_0 UNION ALL SELECT * FROM kno
 
 -- What was spent and saved: a row a store transaction, appended with the vectors, and folded into days. Never updated.
 CREATE TABLE usage_log (
-    pipeline_id       integer NOT NULL,     -- 0: none, the server was named in embed
+    pipeline_id       integer NOT NULL,     -- whose account it is; 0: none, the server was named in embed
     server            text NOT NULL,
     model             text NOT NULL,
     price             numeric,              -- of a million tokens, as it was then; NULL: not known
@@ -318,7 +319,7 @@ COMMENT ON VIEW ledger IS 'recsync.usage_day and what is not folded into it yet:
 
 -- The names of pipelines that are no more, for what they have spent.
 CREATE TABLE usage_name (
-    pipeline_id integer PRIMARY KEY,
+    pipeline_id integer PRIMARY KEY,      -- of its account
     name        text NOT NULL
 );
 COMMENT ON TABLE usage_name IS 'Names of pipelines that were dropped: for recsync.usage.';
@@ -420,17 +421,6 @@ COMMENT ON FUNCTION unseen_v1() IS 'Trigger function of a watched table: notes i
 -- requires:
 --   tables
 
-
-CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
-LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
-COMMENT ON FUNCTION embed(text, text, text) IS
-'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   tables
-
 -- The register of applied events, a ring of four tables. A row is an event that was applied, or a key of a table with the
 -- sequence of the last event that was applied to it; both by a digest of whose it is, so that no value of anybody's
 -- stands here. Written by apply_events as recsync's owner; nobody else has rights on it. Not dumped: what it names is
@@ -480,6 +470,17 @@ COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: not
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- requires:
+--   tables
+
+
+CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
+LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
+COMMENT ON FUNCTION embed(text, text, text) IS
+'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::recommender::feeds::add_interactions
 
 CREATE FUNCTION add_interactions(name text, source regclass, user_column text DEFAULT NULL, user_expression text DEFAULT NULL, item_column text DEFAULT NULL, item_expression text DEFAULT NULL,
@@ -510,12 +511,12 @@ COMMENT ON FUNCTION adopt_vectors(text, text, regclass, text, text[], integer) I
 -- recsync::catalog::alter::alter_pipeline
 
 CREATE FUNCTION alter_pipeline(name text, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL, schedule text DEFAULT NULL, debounce interval DEFAULT NULL,
-    max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT NULL,
-    on_replica boolean DEFAULT NULL, new_name text DEFAULT NULL, owner text DEFAULT NULL, dry_run boolean DEFAULT false)
+    max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, long_text text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, into_column text DEFAULT NULL, capture text DEFAULT NULL,
+    on_replica boolean DEFAULT NULL, chunk_tokens integer DEFAULT NULL, monthly_budget numeric DEFAULT NULL, new_name text DEFAULT NULL, owner text DEFAULT NULL, dry_run boolean DEFAULT false)
 RETURNS TABLE (rows bigint, unchanged bigint, embeds bigint, removes bigint, fails bigint, tokens bigint, cost numeric, duration interval)
 LANGUAGE c VOLATILE ROWS 1 AS 'MODULE_PATHNAME', 'alter_pipeline_wrapper';
 COMMENT ON FUNCTION alter_pipeline IS
-'Changes a pipeline in place: the arguments are those of create_pipeline, NULL leaves a setting as it is; row_filter => ''-'': none; debounce, max_delay => ''0'': as if not given; new_name renames its view, table and function, owner gives them to another role. After a change of columns, content, row_filter or of the server''s model all rows are looked at again, and only those whose text or model is another are embedded again. dry_run: changes nothing and says what it would come to. rows: those that pass row_filter and have a text; unchanged: of these, those that keep their vector; embeds: those that are embedded again, or for the first time; removes: rows that lose their vector; fails: rows whose text cannot be computed; tokens, cost and duration of embeds, as recsync.estimate reckons. Where no text can differ nothing is counted, and rows and unchanged are NULL. Errors: 42704 where it or the server does not exist, 42501 for others than its owner, or no USAGE on the server, 22023 impossible argument (other dimensions or another storage: recsync.rebuild), 42P07 the new name is taken, 42703, 55000, 55P03 a lock, 25006 on a standby.';
+'Changes a pipeline in place: the arguments are those of create_pipeline, NULL leaves a setting as it is; row_filter => ''-'': none; debounce, max_delay => ''0'': as if not given; new_name renames its view, table and function, owner gives them to another role. After a change of columns, content, row_filter, long_text or chunk_tokens or of the server''s model all rows are looked at again, and only those whose text, pieces or model are others are embedded again. Another storage, and long_text to or from chunks, is a new generation: recsync.rebuild builds it beside the one in service, with the server, index and long_text that are given; the rest is changed at once. monthly_budget: as set_budget, which also removes one. dry_run: changes nothing and says what it would come to. rows: those that pass row_filter and have a text; unchanged: of these, those that keep their vector; embeds: those that are embedded again, or for the first time; removes: rows that lose their vector; fails: rows whose text cannot be computed; tokens, cost and duration of embeds, as recsync.estimate reckons; of a new generation at the most. Where no text can differ nothing is counted, and rows and unchanged are NULL. Errors: 42704 where it or the server does not exist, 42501 for others than its owner, or no USAGE on the server, 22023 impossible argument (other dimensions: recsync.rebuild), 55006 a generation is being built or rolled back to, and what recsync.rebuild refuses where it is one, 42P07 the new name is taken, 42703, 55000, 55P03 a lock, 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -602,13 +603,13 @@ CREATE  FUNCTION "counters"() RETURNS TABLE (
 	"last_embedded" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
 	"truncated" bigint  /* i64 */
 )
-STRICT VOLATILE
+STRICT VOLATILE 
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'counters_v2_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- recsync::catalog::declare::create_pipeline
+-- recsync::catalog::declare::create_pipeline_v2
 
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, long_text text DEFAULT 'truncate', storage text DEFAULT NULL,
@@ -825,10 +826,11 @@ COMMENT ON FUNCTION rank_of(integer, text, text[]) IS 'rank() by the recommender
 /* <begin connected objects> */
 -- recsync::catalog::generation::rebuild
 
-CREATE FUNCTION rebuild(name text, server text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, distance text DEFAULT NULL, index_options jsonb DEFAULT NULL)
+CREATE FUNCTION rebuild(name text, server text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, distance text DEFAULT NULL, index_options jsonb DEFAULT NULL,
+    long_text text DEFAULT NULL, chunk_tokens integer DEFAULT NULL)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'rebuild_wrapper';
-COMMENT ON FUNCTION rebuild(text, text, text, text, text, jsonb) IS
-'Builds a new generation of a pipeline''s vectors beside the one in service: by another server (model), in another storage, with another index, distance or index_options, as in create_pipeline; what is not given stays, unless the width of the new vectors forbids it. Texts whose model does not change cost no call: their vectors are copied. Changes go to both meanwhile; once all rows have their vector and the index is there, the worker swaps it in. recsync.generation shows how far it is. Returns the table of the new generation, by whose name wait_for, search, verify, run and the functions for dead letters know it. The generation before stays until the next rebuild or drop_generation, see rollback_rebuild. Locks: on the source ACCESS SHARE; at the swap ACCESS EXCLUSIVE on the pipeline''s view, in tries of 50 ms. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 55006 while one is under way, 2BP01 where the type of the vectors changes and others depend on the view, 0A000 where the vectors are in a column of the source, 22023 for an impossible argument, 55000 where it is broken, 25006 on a standby.';
+COMMENT ON FUNCTION rebuild(text, text, text, text, text, jsonb, text, integer) IS
+'Builds a new generation of a pipeline''s vectors beside the one in service: by another server (model), in another storage, with another index, distance or index_options, with long texts treated otherwise (long_text, chunk_tokens), as in create_pipeline; what is not given stays, unless the width of the new vectors forbids it. Texts whose model and pieces do not change cost no call: their vectors are copied. Changes go to both meanwhile; once all rows have their vector and the index is there, the worker swaps it in. recsync.generation shows how far it is. Returns the table of the new generation, by whose name wait_for, search, verify, run and the functions for dead letters know it. The generation before stays until the next rebuild or drop_generation, see rollback_rebuild. Locks: on the source ACCESS SHARE; at the swap ACCESS EXCLUSIVE on the pipeline''s view, in tries of 50 ms. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 55006 while one is under way, 2BP01 where the type of the vectors or the columns change (chunks) and others depend on the view, or a recommender uses the pipeline, which takes no chunks, 0A000 where the vectors are in a column of the source, 22023 for an impossible argument, 55000 where it is broken, 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -876,7 +878,7 @@ COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz, text[]) IS
 
 CREATE FUNCTION rollback_rebuild(name text) RETURNS regclass LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'rollback_rebuild_wrapper';
 COMMENT ON FUNCTION rollback_rebuild(text) IS
-'Back to the generation that was in service before the last rebuild, which is kept until the next rebuild or drop_generation. It is brought into step first: all rows are looked at, what has not changed since costs no call, and changes go to both meanwhile; then the worker swaps it in as after a rebuild, and the other one is kept. Returns its table. Errors: 42704 where there is no such pipeline, or none is kept, 42501 for others than its owner and recsync_admin, 55006 while a rebuild is under way, 2BP01 where the type of the vectors changes and others depend on the view, 25006 on a standby.';
+'Back to the generation that was in service before the last rebuild, which is kept until the next rebuild or drop_generation. It is brought into step first: all rows are looked at, what has not changed since costs no call, and changes go to both meanwhile; then the worker swaps it in as after a rebuild, and the other one is kept. Returns its table. Errors: 42704 where there is no such pipeline, or none is kept, 42501 for others than its owner and recsync_admin, 55006 while a rebuild is under way, 2BP01 where the type of the vectors or the columns change and others depend on the view, or it has chunks and a recommender uses the pipeline, 25006 on a standby.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1111,7 +1113,7 @@ AS 'MODULE_PATHNAME', 'worker_missing_wrapper';
 
 /* <begin connected objects> */
 -- requires:
---   counters
+--   counters_v2
 --   worker_missing
 --   owner_of
 --   visible_pipelines
@@ -1166,10 +1168,10 @@ CREATE VIEW usage WITH (security_barrier) AS
            pg_catalog.trim_scale(pg_catalog.sum(u.unchanged_cost)) AS unchanged_cost,
            pg_catalog.sum(u.known)::bigint AS known, pg_catalog.sum(u.known_tokens)::bigint AS known_tokens,
            pg_catalog.trim_scale(pg_catalog.sum(u.known_cost)) AS known_cost
-      FROM ledger u LEFT JOIN pipeline p ON p.id = u.pipeline_id LEFT JOIN usage_name n ON n.pipeline_id = u.pipeline_id
+      FROM ledger u LEFT JOIN pipeline p ON COALESCE(p.account, p.id) = u.pipeline_id AND p.of_pipeline IS NULL LEFT JOIN usage_name n ON n.pipeline_id = u.pipeline_id
      WHERE (SELECT all_of_it FROM seen) OR u.pipeline_id IN (SELECT visible_pipelines())
      GROUP BY 1, u.model, u.day, u.currency, u.server;
-COMMENT ON VIEW usage IS 'What was spent on embeddings and what was saved, a row a pipeline, model and day of UTC (and server and currency, where these changed): requests, their inputs (texts), bytes (of their bodies), tokens as the provider counts them (estimated_tokens of these are recsync''s estimate, where the reply had no count), cost by the price of the time (NULL: none was known); queries: the requests that embed and search made. Saved: coalesced (changes that came together with others of their row), unchanged (texts that were those of their vectors) and known (texts whose vector was known), with the tokens, estimated by the provider''s count of other texts, and the money that each would have cost. pipeline is NULL for embed by a server''s name. It survives drop_pipeline. Readable by the pipeline''s owner, recsync_admin and pg_monitor.';
+COMMENT ON VIEW usage IS 'What was spent on embeddings and what was saved, a row a pipeline, model and day of UTC (and server and currency, where these changed): requests, their inputs (texts), bytes (of their bodies), tokens as the provider counts them (estimated_tokens of these are recsync''s estimate, where the reply had no count), cost by the price of the time (NULL: none was known); queries: the requests that embed and search made. Saved: coalesced (changes that came together with others of their row), unchanged (texts that were those of their vectors) and known (texts whose vector was known), with the tokens, estimated by the provider''s count of other texts, and the money that each would have cost. pipeline is NULL for embed by a server''s name; what its generations have cost is the pipeline''s. It survives drop_pipeline. Readable by the pipeline''s owner, recsync_admin and pg_monitor.';
 
 CREATE VIEW status WITH (security_barrier) AS
     WITH month AS MATERIALIZED (
@@ -1202,7 +1204,7 @@ CREATE VIEW status WITH (security_barrier) AS
                            FROM pg_catalog.pg_foreign_server f JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = f.srvfdw AND w.fdwname = 'recsync'
                            LEFT JOIN LATERAL pg_catalog.pg_options_to_table(f.srvoptions) o ON true GROUP BY f.srvname) s) v ON v.name = p.server
       LEFT JOIN (SELECT o.pipeline_id, o.currency, pg_catalog.sum(o.tokens)::bigint AS tokens, pg_catalog.sum(o.cost) AS cost
-                   FROM month o GROUP BY o.pipeline_id, o.currency) m ON m.pipeline_id = p.id AND m.currency = v.currency
+                   FROM month o GROUP BY o.pipeline_id, o.currency) m ON m.pipeline_id = COALESCE(p.account, p.id) AND m.currency = v.currency
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN filling() f ON f.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id
