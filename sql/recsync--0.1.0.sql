@@ -534,6 +534,42 @@ AS 'MODULE_PATHNAME', 'owner_of_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::observe::errors::failures
+CREATE  FUNCTION "failures"() RETURNS TABLE (
+	"pipeline_id" INT,  /* i32 */
+	"class" TEXT,  /* String */
+	"status" INT,  /* Option < i32 > */
+	"sqlstate" TEXT,  /* Option < String > */
+	"message" TEXT,  /* String */
+	"at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"count" bigint  /* i64 */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'failures_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::metrics::health
+
+CREATE FUNCTION health() RETURNS TABLE (check_name text, subject text, ok boolean, detail text, hint text) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'health_wrapper';
+REVOKE ALL ON FUNCTION health() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION health() TO pg_monitor, recsync_admin;
+COMMENT ON FUNCTION health() IS
+'Whether recsync does its work, in all databases of the cluster: a row a thing that was looked at (launcher, worker, pipeline, recommender, provider), what it is about (a database; with a pipeline or recommender), whether it is well, and if not what to do. What somebody has decided, as a pause, is no fault. http://<recsync.metrics_listen>/healthz is 503 where one is not ok. For pg_monitor and recsync_admin. Errors: 55000 recsync is not preloaded.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::metrics::metrics
+
+CREATE FUNCTION metrics() RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'metrics_wrapper';
+REVOKE ALL ON FUNCTION metrics() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION metrics() TO pg_monitor, recsync_admin;
+COMMENT ON FUNCTION metrics() IS
+'Numbers of all databases of the cluster that have recsync, as OpenMetrics 1.0 text: what http://<recsync.metrics_listen>/metrics gives. Counters and histograms start at zero with the server. Holds names of databases, pipelines, recommenders and servers, and no text of a row. For pg_monitor and recsync_admin. Errors: 55000 recsync is not preloaded.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::change::pause
 
 CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'pause_wrapper';
@@ -860,6 +896,22 @@ AS 'MODULE_PATHNAME', 'worker_missing_wrapper';
 COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines and recommenders that the caller may see; see recsync.status.';
 COMMENT ON FUNCTION owner_of(text) IS 'The owner of a pipeline''s relation; for the views of recsync.';
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   failures
+--   tables
+
+
+COMMENT ON FUNCTION failures() IS 'What has gone wrong lately, kept in shared memory, of the pipelines and recommenders that the caller may see; see recsync.errors.';
+CREATE VIEW errors WITH (security_barrier) AS
+    SELECT p.kind, p.name, f.class, f.status, f.sqlstate, f.message, f.at, f.count
+      FROM failures() f
+      JOIN (SELECT id, 'pipeline' AS kind, relation AS name FROM pipeline
+            UNION ALL SELECT m.id, 'recommender', r.name FROM member m JOIN recommender r ON r.id = m.recommender_id) p ON p.id = f.pipeline_id;
+COMMENT ON VIEW errors IS 'What has gone wrong lately: of each pipeline and recommender the last eight kinds of failure since the server started, by class, HTTP status and SQLSTATE, with when the last was and how often it came. message says what the class means, and nothing of a row''s. Readable by the owner of the pipeline or of the recommender''s items, recsync_admin and pg_monitor.';
+GRANT SELECT ON errors TO PUBLIC;
 /* </end connected objects> */
 
 /* <begin connected objects> */

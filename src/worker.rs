@@ -60,6 +60,9 @@ mod indexer;
 // Models of recommenders, trained when it is time.
 mod trainer;
 
+// The port for those who watch.
+mod listening;
+
 // Whom the two keep waiting.
 mod waiters;
 
@@ -68,6 +71,12 @@ mod running;
 
 // Batches sent, replies landed.
 mod flights;
+
+// How long changes take until they show.
+mod latency;
+
+// Numbers that only the tables know, for those who watch.
+mod watching;
 
 // What keeps the log and the tables small.
 mod upkeep;
@@ -81,7 +90,8 @@ pub fn register() {
         "recsync_launcher_main",
         pg_sys::Oid::INVALID,
     );
-    launcher.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
+    // On a standby, too: it has numbers to show.
+    launcher.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState;
     launcher.bgw_restart_time = 1;
     // SAFETY: a filled-in description, copied by the callee.
     unsafe { pg_sys::RegisterBackgroundWorker(&mut launcher) };

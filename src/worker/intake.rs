@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::calendar::Due;
+use super::latency::Change;
 use super::leader::{Leader, PATIENCE, report};
 use super::process::{Failed, guard_user_code, transaction};
 use super::running::State;
@@ -93,6 +94,7 @@ impl Leader {
 
     fn dispatch_block(&mut self, block: &Block, ticket: u64, put_down: &mut PutDown) {
         let now = Instant::now();
+        let change = Change::of(block, &self.shared.commits);
         for (id, state) in &mut self.pipelines {
             let Some(running) = state
                 .running()
@@ -104,6 +106,7 @@ impl Leader {
             if block.op == 'T' {
                 running.sweep = Some(Instant::now());
                 self.queue.touch_taken(*id, Some(ticket));
+                self.latency.was_truncated(*id, change);
                 continue;
             }
             let width = running.pipeline.key_columns.len();
@@ -123,6 +126,15 @@ impl Leader {
                 pipeline: *id,
                 key: Arc::clone(key),
             };
+            for key in removed
+                .iter()
+                .chain(&block.keys)
+                .filter(|key| key.len() == width)
+            {
+                let row = row(key);
+                self.latency
+                    .changed(&row, change, || self.queue.is_taken(&row));
+            }
             for key in removed.iter().filter(|key| key.len() == width) {
                 self.queue.add(row(key), QueueLane::Removal, Some(ticket));
             }

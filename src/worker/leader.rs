@@ -15,10 +15,12 @@ use super::flights::Flights;
 use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
+use super::latency::Latency;
 use super::process::{self, Bell, Failed, transaction};
 use super::running::{Lanes, State, Turns};
 use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
+use super::watching::{self, Watching};
 use super::writers::Writers;
 use crate::catalog::install::installed_version;
 use crate::dispatch::jobs::{self};
@@ -70,6 +72,8 @@ pub(super) struct Leader {
     pub(super) writers: Writers,
     pub(super) indexer: Indexer,
     pub(super) trainer: Trainer,
+    pub(super) latency: Latency,
+    pub(super) watching: Watching,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -154,6 +158,7 @@ unsafe extern "C-unwind" fn sign_off(_code: std::ffi::c_int, entry: pg_sys::Datu
 /// What an operator reads of a failed transaction: its SQLSTATE, not its text, which may quote a row.
 pub(super) fn report(pipeline: Option<&str>, failed: &Failed) {
     let code = crate::error::sqlstate_text(failed.code);
+    crate::observe::errors::note(pipeline, failed);
     match pipeline {
         Some(pipeline) => log!("recsync worker: pipeline {pipeline}: SQLSTATE {code}"),
         None => log!("recsync worker: SQLSTATE {code}"),
@@ -192,6 +197,8 @@ impl Leader {
             writers: Writers::default(),
             indexer: Indexer::default(),
             trainer: Trainer::default(),
+            latency: Latency::default(),
+            watching: Watching::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -251,6 +258,7 @@ impl Leader {
         if self.suspended {
             return Ok(true);
         }
+        self.look_at_tables()?;
         self.land()?;
         self.hear_writers()?;
         self.store_a_slice()?;
@@ -282,6 +290,7 @@ impl Leader {
             let _ = transaction(|| known::rotate(self.database)); // a lock that somebody holds: another time
         }
         self.publish();
+        self.look_at_lag();
         Ok(!self.gives_way()?)
     }
 
@@ -293,12 +302,17 @@ impl Leader {
                 if let Some(counters) = self.shared.counters(database, *id) {
                     counters.pending.store(0, SeqCst);
                     counters.in_flight.store(0, SeqCst);
+                    self.shared.meters(counters).provider.reset();
                 }
                 continue;
             };
             let Some(counters) = self.shared.counters_or_new(database, *id) else {
                 continue;
             };
+            if let Some(lane) = self.lanes.get(running.lane) {
+                let provider = &self.shared.meters(counters).provider;
+                watching::publish(provider, lane, running);
+            }
             let since = counters.rests_since_us.load(SeqCst);
             let rests = self
                 .lanes
@@ -395,6 +409,7 @@ impl Leader {
         wait = wait.min(self.checkpoint.next_rotation_of_events());
         wait = wait.min(self.writers.next_end().unwrap_or(wait));
         wait = wait.min(self.keeps_on().unwrap_or(wait));
+        wait = wait.min(self.next_look().unwrap_or(wait));
         if !self.queue.is_empty() {
             wait = wait.min(PATIENCE); // to write down what cannot be sent
         }

@@ -32,6 +32,7 @@ pub(super) const RESTORE: Duration = Duration::from_secs(60);
 impl Leader {
     /// Loads what is declared. False when the extension is gone.
     pub(super) fn load(&mut self) -> std::result::Result<bool, Failed> {
+        self.watching.look_now();
         let load = || {
             let version = installed_version()?;
             if version.as_deref() != Some(env!("CARGO_PKG_VERSION")) {
@@ -62,6 +63,8 @@ impl Leader {
             return Ok(false);
         };
         self.suspended = version != env!("CARGO_PKG_VERSION");
+        let facts = &self.database.facts;
+        facts.suspended.store(self.suspended.into(), SeqCst);
         if self.suspended {
             log!(
                 "recsync worker: the library is {}, the extension {version}: waiting for ALTER EXTENSION recsync UPDATE",

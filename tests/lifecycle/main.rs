@@ -17,6 +17,12 @@ mod worker;
 /// Processes that store for the worker.
 mod writers;
 
+/// metrics, health and errors.
+mod metrics;
+
+/// The same over HTTP, and the status page.
+mod watching;
+
 /// What embedding would come to.
 mod estimating;
 
