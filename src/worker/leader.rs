@@ -20,7 +20,7 @@ use super::process::{self, Bell, Failed, transaction};
 use super::running::{Lanes, State, Turns};
 use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
-use super::watching::{self, Watching};
+use super::watching::Watching;
 use super::writers::Writers;
 use crate::catalog::install::installed_version;
 use crate::dispatch::jobs::{self};
@@ -290,7 +290,7 @@ impl Leader {
             let _ = transaction(|| known::rotate(self.database)); // a lock that somebody holds: another time
         }
         self.publish();
-        self.look_at_lag();
+        self.show();
         Ok(!self.gives_way()?)
     }
 
@@ -302,17 +302,12 @@ impl Leader {
                 if let Some(counters) = self.shared.counters(database, *id) {
                     counters.pending.store(0, SeqCst);
                     counters.in_flight.store(0, SeqCst);
-                    self.shared.meters(counters).provider.reset();
                 }
                 continue;
             };
             let Some(counters) = self.shared.counters_or_new(database, *id) else {
                 continue;
             };
-            if let Some(lane) = self.lanes.get(running.lane) {
-                let provider = &self.shared.meters(counters).provider;
-                watching::publish(provider, lane, running);
-            }
             let since = counters.rests_since_us.load(SeqCst);
             let rests = self
                 .lanes

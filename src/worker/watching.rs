@@ -78,8 +78,24 @@ impl Leader {
         Ok(())
     }
 
-    /// Since when changes wait: once a second while some do, and when none does any more.
-    pub(super) fn look_at_lag(&mut self) {
+    /// What this worker knows by itself: its servers now; since when changes wait once a second while some do, and when
+    /// none does any more.
+    pub(super) fn show(&mut self) {
+        let database = self.database_oid();
+        for (id, state) in &mut self.pipelines {
+            let Some(counters) = self.shared.counters(database, *id) else {
+                continue;
+            };
+            let provider = &self.shared.meters(counters).provider;
+            match state.running() {
+                Some(running) => {
+                    if let Some(lane) = self.lanes.get(running.lane) {
+                        show_provider(provider, lane, running);
+                    }
+                }
+                None => provider.reset(),
+            }
+        }
         let waits = !self.latency.is_empty();
         let due = self.watching.lag.is_none_or(|at| at.elapsed() >= LAG);
         if waits != self.watching.waits || waits && due {
@@ -91,7 +107,7 @@ impl Leader {
 }
 
 /// A pipeline's server, as its worker sees it now.
-pub fn publish(provider: &Provider, lane: &mut ServerLane, running: &Running) {
+fn show_provider(provider: &Provider, lane: &mut ServerLane, running: &Running) {
     let breaker = match lane.breaker.as_str() {
         "closed" => 0,
         "half-open" => 1,
