@@ -24,8 +24,8 @@ SELECT pg_catalog.current_database()::text,
                  AND (a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)),
              (SELECT pg_catalog.min(p.prepared) FROM pg_catalog.pg_prepared_xacts p WHERE p.database = pg_catalog.current_database()))";
 
-/// Looks once, as recsync's owner, under the active snapshot. `make`: counters that are missing are made, which is the
-/// worker's to do.
+/// Looks once, as recsync's owner, under the active snapshot. `make`: counters that are missing are made, and names are
+/// written, both of which only the worker may do.
 pub fn look(shared: &Shared, database: &Database, make: bool) -> Result<()> {
     let oid = pg_sys::Oid::from(database.oid.load(SeqCst));
     Spi::connect(|client| {
@@ -38,21 +38,25 @@ pub fn look(shared: &Shared, database: &Database, make: bool) -> Result<()> {
             let Some(meters) = counters.map(|counters| shared.meters(counters)) else {
                 continue;
             };
-            meters.name.set(row.get::<&str>(3)?.unwrap_or_default());
-            meters.server.set(row.get::<&str>(4)?.unwrap_or_default());
             let paused = row.get::<i32>(5)?.unwrap_or(0).unsigned_abs();
             meters.paused.store(paused, SeqCst);
             meters.dead.store(row.get::<i64>(6)?.unwrap_or(0), SeqCst);
             meters.jobs.store(row.get::<i64>(7)?.unwrap_or(0), SeqCst);
             meters.job_since_us.store(microseconds(row.get(8)?), SeqCst);
             meters.trained_us.store(microseconds(row.get(9)?), SeqCst);
-            // Last: from here on it is shown.
-            let kind = row.get::<i32>(2)?.unwrap_or(0).unsigned_abs();
-            meters.kind.store(kind, SeqCst);
+            if make {
+                meters.name.set(row.get::<&str>(3)?.unwrap_or_default());
+                meters.server.set(row.get::<&str>(4)?.unwrap_or_default());
+                // Last: from here on it is shown.
+                let kind = row.get::<i32>(2)?.unwrap_or(0).unsigned_abs();
+                meters.kind.store(kind, SeqCst);
+            }
         }
         let facts = &database.facts;
         let row = client.select(OF_DATABASE, Some(1), &[])?.first();
-        facts.name.set(row.get::<&str>(1)?.unwrap_or_default());
+        if make {
+            facts.name.set(row.get::<&str>(1)?.unwrap_or_default());
+        }
         facts
             .log_bytes
             .store(row.get::<i64>(2)?.unwrap_or(0), SeqCst);
