@@ -67,6 +67,9 @@ pub mod batch;
 // Which hosts and addresses requests may go to.
 pub mod hosts;
 
+// Bytes that go and come.
+pub mod traffic;
+
 // One HTTP agent: bounded in time, in bytes and in where it goes.
 pub mod http;
 

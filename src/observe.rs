@@ -23,5 +23,29 @@ mod status;
 // How far the build of an index is.
 mod generations;
 
+// metrics, health.
+mod metrics;
+
+// What shared memory says at a moment.
+pub mod snapshot;
+
+// Numbers that only tables know.
+pub mod gauges;
+
+// A snapshot as OpenMetrics.
+pub mod openmetrics;
+
+// Whether all is well.
+pub mod health;
+
+// A small HTTP server.
+pub mod http;
+
+// What it serves.
+pub mod site;
+
+// errors: what has gone wrong lately.
+pub mod errors;
+
 // retry_dead_letters, purge_dead_letters.
 mod dead_letters;

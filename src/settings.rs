@@ -34,6 +34,7 @@ static BACKFILL_CONFIRM_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static MAX_REPLICA_LAG: GucSetting<i32> = GucSetting::<i32>::new(0);
 static AUTO_VERIFY: GucSetting<bool> = GucSetting::<bool>::new(true);
 static ADOPT_ROLE: GucSetting<bool> = GucSetting::<bool>::new(false);
+static METRICS_LISTEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 
 /// Defines every setting and reserves the prefix, so that a misspelt one is refused.
 pub fn register() {
@@ -233,8 +234,43 @@ pub fn register() {
         GucContext::Suset,
         GucFlags::default(),
     );
+    // SAFETY: the check is guarded.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"recsync.metrics_listen",
+            c"The address and port where metrics, health and the status page are served by HTTP, as 127.0.0.1:9187 or [::1]:9187.",
+            c"Empty by default: none. Whoever reaches it reads names and numbers without a password, so it is to be an address that only those who watch can reach.",
+            &METRICS_LISTEN,
+            GucContext::Sighup,
+            GucFlags::default(),
+            Some(check_listen),
+            None,
+            None,
+        );
+    }
     // SAFETY: a constant string; called from _PG_init, after the settings are defined.
     unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"recsync".as_ptr()) };
+}
+
+/// An address with a port, or nothing.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn check_listen(
+    value: *mut *mut std::ffi::c_char,
+    _extra: *mut *mut std::ffi::c_void,
+    _source: pgrx::pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: PostgreSQL gives a pointer to a NUL-terminated string, or to NULL.
+    let text = unsafe {
+        if (*value).is_null() {
+            return true;
+        }
+        CStr::from_ptr(*value).to_string_lossy()
+    };
+    text.is_empty() || text.parse::<std::net::SocketAddr>().is_ok()
+}
+
+pub fn metrics_listen() -> String {
+    text(&METRICS_LISTEN)
 }
 
 pub fn enabled() -> bool {

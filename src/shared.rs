@@ -14,6 +14,21 @@ use crate::ledger::asked::Asked;
 // Places for processes that a worker asks for.
 pub mod slots;
 
+// What is measured.
+pub mod meters;
+
+// Durations by size.
+pub mod histogram;
+
+// What has gone wrong lately.
+pub mod failures;
+
+// When transactions were committed.
+pub mod commits;
+
+// Short texts.
+pub mod text;
+
 /// Databases that can be served at once or in turn; one beyond it stays without worker, with a WARNING.
 pub const MAX_DATABASES: usize = 256;
 /// Pipelines whose counters are kept; one beyond it works without counters.
@@ -39,6 +54,8 @@ pub struct Shared {
     pub waiting_databases: AtomicU32,
     pub databases: [Database; MAX_DATABASES],
     pub counters: [Counters; MAX_COUNTERS],
+    /// Of each of these; apart from them, so that who looks for one passes over less memory.
+    meters: [meters::Meters; MAX_COUNTERS],
     pub rates: Rates,
     pub recent: Recent,
     /// What sessions have asked providers for.
@@ -46,6 +63,8 @@ pub struct Shared {
     pub writers: [slots::Slot; slots::MAX_WRITERS],
     /// The place for the process that trains models: one in the cluster, so that its memory is bounded.
     pub trainer: [slots::Slot; 1],
+    pub commits: commits::Commits,
+    pub watch: meters::Watch,
 }
 
 /// One database's entry. `oid` 0: free.
@@ -81,6 +100,7 @@ pub struct Database {
     /// The place for the process that builds an index here, and of which pipeline it is.
     pub indexer: [slots::Slot; 1],
     pub indexed_pipeline: AtomicI32,
+    pub facts: meters::Facts,
     /// Signalled when the checkpoint has moved and when the worker ends.
     progress: UnsafeCell<MaybeUninit<pg_sys::ConditionVariable>>,
 }
@@ -273,6 +293,7 @@ impl Shared {
             free.log_sequence.store(0, SeqCst);
             free.known_table.store(0, SeqCst);
             free.known_bytes.store(0, SeqCst);
+            free.facts.reset();
             free.wake.follow(&self.launcher);
             free.oid.store(oid.to_u32(), SeqCst);
             Some(free)
@@ -284,6 +305,12 @@ impl Shared {
             counters.pipeline.load(SeqCst) == pipeline
                 && counters.database.load(SeqCst) == database.to_u32()
         })
+    }
+
+    /// What else is measured of it.
+    pub fn meters(&self, counters: &Counters) -> &meters::Meters {
+        let place = std::ptr::from_ref(counters).addr() - self.counters.as_ptr().addr();
+        &self.meters[place / size_of::<Counters>()]
     }
 
     /// Frees the counters of a database's pipelines that are no more.
@@ -335,6 +362,7 @@ impl Shared {
                         number.store(0, SeqCst);
                     }
                     counters.waits_for_standby.store(false, SeqCst);
+                    self.meters(counters).reset();
                 }
                 free
             })
@@ -398,5 +426,6 @@ unsafe extern "C-unwind" fn startup() {
             }
         }
         BLOCK.store(block, SeqCst);
+        crate::embed::traffic::count_in(&(*block).watch.traffic);
     }
 }

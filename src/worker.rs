@@ -72,6 +72,9 @@ mod rebuilding;
 // Models of recommenders, trained when it is time.
 mod trainer;
 
+// The port for those who watch.
+mod listening;
+
 // Whom the two keep waiting.
 mod waiters;
 
@@ -87,6 +90,12 @@ mod flights;
 // What is spent and saved, written down; budgets.
 mod spending;
 
+// How long changes take until they show.
+mod latency;
+
+// Numbers that only the tables know, for those who watch.
+mod watching;
+
 // What keeps the log and the tables small.
 mod upkeep;
 
@@ -99,7 +108,8 @@ pub fn register() {
         "recsync_launcher_main",
         pg_sys::Oid::INVALID,
     );
-    launcher.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_RecoveryFinished;
+    // On a standby, too: it has numbers to show.
+    launcher.bgw_start_time = pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState;
     launcher.bgw_restart_time = 1;
     // SAFETY: a filled-in description, copied by the callee.
     unsafe { pg_sys::RegisterBackgroundWorker(&mut launcher) };

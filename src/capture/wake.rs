@@ -8,6 +8,15 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::SeqCst};
 
 use crate::shared::{self, Database, Presence};
 
+// PostgreSQL's own, called without pgrx's guard, which may allocate: two look-ups of what the transaction has left in
+// static variables. Neither can raise.
+unsafe extern "C-unwind" {
+    #[link_name = "GetTopFullTransactionIdIfAny"]
+    fn raw_transaction() -> pg_sys::FullTransactionId;
+    #[link_name = "GetCurrentTransactionStopTimestamp"]
+    fn raw_stop_time() -> pg_sys::TimestampTz;
+}
+
 static REGISTERED: AtomicBool = AtomicBool::new(false);
 /// What the transaction asks for when it commits.
 static CHANGES: AtomicBool = AtomicBool::new(false);
@@ -82,6 +91,7 @@ unsafe extern "C-unwind" fn at_end_of_transaction(
     match event {
         // Changes can be read from now on. What is declared is announced later, in `at_release`.
         E::XACT_EVENT_COMMIT | E::XACT_EVENT_PARALLEL_COMMIT => {
+            note_commit();
             if is_asked_for_declarations() {
                 COMMITTED.store(true, SeqCst);
             } else {
@@ -102,6 +112,17 @@ unsafe extern "C-unwind" fn at_end_of_transaction(
             }
         }
         _ => {}
+    }
+}
+
+/// When it was committed, for those who measure how soon its changes show.
+fn note_commit() {
+    if CHANGES.load(SeqCst)
+        && let Some(shared) = shared::shared()
+    {
+        // SAFETY: called while the transaction commits, after its commit record was written.
+        let (transaction, at_us) = unsafe { (raw_transaction().value, raw_stop_time()) };
+        shared.commits.note(transaction, at_us);
     }
 }
 

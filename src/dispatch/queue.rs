@@ -397,6 +397,10 @@ impl Queue {
             .sum()
     }
 
+    pub fn is_taken(&self, row: &RowKey) -> bool {
+        self.entries.get(row).is_some_and(|entry| entry.taken)
+    }
+
     /// Whether the row waits or is taken.
     pub fn holds(&self, row: &RowKey) -> bool {
         self.entries.contains_key(row)

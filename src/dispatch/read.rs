@@ -35,6 +35,7 @@ pub const BY_INDEX: &[(&CStr, &CStr)] = &[
 
 /// Row events that have source and op in common.
 pub struct Block {
+    pub transaction: u64,
     pub source_id: i32,
     pub op: char,
     /// As PostgreSQL's timestamps: when the statement began that made them.
@@ -144,6 +145,7 @@ impl Reader {
                     );
                     let op = row.get::<String>(5)?;
                     blocks.push(Block {
+                        transaction: last.0,
                         source_id: row.get::<i32>(4)?.unwrap_or(0),
                         changed_at: row
                             .get::<TimestampWithTimeZone>(8)?

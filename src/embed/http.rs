@@ -20,6 +20,7 @@ use super::hosts::{AllowedHosts, CheckedResolver, Refusal};
 use super::limits::{Limits, retry_after};
 use super::options;
 use super::secret::{Credentials, Secret, SecretPolicy, read_ca_file};
+use super::traffic;
 
 /// Enough for any vendor's explanation.
 const MAX_ERROR_BYTES: usize = 16 * 1024;
@@ -101,6 +102,7 @@ impl Client {
             authorize(headers, self.key, credentials);
         }
         let secure = self.uri.scheme_str() == Some("https");
+        traffic::sent(body.len());
         let mut response = request
             .send(body)
             .map_err(|error| failure_of(error, secure))?;
@@ -123,6 +125,7 @@ impl Client {
             let _ = reader.take(MAX_ERROR_BYTES as u64).read_to_end(&mut body);
             body
         };
+        traffic::received(body.len());
         Ok(Answer {
             status,
             retry_after,

@@ -118,7 +118,7 @@ fn index_failure(code: i64) -> Option<String> {
         .then(|| format!("index (SQLSTATE {})", sqlstate_text(code)))
 }
 
-fn time(microseconds: i64) -> Option<TimestampWithTimeZone> {
+pub(super) fn time(microseconds: i64) -> Option<TimestampWithTimeZone> {
     // SAFETY: a timestamptz is a count of microseconds, passed by value.
     (microseconds != 0)
         .then(|| unsafe {

@@ -67,6 +67,9 @@ impl Leader {
             write_down(id, &busy, delay, Again::Then)?;
             self.job_due_at(id, Instant::now() + delay);
         }
+        let done = jobs.iter().map(|job| &job.row);
+        let done = done.filter(|row| !busy.iter().any(|job| job.row == **row));
+        self.change_ends(done, true);
         for job in jobs {
             self.queue.finish(&job.row);
         }

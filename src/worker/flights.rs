@@ -74,6 +74,9 @@ pub struct Landed {
     pub configuration: Option<String>,
     /// The last reply's: `None` after a success.
     pub failure: Option<(Class, Option<u16>)>,
+    /// Of all replies: those that failed, and how long each took.
+    pub failures: Vec<(Class, Option<u16>)>,
+    pub took: Vec<Duration>,
     pub tokens: u64,
     /// What rows did not have to pay for.
     pub saved: Saved,
@@ -282,6 +285,7 @@ impl Flights {
         let result = landed.entry(flight.pipeline).or_default();
         result.requests += 1;
         result.rows += own;
+        result.took.push(reply.took);
         let server = lanes.get(flight.lane);
         let breaker = server.map(|server| {
             match &reply.result {
@@ -327,6 +331,7 @@ impl Flights {
             .as_ref()
             .err()
             .map(|failure| (failure.class, failure.status));
+        result.failures.extend(result.failure);
         let running = running(flight.pipeline);
         if let Some(running) = running {
             running.in_flight = running.in_flight.saturating_sub(own);

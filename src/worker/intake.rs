@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::calendar::Due;
+use super::latency::Change;
 use super::leader::{Leader, PATIENCE};
 use super::process::{Failed, transaction};
 use super::rest::works;
@@ -120,6 +121,7 @@ impl Leader {
 
     fn dispatch_block(&mut self, block: &Block, ticket: u64, put_down: &mut PutDown) {
         let now = Instant::now();
+        let change = Change::of(block, &self.shared.commits);
         for (id, state) in &mut self.pipelines {
             let Some(running) = state
                 .running()
@@ -134,6 +136,7 @@ impl Leader {
             if block.op == 'T' {
                 running.sweep = Some(Instant::now());
                 self.queue.touch_taken(*id, Some(ticket));
+                self.latency.was_truncated(*id, change);
                 continue;
             }
             let width = running.pipeline.key_columns.len();
@@ -153,6 +156,15 @@ impl Leader {
                 pipeline: *id,
                 key: Arc::clone(key),
             };
+            for key in removed
+                .iter()
+                .chain(&block.keys)
+                .filter(|key| key.len() == width)
+            {
+                let row = row(key);
+                self.latency
+                    .changed(&row, change, || self.queue.is_taken(&row));
+            }
             for key in removed.iter().filter(|key| key.len() == width) {
                 self.queue.add(row(key), QueueLane::Removal, Some(ticket));
             }

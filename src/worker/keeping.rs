@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::intake::MOST_IN_MEMORY;
 use super::interests::Due;
+use super::latency::Change;
 use super::leader::Leader;
 use super::load::RESTORE;
 use super::process::{
@@ -171,6 +172,7 @@ impl Leader {
     /// Changes of the log, row by row.
     pub(super) fn dispatch_to_recommenders(&mut self, block: &Block, ticket: u64) {
         let database = self.database_oid();
+        let change = Change::of(block, &self.shared.commits);
         for (id, keeping) in &mut self.recommenders {
             if keeping.recommender.source_id != block.source_id {
                 continue;
@@ -187,7 +189,10 @@ impl Leader {
             // Keys of another width were logged before the primary key was another.
             for key in block.keys.iter().chain(&block.old_keys) {
                 if key.len() == width {
-                    self.queue.add(row_of(*id, key), Lane::Live, Some(ticket));
+                    let row = row_of(*id, key);
+                    self.latency
+                        .changed(&row, change, || self.queue.is_taken(&row));
+                    self.queue.add(row, Lane::Live, Some(ticket));
                 }
             }
         }
@@ -216,6 +221,7 @@ impl Leader {
         })?;
         for position in positions.into_iter().flatten() {
             self.queue.forget(position.id);
+            self.latency.keep(|other| other != position.id);
             if let Some(keeping) = self.recommenders.get_mut(&position.id) {
                 keeping.recommender.take_position(&position);
             }
@@ -266,6 +272,7 @@ impl Leader {
                 if let Some(keeping) = self.recommenders.get_mut(&of) {
                     keeping.training.kept(jobs.len());
                 }
+                self.change_ends(jobs.iter().map(|job| &job.row), lane == Lane::Live);
                 for job in &jobs {
                     self.queue.finish(&job.row);
                 }
@@ -446,6 +453,7 @@ pub(super) fn wait_briefly() -> Result<()> {
 /// What an operator reads: the SQLSTATE, not the text, which may quote a row.
 fn report(recommender: &Recommender, failed: &Failed) {
     let (name, code) = (&recommender.name, sqlstate_text(failed.code));
+    crate::observe::errors::note(Some(name), failed);
     log!("recsync worker: recommender {name}: SQLSTATE {code}");
 }
 

@@ -12,9 +12,10 @@ use super::process::{Failed, transaction};
 use super::running::{Running, State};
 use crate::catalog::change::Cause;
 use crate::dispatch::jobs::{self, Again, Put};
-use crate::dispatch::queue::{Job, Lane as QueueLane};
+use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey};
 use crate::embed::failure::describe;
 use crate::ledger::bill::Saved;
+use crate::shared::meters::now_us;
 use crate::store::{Embedded, known};
 
 impl Leader {
@@ -53,6 +54,15 @@ impl Leader {
                     (class as i64 + 1) * 1_000 + i64::from(status.unwrap_or(0))
                 });
                 counters.failure.store(failure, SeqCst);
+                let meters = self.shared.meters(counters);
+                for took in &landed.took {
+                    meters.requests.observe(took.as_micros() as i64);
+                }
+                for (class, status) in &landed.failures {
+                    meters
+                        .failures
+                        .note((*class).into(), *status, None, now_us());
+                }
             }
             let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
                 continue; // paused or dropped meanwhile: `load` let go of its rows
@@ -117,6 +127,11 @@ impl Leader {
             }
             jobs::put(id, &puts, Again::Then)
         });
+        let buried = verdicts.iter().filter_map(|verdict| match verdict {
+            Verdict::Retry { .. } => None,
+            Verdict::Bury { job, .. } => Some(job.row.clone()),
+        });
+        let buried: Vec<RowKey> = buried.collect();
         let jobs: Vec<Job> = verdicts
             .into_iter()
             .map(|verdict| match verdict {
@@ -127,6 +142,7 @@ impl Leader {
             return self.cannot_store(id, jobs, failed);
         }
         self.jobs_ended = true;
+        self.change_ends(buried.iter(), false);
         for job in jobs {
             self.queue.written_down(&job.row);
         }

@@ -1,6 +1,7 @@
 //! The launcher: which database gets a worker when.
 //!
-//! It never connects to a database: a worker looks whether the extension is there, and ends where it is not.
+//! It never connects to a database: a worker looks whether the extension is there, and ends where it is not. On a standby
+//! it starts none, and only says how things are.
 //! It starts none in a template, in a database that refuses connections, or where a backend holds workers off.
 
 use pgrx::pg_sys;
@@ -9,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use super::listening::Listening;
 use super::process::{self, Dynamic};
 use super::waiters;
 use crate::error::Result;
@@ -22,6 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const LIVED: Duration = Duration::from_secs(10);
 /// How often the launcher looks without being woken: only against a wake-up that was lost.
 const FALLBACK: Duration = Duration::from_secs(60);
+/// How soon it notices that a standby has been promoted.
+const RECOVERY: Duration = Duration::from_millis(500);
 
 /// What the launcher remembers of a database.
 struct Turn {
@@ -55,10 +59,23 @@ pub extern "C-unwind" fn recsync_launcher_main(_arg: pg_sys::Datum) {
             return;
         }
     };
+    let ringer = match bell.ringer() {
+        Ok(ringer) => ringer,
+        Err(error) => {
+            log!("recsync launcher: {error}");
+            return;
+        }
+    };
+    let mut listening = Listening::new(shared, ringer);
     let memory = process::RoundMemory::create();
     loop {
         memory.renew();
-        process::reload_if_asked();
+        let reloaded = process::reload_if_asked();
+        if listening.attend(reloaded) {
+            process::show(None);
+            bell.wait(RECOVERY);
+            continue;
+        }
         if shared.scan_wanted.swap(false, SeqCst)
             && let Err(failed) = process::transaction(|| scan(shared))
         {

@@ -16,6 +16,7 @@ use super::flights::Flights;
 use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
+use super::latency::Latency;
 use super::process::{self, Bell, Failed, transaction};
 use super::rebuilding::Swaps;
 use super::rest::works;
@@ -23,6 +24,7 @@ use super::running::{Lanes, State, Turns};
 use super::spending::Spending;
 use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
+use super::watching::Watching;
 use super::writers::Writers;
 use crate::catalog::install::installed_version;
 use crate::dispatch::jobs::{self};
@@ -78,6 +80,8 @@ pub(super) struct Leader {
     pub(super) standbys: Standbys,
     /// What is spent and saved, and not written yet.
     pub(super) spending: Spending,
+    pub(super) latency: Latency,
+    pub(super) watching: Watching,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -103,6 +107,7 @@ pub(super) struct Leader {
 /// What an operator reads of a failed transaction: its SQLSTATE, not its text, which may quote a row.
 pub(super) fn report(pipeline: Option<&str>, failed: &Failed) {
     let code = crate::error::sqlstate_text(failed.code);
+    crate::observe::errors::note(pipeline, failed);
     match pipeline {
         Some(pipeline) => log!("recsync worker: pipeline {pipeline}: SQLSTATE {code}"),
         None => log!("recsync worker: SQLSTATE {code}"),
@@ -145,6 +150,8 @@ impl Leader {
             trainer: Trainer::default(),
             standbys: Standbys::default(),
             spending: Spending::new(spent),
+            latency: Latency::default(),
+            watching: Watching::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -210,6 +217,7 @@ impl Leader {
             return Ok(true);
         }
         self.hold_what_is_indexed();
+        self.look_at_tables()?;
         self.land()?;
         self.hear_writers()?;
         self.store_a_slice()?;
@@ -244,6 +252,7 @@ impl Leader {
             let _ = transaction(|| known::rotate(self.database)); // a lock that somebody holds: another time
         }
         self.publish();
+        self.show();
         Ok(!self.gives_way()?)
     }
 
@@ -364,6 +373,7 @@ impl Leader {
         wait = wait.min(self.checkpoint.next_rotation_of_events());
         wait = wait.min(self.writers.next_end().unwrap_or(wait));
         wait = wait.min(self.keeps_on().unwrap_or(wait));
+        wait = wait.min(self.next_look().unwrap_or(wait));
         if !self.queue.is_empty() {
             wait = wait.min(PATIENCE); // to write down what cannot be sent
         }

@@ -42,6 +42,7 @@ pub(super) const RESTORE: Duration = Duration::from_secs(60);
 impl Leader {
     /// Loads what is declared. False when the extension is gone.
     pub(super) fn load(&mut self) -> std::result::Result<bool, Failed> {
+        self.watching.look_now();
         let load = || {
             let version = installed_version()?;
             if version.as_deref() != Some(env!("CARGO_PKG_VERSION")) {
@@ -74,6 +75,8 @@ impl Leader {
         };
         let was_suspended =
             std::mem::replace(&mut self.suspended, version != env!("CARGO_PKG_VERSION"));
+        let facts = &self.database.facts;
+        facts.suspended.store(self.suspended.into(), SeqCst);
         if self.suspended {
             if !was_suspended {
                 say_update_is_due(&version);

@@ -125,10 +125,19 @@ impl Leader {
         let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) else {
             return Ok(());
         };
-        if !jobs.is_empty()
-            && let Err(failed) = render(running, &jobs, &self.secret)
-        {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        if let Err(failed) = render(running, &jobs, &self.secret) {
             report(Some(&running.pipeline.relation), &failed); // they are due again when they land
+            return Ok(());
+        }
+        for job in &jobs {
+            if let Some(change) = self.latency.passes(&job.row)
+                && let Some(meters) = self.meters_of(id)
+            {
+                change.shows(self.shared, meters);
+            }
         }
         Ok(())
     }
@@ -147,6 +156,7 @@ impl Leader {
         match render(running, &jobs, &self.secret) {
             Ok(mut rendered) => {
                 know_unstored(&mut rendered, running, &self.writers);
+                let (mut gone, mut same) = (Vec::new(), Vec::new());
                 let mut seen = Seen::default();
                 let mut to_be_cleared = Vec::new();
                 let clears = running.renderer.removes_from_source();
@@ -154,9 +164,10 @@ impl Leader {
                     seen.count(&rendered, &job, lane, &running.renderer.rate);
                     match rendered {
                         Rendered::Gone { removed: true } if clears => to_be_cleared.push(job),
+                        Rendered::Gone { removed: true } => gone.push(job.row),
                         // A text that is too long was put aside where it was rendered.
                         Rendered::Gone { .. } | Rendered::Unchanged { .. } | Rendered::TooLong => {
-                            self.queue.finish(&job.row)
+                            same.push(job.row);
                         }
                         Rendered::Known {
                             parts,
@@ -180,6 +191,11 @@ impl Leader {
                 self.spending.saved(&running.payer, seen.saved);
                 if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
                     seen.add_to(counters);
+                }
+                self.change_ends(gone.iter(), true);
+                self.change_ends(same.iter(), false);
+                for row in gone.iter().chain(&same) {
+                    self.queue.finish(row);
                 }
                 self.clear(id, to_be_cleared)
             }
@@ -206,6 +222,7 @@ impl Leader {
                     jobs.iter()
                         .try_for_each(|job| jobs::bury(job, "permanent", None, &message))
                 })?;
+                self.change_ends(jobs.iter().map(|job| &job.row), false);
                 for job in &jobs {
                     self.queue.finish(&job.row);
                 }
@@ -223,6 +240,7 @@ impl Leader {
     /// Vectors whose row went away without a row event. Not while a writer holds locks on some: it is given no more
     /// until this is done.
     pub(super) fn sweep(&mut self) -> std::result::Result<(), Failed> {
+        let database = self.database_oid();
         for state in self.pipelines.values_mut() {
             let Some(running) = state.running() else {
                 continue;
@@ -236,6 +254,12 @@ impl Leader {
                     guard_user_code()?;
                     renderer.remove_orphans()
                 });
+                if let Ok(false) = swept
+                    && let Some(change) = self.latency.truncation_shows(running.pipeline.id)
+                    && let Some(counters) = self.shared.counters(database, running.pipeline.id)
+                {
+                    change.shows(self.shared, self.shared.meters(counters));
+                }
                 running.sweep = match swept {
                     Ok(more) => more.then(Instant::now),
                     Err(failed) => {

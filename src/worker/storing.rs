@@ -186,6 +186,7 @@ impl Leader {
     /// What was stored is done.
     fn settled(&mut self, id: i32, part: &Part, written: &Written) {
         self.jobs_ended = true;
+        self.change_ends(part.jobs().map(|job| &job.row), true);
         for job in part.jobs() {
             self.queue.finish(&job.row);
         }

@@ -42,6 +42,7 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
         "recsync.attribution",
         "recsync.change_log",
         "recsync.dead_letter",
+        "recsync.errors",
         "recsync.model",
         "recsync.shown",
         "recsync.status",

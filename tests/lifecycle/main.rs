@@ -22,6 +22,11 @@ mod spending;
 
 /// Budgets.
 mod budgets;
+/// metrics, health and errors.
+mod metrics;
+
+/// The same over HTTP, and the status page.
+mod watching;
 
 /// What embedding would come to.
 mod estimating;

@@ -7,6 +7,7 @@
 pub mod api;
 pub mod cluster;
 pub mod database;
+pub mod numbers;
 pub mod process;
 pub mod slow;
 pub mod sql;

@@ -15,6 +15,8 @@ use crate::catalog::index::{create, name_pattern};
 use crate::catalog::names::{self, select_one};
 use crate::catalog::pipeline::{self, Pipeline};
 use crate::error::{Error, Result, sqlstate_text};
+use crate::shared::failures::Kind;
+use crate::shared::meters::now_us;
 use crate::shared::slots::{Reservation, Slot};
 use crate::shared::{Database, Shared};
 use crate::worker::process::{self, Failed, transaction};
@@ -76,6 +78,10 @@ fn note(shared: &Shared, database: pg_sys::Oid, pipeline: i32, failed: Option<&F
     if let Some(counters) = shared.counters(database, pipeline) {
         let code = failed.map_or(0, |failed| failed.code as i64);
         counters.index_failure.store(code, SeqCst);
+        if let Some(failed) = failed {
+            let failures = &shared.meters(counters).failures;
+            failures.note(Kind::Database, None, Some(failed.code as i32), now_us());
+        }
     }
 }
 

@@ -1,0 +1,73 @@
+//! Numbers that only the tables know, looked up for those who read shared memory: by the worker while somebody asks for
+//! numbers, and by whoever asks in SQL.
+//!
+//! It never writes to a table, and never looks at a row's text.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::sync::atomic::Ordering::SeqCst;
+
+use crate::error::Result;
+use crate::shared::meters::now_us;
+use crate::shared::{Database, Shared};
+
+const OF_PIPELINES: &str = include_str!("gauges.sql");
+
+/// How large the log is, and since when the oldest transaction runs (or waits for COMMIT PREPARED) that keeps dead rows
+/// of this database, and what it has changed itself, from being worked off.
+const OF_DATABASE: &str = "\
+SELECT pg_catalog.current_database()::text,
+       (SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(c.oid))::bigint FROM pg_catalog.pg_class c
+         WHERE c.relnamespace = 'recsync'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^log_[0-7]$'),
+       LEAST((SELECT pg_catalog.min(a.xact_start) FROM pg_catalog.pg_stat_activity a
+               WHERE a.datname = pg_catalog.current_database() AND a.pid <> pg_catalog.pg_backend_pid()
+                 AND (a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)),
+             (SELECT pg_catalog.min(p.prepared) FROM pg_catalog.pg_prepared_xacts p WHERE p.database = pg_catalog.current_database()))";
+
+/// Looks once, as recsync's owner, under the active snapshot. `make`: counters that are missing are made, and names are
+/// written, both of which only the worker may do.
+pub fn look(shared: &Shared, database: &Database, make: bool) -> Result<()> {
+    let oid = pg_sys::Oid::from(database.oid.load(SeqCst));
+    Spi::connect(|client| {
+        for row in client.select(OF_PIPELINES, None, &[])? {
+            let id = row.get::<i32>(1)?.unwrap_or(0);
+            let counters = match make {
+                true => shared.counters_or_new(oid, id),
+                false => shared.counters(oid, id),
+            };
+            let Some(meters) = counters.map(|counters| shared.meters(counters)) else {
+                continue;
+            };
+            let paused = row.get::<i32>(5)?.unwrap_or(0).unsigned_abs();
+            meters.paused.store(paused, SeqCst);
+            meters.dead.store(row.get::<i64>(6)?.unwrap_or(0), SeqCst);
+            meters.jobs.store(row.get::<i64>(7)?.unwrap_or(0), SeqCst);
+            meters.job_since_us.store(microseconds(row.get(8)?), SeqCst);
+            meters.trained_us.store(microseconds(row.get(9)?), SeqCst);
+            if make {
+                meters.name.set(row.get::<&str>(3)?.unwrap_or_default());
+                meters.server.set(row.get::<&str>(4)?.unwrap_or_default());
+                // Last: from here on it is shown.
+                let kind = row.get::<i32>(2)?.unwrap_or(0).unsigned_abs();
+                meters.kind.store(kind, SeqCst);
+            }
+        }
+        let facts = &database.facts;
+        let row = client.select(OF_DATABASE, Some(1), &[])?.first();
+        if make {
+            facts.name.set(row.get::<&str>(1)?.unwrap_or_default());
+        }
+        facts
+            .log_bytes
+            .store(row.get::<i64>(2)?.unwrap_or(0), SeqCst);
+        facts.held_since_us.store(microseconds(row.get(3)?), SeqCst);
+        facts.looked_us.store(now_us(), SeqCst);
+        Ok(())
+    })
+}
+
+/// 0 where there is none.
+fn microseconds(time: Option<TimestampWithTimeZone>) -> i64 {
+    time.and_then(IntoDatum::into_datum)
+        .map_or(0, |time| time.value() as i64)
+}
