@@ -300,6 +300,58 @@ COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: not
 -- requires:
 --   tables
 
+-- What listens, and what it has not been told yet.
+
+-- A hook. Its id is one of the pipelines' numbers: dead letters and the worker's counters know all by one number. It
+-- belongs to a role by name, since nothing else of it is an object that a role could own.
+CREATE TABLE hook (
+    id             integer PRIMARY KEY DEFAULT pg_catalog.nextval('@extschema@.pipeline_id_seq'),
+    name           text NOT NULL UNIQUE,            -- qualified and quoted
+    owner          text NOT NULL,                   -- a role, quoted
+    event          text NOT NULL CHECK (event IN ('embedded', 'invalidated', 'generation', 'dead_letter', 'budget')),
+    pipeline_id    integer REFERENCES pipeline ON DELETE CASCADE,    -- of which it hears
+    recommender_id integer REFERENCES recommender ON DELETE CASCADE, -- or of this; neither: of all that its owner owns
+    server         text,                            -- where its letters go; NULL: nowhere, it is NOTIFY only
+    path           text NOT NULL,
+    method         text NOT NULL CHECK (method IN ('POST', 'PUT', 'PATCH')),
+    body           jsonb,                           -- with placeholders; NULL: the usual one
+    channel        text UNIQUE,                     -- of NOTIFY; NULL: none
+    paused         boolean NOT NULL DEFAULT false,
+    paused_reason  text,
+    paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
+    created_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    CHECK (pipeline_id IS NULL OR recommender_id IS NULL),
+    CHECK (server IS NOT NULL OR channel IS NOT NULL),
+    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
+);
+COMMENT ON TABLE hook IS 'What listens to events of pipelines and recommenders: made by create_hook.';
+
+-- What a hook has not been told yet: written in the transaction that makes it true, deleted when it is told. Who writes
+-- holds a lock on the sequence until it commits: numbers are in the order of the commits, so that the worker reads from
+-- the last one on and meets no dead entry twice. No foreign key: what makes it true waits for nobody who drops a hook.
+CREATE SEQUENCE delivery_number AS bigint;
+CREATE TABLE delivery (
+    hook_id         integer NOT NULL,
+    number          bigint NOT NULL DEFAULT pg_catalog.nextval('@extschema@.delivery_number'),
+    message_id      uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(), -- the same whenever it is sent
+    source          text NOT NULL,                  -- the name of what it is of
+    keys            json NOT NULL,                  -- of rows, or scopes
+    data            json NOT NULL,                  -- what else its event says
+    created_at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    attempt         integer NOT NULL DEFAULT 0,
+    available_at    timestamptz NOT NULL DEFAULT '-infinity', -- not before this; infinity: given up
+    last_attempt_at timestamptz,
+    PRIMARY KEY (hook_id, number)
+);
+COMMENT ON TABLE delivery IS 'What hooks have not been told yet. Not dumped: a restored copy says nothing of what it did not do.';
+
+SELECT pg_catalog.pg_extension_config_dump('hook', '');
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
 
 CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
 LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
@@ -537,7 +589,7 @@ AS 'MODULE_PATHNAME', 'owner_of_wrapper';
 -- recsync::catalog::change::pause
 
 CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'pause_wrapper';
-COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline or recommender; capture goes on, so nothing is lost. resume(name) picks up.';
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -625,7 +677,7 @@ AS 'MODULE_PATHNAME', 'repair_wrapper';
 -- recsync::catalog::change::resume
 
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'resume_wrapper';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. A hook is told what it has missed.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -633,7 +685,31 @@ COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run a
 
 CREATE FUNCTION retry_dead_letters(name text, class text DEFAULT NULL, before timestamptz DEFAULT NULL, keys text[] DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'retry_dead_letters_wrapper';
 COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz, text[]) IS
-'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. Returns how many. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
+'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. A hook''s are letters by their webhook-id (without msg_): what was told since comes before them. Returns how many. Errors: 42704 unknown pipeline or hook, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::hooks::declare::hook_channel
+
+CREATE FUNCTION hook_channel(name text) RETURNS text LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'hook_channel_wrapper';
+COMMENT ON FUNCTION hook_channel(text) IS
+'The channel on which a hook is heard: LISTEN it, quoted as an identifier (format(''LISTEN %I'', …)). NULL where it was made with notify => false. Errors: 42704 where it does not exist, 42501 for others than its owner and recsync_admin.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::hooks::declare::drop_hook
+
+CREATE FUNCTION drop_hook(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_hook_wrapper';
+COMMENT ON FUNCTION drop_hook(text, boolean) IS
+'Ends a hook: what it has not told yet is forgotten. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::hooks::declare::create_hook
+
+CREATE FUNCTION create_hook(name text, event text, server text DEFAULT NULL, path text DEFAULT '/', method text DEFAULT 'POST', body jsonb DEFAULT NULL, listens_to text DEFAULT NULL, notify boolean DEFAULT true, if_not_exists boolean DEFAULT false) RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_hook_wrapper';
+COMMENT ON FUNCTION create_hook(text, text, text, text, text, jsonb, text, boolean, boolean) IS
+'Tells others what happens here: the worker sends a signed letter to a server of api webhook (at least once, with the same webhook-id; Standard Webhooks 1.0), and says the same by NOTIFY. event: embedded, invalidated, generation, dead_letter or budget. server: NULL for NOTIFY only. path: below the server''s url. method: POST, PUT or PATCH. body: JSON in which {{keys}}, {{source}}, {{timestamp}} and others are filled in. listens_to: a pipeline or recommender; NULL: all that the caller owns. notify: whether to NOTIFY, too, on the channel that recsync.hook_channel names. Returns the hook''s full name. Errors: 42501 without CREATE on its schema, USAGE on the server or what it listens to, 42704 for what does not exist, 42710 where it exists, 22023 for bad arguments.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -886,10 +962,11 @@ COMMENT ON VIEW change_log IS 'Every committed change of a watched table: the au
 CREATE VIEW dead_letter WITH (security_barrier) AS
     SELECT p.relation AS pipeline, d.record_key, d.attempt, d.class, d.status, d.message, d.failed_at
       FROM dead_letter_log d
-      JOIN (SELECT id, relation, relation AS owned FROM pipeline UNION ALL SELECT m.id, r.name, r.items FROM member m JOIN recommender r ON r.id = m.recommender_id) p ON p.id = d.pipeline_id
-      CROSS JOIN LATERAL (SELECT owner_of(p.owned) AS owner) o
+      JOIN (SELECT id, relation, relation AS owned, NULL AS role FROM pipeline UNION ALL SELECT m.id, r.name, r.items, NULL FROM member m JOIN recommender r ON r.id = m.recommender_id
+            UNION ALL SELECT id, name, NULL, owner FROM hook) p ON p.id = d.pipeline_id
+      CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.to_regrole(p.role)::oid, owner_of(p.owned)) AS owner) o
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE');
-COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline or of the recommender''s items, and recsync_admin. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
+COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline, of the hook or of the recommender''s items, and recsync_admin. A hook''s are letters: record_key is the webhook-id without msg_. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
 
 CREATE VIEW status WITH (security_barrier) AS
     SELECT 'pipeline'::text AS kind, p.relation AS name,
@@ -941,12 +1018,27 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
+    SELECT 'hook', h.name, CASE WHEN h.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' ELSE 'running' END,
+           q.waiting, COALESCE(n.in_flight, 0), d.dead,
+           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - q.oldest), 0), NULL,
+           COALESCE(n.embedded, 0), COALESCE(n.requests, 0), 0, q.newest, n.last_embedded, COALESCE(n.failure, d.last_error), h.paused_reason, w.missing
+      FROM hook h
+      LEFT JOIN counters() n ON n.pipeline_id = h.id
+      CROSS JOIN (SELECT worker_missing() AS missing) w
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS waiting, pg_catalog.min(created_at) AS oldest, pg_catalog.max(created_at) AS newest
+                            FROM delivery WHERE hook_id = h.id AND available_at < 'infinity') q
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead,
+                                 (pg_catalog.array_agg(class || COALESCE(' (HTTP ' || status || ')', '') ORDER BY failed_at DESC))[1] AS last_error
+                            FROM dead_letter_log WHERE pipeline_id = h.id) d
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(pg_catalog.to_regrole(h.owner)::oid, 'USAGE')
+    UNION ALL
     SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender, hook or audited table (kind): state, pending, in flight, dead letters, lag, last error, and why it is paused. Of a hook, embedded counts the letters that have arrived.';
 
 CREATE VIEW model WITH (security_barrier) AS
     SELECT r.name AS recommender, m.model, m.trained_at, m.started_at, m.users, m.items, m.interactions, m.memory_bytes, m.error
@@ -974,7 +1066,7 @@ GRANT SELECT ON change_log, dead_letter, status, model, shown, attribution TO PU
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';
 CREATE FOREIGN DATA WRAPPER recsync NO HANDLER VALIDATOR fdw_validator;
-COMMENT ON FOREIGN DATA WRAPPER recsync IS 'Servers of this wrapper are embedding APIs.';
+COMMENT ON FOREIGN DATA WRAPPER recsync IS 'Servers of this wrapper are embedding APIs, and receivers of hooks.';
 GRANT USAGE ON FOREIGN DATA WRAPPER recsync TO recsync_admin;
 
 SELECT announce();

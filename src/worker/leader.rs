@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::flights::Flights;
+use super::hooks::Hooks;
 use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
@@ -70,6 +71,7 @@ pub(super) struct Leader {
     pub(super) writers: Writers,
     pub(super) indexer: Indexer,
     pub(super) trainer: Trainer,
+    pub(super) hooks: Hooks,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -192,6 +194,7 @@ impl Leader {
             writers: Writers::default(),
             indexer: Indexer::default(),
             trainer: Trainer::default(),
+            hooks: Hooks::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -273,6 +276,7 @@ impl Leader {
             self.index()?;
             self.train()?;
         }
+        self.tell_hooks()?;
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
         self.move_checkpoint()?;
@@ -395,6 +399,7 @@ impl Leader {
         wait = wait.min(self.checkpoint.next_rotation_of_events());
         wait = wait.min(self.writers.next_end().unwrap_or(wait));
         wait = wait.min(self.keeps_on().unwrap_or(wait));
+        wait = wait.min(self.hooks.next().map_or(wait, |next| next + TICK));
         if !self.queue.is_empty() {
             wait = wait.min(PATIENCE); // to write down what cannot be sent
         }
@@ -409,7 +414,7 @@ impl Leader {
     }
 
     /// Whether other databases wait and this worker has had its turn: it sends nothing more, lands what flies, and goes.
-    fn is_relieved(&self) -> bool {
+    pub(super) fn is_relieved(&self) -> bool {
         self.shared.waiting_databases.load(SeqCst) > 0 && self.started.elapsed() >= SHIFT
     }
 
@@ -417,6 +422,7 @@ impl Leader {
     fn gives_way(&mut self) -> std::result::Result<bool, Failed> {
         if self.shared.waiting_databases.load(SeqCst) == 0
             || !self.flights.is_empty()
+            || self.hooks.are_flying()
             || self.has_unstored()
         {
             return Ok(false);
@@ -425,6 +431,7 @@ impl Leader {
             && self.started.elapsed() >= IDLE
             && self.queue.is_empty()
             && self.keeps_on().is_none()
+            && self.hooks.next().is_none()
             && !self.has_jobs()
             && !self.is_about_to_index()
             && !self.is_about_to_train();

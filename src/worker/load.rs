@@ -121,8 +121,11 @@ impl Leader {
         self.abandon_flights();
         self.follow_up_indexes();
         self.load_recommenders(recommenders)?;
+        self.load_hooks()?;
         self.shared.keep_counters(self.database_oid(), |id| {
-            self.pipelines.contains_key(&id) || self.recommenders.contains_key(&id)
+            self.pipelines.contains_key(&id)
+                || self.recommenders.contains_key(&id)
+                || self.hooks.has(id)
         });
         let used: Vec<u64> = self
             .pipelines

@@ -16,6 +16,7 @@ use super::writers::Writers;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::dispatch::render::{Rendered, know};
+use crate::hooks::outbox;
 use crate::shared::Counters;
 use crate::store::Embedded;
 
@@ -192,7 +193,9 @@ impl Leader {
                 let message = format!("its text could not be rendered: {}", failed.message);
                 transaction(|| {
                     jobs.iter()
-                        .try_for_each(|job| jobs::bury(job, "permanent", None, &message))
+                        .try_for_each(|job| jobs::bury(job, "permanent", None, &message))?;
+                    let keys = jobs.iter().map(|job| &*job.row.key);
+                    outbox::dead_letters(id, keys, "permanent", None)
                 })?;
                 for job in &jobs {
                     self.queue.finish(&job.row);
