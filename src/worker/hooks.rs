@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::leader::Leader;
+use super::leader::{Leader, report};
 use super::process::{Failed, transaction};
 use super::running::Lanes;
 use crate::catalog::server;
@@ -31,6 +31,8 @@ use crate::settings;
 const WINDOW: usize = 64;
 /// Events that are read at once where they are only said by NOTIFY.
 const AT_ONCE: usize = 500;
+/// After what passes by itself.
+const REST: Duration = Duration::from_secs(1);
 
 /// What has not been told yet, of one hook.
 struct Waiting {
@@ -59,6 +61,8 @@ struct Listening {
 }
 
 pub(super) struct Hooks {
+    /// All of them, also those that are paused.
+    declared: HashSet<i32>,
     listening: BTreeMap<i32, Listening>,
     lanes: Lanes,
     policy: SecretPolicy,
@@ -77,6 +81,7 @@ impl Default for Hooks {
     fn default() -> Hooks {
         let (reply_to, replies) = unbounded();
         Hooks {
+            declared: HashSet::new(),
             listening: BTreeMap::new(),
             lanes: Lanes::default(),
             policy: settings::secret_policy(),
@@ -92,7 +97,7 @@ impl Default for Hooks {
 
 impl Hooks {
     pub(super) fn has(&self, id: i32) -> bool {
-        self.listening.contains_key(&id)
+        self.declared.contains(&id)
     }
 
     pub(super) fn are_flying(&self) -> bool {
@@ -126,9 +131,11 @@ impl Hooks {
 /// A hook that runs: where its letters go.
 type Loaded = (Hook, std::result::Result<Option<Endpoint>, String>);
 
-fn load() -> Result<Vec<Loaded>> {
-    let hooks = hook::load_all()?.into_iter().filter(|hook| !hook.paused);
-    let with_endpoint = hooks.map(|hook| {
+fn load() -> Result<(HashSet<i32>, Vec<Loaded>)> {
+    let hooks = hook::load_all()?;
+    let declared = hooks.iter().map(|hook| hook.id).collect();
+    let running = hooks.into_iter().filter(|hook| !hook.paused);
+    let with_endpoint = running.map(|hook| {
         let endpoint = match (hook.owner(), &hook.server) {
             (None, _) => Err(format!("role {} does not exist", hook.owner_name)),
             (_, None) => Ok(None),
@@ -139,13 +146,14 @@ fn load() -> Result<Vec<Loaded>> {
         };
         Ok((hook, endpoint))
     });
-    with_endpoint.collect()
+    Ok((declared, with_endpoint.collect::<Result<_>>()?))
 }
 
 impl Leader {
     /// Takes up what is declared. Letters of before may have been tried again by somebody: all are looked at.
     pub(super) fn load_hooks(&mut self) -> std::result::Result<(), Failed> {
-        let loaded = transaction(load)?;
+        let (declared, loaded) = transaction(load)?;
+        self.hooks.declared = declared;
         let mut known = std::mem::take(&mut self.hooks.listening);
         let policy = settings::secret_policy();
         if policy != self.hooks.policy {
@@ -211,7 +219,7 @@ impl Leader {
         let ids: Vec<i32> = self.hooks.listening.keys().copied().collect();
         for id in ids {
             self.read_events(id)?;
-            self.notify(id)?;
+            self.notify(id);
             self.pass_over(id)?;
             self.send_letters(id);
         }
@@ -267,20 +275,20 @@ impl Leader {
     }
 
     /// Says what is new, in a transaction of its own; what is told by that is done.
-    fn notify(&mut self, id: i32) -> std::result::Result<(), Failed> {
+    fn notify(&mut self, id: i32) {
         let Some(listening) = self.hooks.listening.get_mut(&id) else {
-            return Ok(());
+            return;
         };
         let Some(channel) = listening.hook.channel.clone() else {
-            return Ok(());
+            return;
         };
         let new = || listening.waiting.iter().filter(|waiting| !waiting.notified);
         if new().next().is_none() {
-            return Ok(());
+            return;
         }
         let payloads = coalesced(&listening.hook, new().map(|waiting| &waiting.stored));
         let only = listening.lane.is_none();
-        transaction(|| {
+        let said = transaction(|| {
             // Said twice is better than waited for.
             Spi::run("SET LOCAL synchronous_commit = off")?;
             for payload in &payloads {
@@ -293,7 +301,13 @@ impl Leader {
                 new().try_for_each(|waiting| outbox::done(id, waiting.stored.number))?;
             }
             Ok(())
-        })?;
+        });
+        if let Err(failed) = said {
+            // Nobody reads what is said, and there is no room for more: another time.
+            report(None, &failed);
+            self.hooks.next = Some(Instant::now() + REST);
+            return;
+        }
         match only {
             true => listening.waiting.clear(),
             false => listening
@@ -301,7 +315,6 @@ impl Leader {
                 .iter_mut()
                 .for_each(|waiting| waiting.notified = true),
         }
-        Ok(())
     }
 
     /// What there is nothing to write of is done.
@@ -309,19 +322,21 @@ impl Leader {
         let Some(listening) = self.hooks.listening.get_mut(&id) else {
             return Ok(());
         };
-        let silent = || listening.waiting.iter().filter(|waiting| waiting.silent);
+        let speaks = listening.hook.channel.is_some();
+        let is_done = |waiting: &Waiting| waiting.silent && (waiting.notified || !speaks);
+        let silent = || listening.waiting.iter().filter(|waiting| is_done(waiting));
         if listening.lane.is_none() || silent().next().is_none() {
             return Ok(());
         }
         transaction(|| silent().try_for_each(|waiting| outbox::done(id, waiting.stored.number)))?;
-        listening.waiting.retain(|waiting| !waiting.silent);
+        listening.waiting.retain(|waiting| !is_done(waiting));
         Ok(())
     }
 }
 
 impl Listening {
     fn may_read(&self) -> bool {
-        self.unread && (self.lane.is_none() || self.waiting.len() < WINDOW)
+        self.unread && self.waiting.len() < WINDOW
     }
 }
 

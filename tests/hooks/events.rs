@@ -141,7 +141,8 @@ fn readme_example(path: &str) -> String {
         .flat_map(|block| block.split(";\n"));
     let found =
         statements.find(|statement| statement.contains(path) && statement.contains("create_hook"));
-    found.expect("an example with this path")
+    found
+        .expect("an example with this path")
         .replace("'models'", "'hooks'")
 }
 
@@ -179,7 +180,7 @@ fn an_item_that_is_described_otherwise_invalidates_the_lists_of_those_who_liked_
     );
     view(&mut db, 42, &[1]);
     view(&mut db, 43, &[2]);
-    let id: i32 = db.one("SELECT recsync.recommender_number('public', 'shop')");
+    let id: i32 = db.one("SELECT id FROM recsync.recommender");
     wait_until(PATIENCE, "the users' vectors are made", || {
         db.one(&format!(
             "SELECT count(*) = 2 AND bool_and(NOT stale) AND NOT EXISTS (SELECT FROM recsync.revised_{id}) FROM recsync.interest_{id}"

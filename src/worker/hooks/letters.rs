@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::note_pause;
+use super::{REST, note_pause};
 use crate::embed::endpoint::Purpose;
 use crate::embed::failure::{Class, Failure, describe};
 use crate::embed::lane::{Batch, Reply};
@@ -21,9 +21,6 @@ use crate::hooks::saying::{letter_of, order_keys};
 use crate::worker::leader::Leader;
 use crate::worker::process::{Failed, transaction};
 use crate::worker::running::ServerLane;
-
-/// How long a lane rests that takes nothing and does not say for how long.
-const REST: Duration = Duration::from_secs(1);
 
 /// What a round's replies come to.
 #[derive(Default)]
