@@ -76,6 +76,9 @@ pub mod http;
 // One request to one server, with its key and its fallbacks.
 pub mod provider;
 
+// Events of hooks, signed.
+pub mod webhook;
+
 // A server's threads.
 pub mod lane;
 

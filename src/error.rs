@@ -83,6 +83,10 @@ pub enum Error {
     ViewInUse { view: String, dependents: String },
     #[error("table \"{0}\" is not audited")]
     NotAudited(String),
+    #[error("hook \"{0}\" does not exist")]
+    NoSuchHook(String),
+    #[error("hook \"{name}\" already exists")]
+    HookExists { name: String, same: bool },
     #[error("column \"{column}\" of \"{relation}\" does not exist")]
     NoSuchColumn {
         relation: String,
@@ -91,7 +95,7 @@ pub enum Error {
     },
     #[error("server \"{0}\" does not exist, or is not one of recsync's")]
     NoSuchServer(String),
-    #[error("server {server} is used by pipelines: {users}")]
+    #[error("server {server} is used by {users}")]
     ServerInUse { server: String, users: String },
     #[error("permission denied: {what}")]
     Denied { what: String, grant: String },
@@ -301,6 +305,17 @@ impl Error {
                 C::ERRCODE_UNDEFINED_OBJECT,
                 Some("SELECT name FROM recsync.status WHERE kind = 'audit' lists the audited tables; if_exists => true accepts it.".into()),
             ),
+            Error::NoSuchHook(_) => (
+                C::ERRCODE_UNDEFINED_OBJECT,
+                Some("Hooks are named like relations, search_path applies; SELECT name FROM recsync.status WHERE kind = 'hook' lists them.".into()),
+            ),
+            Error::HookExists { same, .. } => (
+                C::ERRCODE_DUPLICATE_OBJECT,
+                Some(match same {
+                    true => "It has the same definition: pass if_not_exists => true to accept it.".into(),
+                    false => "It has another definition: drop it with recsync.drop_hook, or give the new one another name.".into(),
+                }),
+            ),
             Error::NoPrimaryKey(table) => (
                 C::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                 Some(format!("ALTER TABLE {table} ADD PRIMARY KEY (…): recsync finds a row again by its key.")),
@@ -315,7 +330,7 @@ impl Error {
             ),
             Error::ServerInUse { .. } => (
                 C::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST,
-                Some("Drop them with recsync.drop_pipeline first, or by recsync.drop_generation where a rebuild has kept them, or DROP SERVER … CASCADE to pause them.".into()),
+                Some("Drop them with recsync.drop_pipeline or recsync.drop_hook first, or by recsync.drop_generation where a rebuild has kept them, or DROP SERVER … CASCADE to pause them.".into()),
             ),
             Error::Denied { grant, .. } => (C::ERRCODE_INSUFFICIENT_PRIVILEGE, Some(grant.clone())),
             Error::LockBusy(_) => (

@@ -51,6 +51,9 @@ pub mod recommend;
 // Events of other systems, applied to tables.
 pub mod events;
 
+// Others told of what has happened here.
+pub mod hooks;
+
 // The processes that run it.
 pub mod worker;
 

@@ -60,6 +60,9 @@ mod unstored;
 // Vectors stored, jobs completed.
 mod storing;
 
+// Hooks told what has happened.
+mod hooks;
+
 // Processes that store where the index is the limit.
 mod writers;
 

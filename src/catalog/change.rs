@@ -15,6 +15,7 @@ use super::watch::{release, table_owner};
 use crate::capture::wake;
 use crate::dispatch::backfill;
 use crate::error::{Error, OrReport, Result};
+use crate::hooks::hook;
 use crate::ledger::budget;
 
 #[pg_extern(sql = r#"
@@ -82,7 +83,7 @@ pub fn end(pipeline: &Pipeline, keep_vectors: bool) -> Result<()> {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline or recommender; capture goes on, so nothing is lost. resume(name) picks up.';
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up.';
 "#)]
 fn pause(name: &str) {
     set_paused(name, true).or_report();
@@ -90,7 +91,7 @@ fn pause(name: &str) {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed.';
 "#)]
 fn resume(name: &str) {
     set_paused(name, false).or_report();
@@ -100,7 +101,10 @@ fn set_paused(name: &str, paused: bool) -> Result<()> {
     let pipeline = match pipeline::find(name) {
         Err(unknown @ Error::NoSuchPipeline(_)) => {
             return match recommender::set_paused(name, paused) {
-                Err(Error::NoSuchRecommender(_)) => Err(unknown),
+                Err(Error::NoSuchRecommender(_)) => match hook::set_paused(name, paused) {
+                    Err(Error::NoSuchHook(_)) => Err(unknown),
+                    done => done,
+                },
                 done => done,
             };
         }
@@ -161,6 +165,9 @@ SELECT pg_catalog.array_agg(id) FROM resumed";
     let resumed = Spi::get_one_with_args::<Vec<i32>>(RESUME, &[servers.to_vec().into()])?;
     if let Some(pipelines) = resumed {
         backfill::restart(&pipelines)?;
+        wake::after_catalog_change();
+    }
+    if hook::resume_for_servers(servers)? {
         wake::after_catalog_change();
     }
     Ok(())

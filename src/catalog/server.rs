@@ -43,8 +43,36 @@ pub fn number(server: &str) -> Option<pg_sys::Oid> {
     (found != pg_sys::InvalidOid).then_some(found)
 }
 
-/// The endpoint of `server` as `role` uses it. Without USAGE: an error that hints at the GRANT.
+/// The endpoint of `server`, which embeds, as `role` uses it. Without USAGE: an error that hints at the GRANT.
 pub fn endpoint(server: &str, role: pg_sys::Oid) -> Result<Endpoint> {
+    let endpoint = any(server, role)?;
+    if !endpoint.api.is_for_hooks() {
+        return Ok(endpoint);
+    }
+    Err(Error::argument(
+        "server",
+        format!(
+            "server {} has api webhook: it takes events, not texts",
+            quote(server)
+        ),
+        "Name a server of an embedding API here, and this one in recsync.create_hook.",
+    ))
+}
+
+/// The endpoint of `server`, which takes events, as `role` uses it.
+pub fn of_hooks(server: &str, role: pg_sys::Oid) -> Result<Endpoint> {
+    let endpoint = any(server, role)?;
+    if endpoint.api.is_for_hooks() {
+        return Ok(endpoint);
+    }
+    Err(Error::argument(
+        "server",
+        format!("server {} embeds texts: it takes no events", quote(server)),
+        "CREATE SERVER … FOREIGN DATA WRAPPER recsync OPTIONS (api 'webhook', url '…', api_key_file '…').",
+    ))
+}
+
+fn any(server: &str, role: pg_sys::Oid) -> Result<Endpoint> {
     let row = {
         let _as = As::extension();
         super::names::select_one::<String>(OPTIONS, &[server.into(), role.into()])?

@@ -16,6 +16,7 @@ use super::validator::protected;
 use crate::capture::wake;
 use crate::embed::endpoint::PROTECTED_OPTIONS;
 use crate::error::{Error, OrReport, Result};
+use crate::hooks::follow;
 use crate::shared::{self, Database, slots};
 
 static mut PREVIOUS: pg_sys::ProcessUtility_hook_type = None;
@@ -52,6 +53,7 @@ unsafe extern "C-unwind" fn process_utility(
         let declared = ddl::before(node);
         let servers = configured_servers(node);
         let grants = grants(node);
+        let renamed = follow::renamed(node);
         let run = || match PREVIOUS {
             Some(previous) => previous(
                 statement,
@@ -78,6 +80,9 @@ unsafe extern "C-unwind" fn process_utility(
         drop(hold);
         if let Some(declared) = declared {
             ddl::after(declared);
+        }
+        if let Some(renamed) = renamed {
+            ddl::seeing_its_effects(|| follow::follow(&renamed));
         }
         if !servers.is_empty() {
             ddl::after_server_change(&servers);
@@ -372,7 +377,8 @@ fn check_unused(server: &str) -> Result<()> {
     }
     let _as = As::extension();
     let users = select_one::<String>(
-        "SELECT pg_catalog.string_agg(relation, ', ' ORDER BY relation) FROM recsync.pipeline WHERE server = $1",
+        "SELECT pg_catalog.string_agg(name, ', ' ORDER BY name)
+           FROM (SELECT relation AS name FROM recsync.pipeline WHERE server = $1 UNION ALL SELECT name FROM recsync.hook WHERE server = $1) u",
         &[server.into()],
     )?;
     match users {
@@ -384,7 +390,11 @@ fn check_unused(server: &str) -> Result<()> {
     }
 }
 
-unsafe fn text(string: *const c_char) -> String {
+/// A string of the parser's.
+///
+/// # Safety
+/// It is null, or ends with a NUL.
+pub unsafe fn text(string: *const c_char) -> String {
     if string.is_null() {
         return String::new();
     }
@@ -393,7 +403,10 @@ unsafe fn text(string: *const c_char) -> String {
 }
 
 /// The text of a String node.
-unsafe fn string_node(node: *mut pg_sys::Node) -> String {
+///
+/// # Safety
+/// It is null, or a node.
+pub unsafe fn string_node(node: *mut pg_sys::Node) -> String {
     // SAFETY: the grammar gives a String here.
     unsafe {
         if node.is_null() || (*node).type_ != pg_sys::NodeTag::T_String {

@@ -38,7 +38,10 @@ pub(crate) mod voyage;
 // `POST /v2/embed`.
 pub(crate) mod cohere;
 
-/// The APIs in the order in which they are listed to the user.
+// Signed events, not texts.
+pub(crate) mod webhook;
+
+/// The APIs that embed, in the order in which they are listed to the user.
 pub static APIS: &[&Api] = &[
     &openai::API,
     &azure_openai::API,
@@ -121,13 +124,22 @@ impl fmt::Debug for Api {
 impl Api {
     /// The API that the option `api` names.
     pub fn find(name: &str) -> Option<&'static Api> {
-        APIS.iter().copied().find(|api| api.name == name)
+        Api::all().find(|api| api.name == name)
+    }
+
+    fn all() -> impl Iterator<Item = &'static Api> {
+        APIS.iter().copied().chain([&webhook::API])
     }
 
     /// The words that the option `api` may have, as a list for the user.
     pub fn names() -> String {
-        let names: Vec<&str> = APIS.iter().map(|api| api.name).collect();
+        let names: Vec<&str> = Api::all().map(|api| api.name).collect();
         names.join(", ")
+    }
+
+    /// Whether it takes events of hooks, and no texts.
+    pub fn is_for_hooks(&self) -> bool {
+        *self == webhook::API
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use sha2::Digest;
 
-use super::api::Api;
+use super::api::{Api, webhook};
 use super::batch::Room;
 use super::builtin;
 use super::given::{Given, missing};
@@ -175,9 +175,13 @@ impl Endpoint {
     ) -> Result<Endpoint, OptionError> {
         let given = Given::new(server, mapping)?;
         let api = given.api()?;
+        if api.is_for_hooks() {
+            webhook::require_own_options(&given)?;
+        }
         let model = match given.owned("model") {
             Some(model) => model,
             None if api.wire.is_none() => api.example_model.to_owned(),
+            None if api.is_for_hooks() => String::new(),
             None => {
                 let hint = format!("Name the model, such as {}.", api.example_model);
                 return Err(missing("model").hint(hint));
@@ -369,6 +373,7 @@ fn dimensions(
     let own = preset.map(|preset| preset.dimensions);
     let wanted = given.size("dimensions", own.unwrap_or(0))?;
     match preset {
+        None if api.is_for_hooks() => Ok(0),
         Some(preset) if !preset.lengths.allow(preset.dimensions, wanted) => {
             let own = preset.dimensions;
             Err(invalid("dimensions", &wanted.to_string())

@@ -97,14 +97,30 @@ fn the_builtin_api_needs_nothing() {
 }
 
 #[test]
-fn an_api_of_a_later_version_is_refused_with_those_that_are_valid_now() {
-    for api in ["webhook", "x", "OpenAI", ""] {
+fn an_unknown_api_is_refused_with_those_that_are_valid() {
+    for api in ["x", "OpenAI", ""] {
         let error = validate(Place::Server, &owned(&[("api", api), ("model", "m")])).unwrap_err();
         assert_eq!(error.kind, OptionErrorKind::InvalidValue);
         assert_eq!(
             error.hint.unwrap(),
-            "Valid now are: openai, azure_openai, ollama, gemini, voyage, cohere, builtin."
+            "Valid are: openai, azure_openai, ollama, gemini, voyage, cohere, builtin, webhook."
         );
+    }
+}
+
+#[test]
+fn a_server_of_hooks_has_an_address_and_nothing_of_a_model() {
+    let own = [("api", "webhook"), ("url", "https://models.example.com")];
+    let endpoint = Endpoint::from_options(&owned(&own), &[]).unwrap();
+    assert_eq!((endpoint.dimensions, endpoint.model.as_str()), (0, ""));
+    assert_eq!(
+        validate(Place::Server, &owned(&own[..1])).unwrap_err().kind,
+        OptionErrorKind::Missing
+    );
+    for option in [("model", "m"), ("dimensions", "3"), ("encoding", "float")] {
+        let error = validate(Place::Server, &owned(&[own[0], own[1], option])).unwrap_err();
+        assert_eq!(error.kind, OptionErrorKind::NotAllowed);
+        assert!(error.message.contains(option.0), "{error}");
     }
 }
 

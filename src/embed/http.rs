@@ -85,21 +85,10 @@ impl Client {
         body: &[u8],
         limit: usize,
     ) -> Result<Answer, Failure> {
-        if self.agent.config().proxy().is_some() {
-            let host = self.uri.host().unwrap_or_default();
-            let checked = self.allowed.check_behind_proxy(host);
-            checked.map_err(|refusal| Failure::configuration(refusal.to_string()))?;
-        }
+        self.check_behind_proxy()?;
         let mut request = self.agent.post(&self.uri);
         if let Some(headers) = request.headers_mut() {
-            headers.insert(
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/json"),
-            );
-            for (name, value) in &self.headers {
-                headers.insert(name, value.clone());
-            }
-            authorize(headers, self.key, credentials);
+            self.set(headers, credentials);
         }
         let secure = self.uri.scheme_str() == Some("https");
         traffic::sent(body.len());
@@ -132,6 +121,66 @@ impl Client {
             limits,
             body,
         })
+    }
+}
+
+impl Client {
+    /// Sends `body` to `url`, which is below the endpoint's, with further headers. Of the answer's body nothing counts:
+    /// it is read so far that the connection can be used again.
+    pub(crate) fn deliver(
+        &self,
+        method: &str,
+        url: &str,
+        credentials: &Credentials,
+        further: Vec<(HeaderName, HeaderValue)>,
+        body: &[u8],
+    ) -> Result<Answer, Failure> {
+        self.check_behind_proxy()?;
+        let mut request = match method {
+            "PUT" => self.agent.put(url),
+            "PATCH" => self.agent.patch(url),
+            _ => self.agent.post(url),
+        };
+        if let Some(headers) = request.headers_mut() {
+            self.set(headers, credentials);
+            headers.extend(further);
+        }
+        let secure = self.uri.scheme_str() == Some("https");
+        let mut response = request
+            .send(body)
+            .map_err(|error| failure_of(error, secure))?;
+        let answer = Answer {
+            status: response.status().as_u16(),
+            retry_after: retry_after(response.headers(), SystemTime::now()),
+            limits: Limits::of(response.headers()),
+            body: Vec::new(),
+        };
+        let reader = response.body_mut().as_reader();
+        let _ = std::io::copy(
+            &mut reader.take(MAX_ERROR_BYTES as u64),
+            &mut std::io::sink(),
+        );
+        Ok(answer)
+    }
+
+    fn check_behind_proxy(&self) -> Result<(), Failure> {
+        if self.agent.config().proxy().is_none() {
+            return Ok(());
+        }
+        let host = self.uri.host().unwrap_or_default();
+        let checked = self.allowed.check_behind_proxy(host);
+        checked.map_err(|refusal| Failure::configuration(refusal.to_string()))
+    }
+
+    fn set(&self, headers: &mut HeaderMap, credentials: &Credentials) {
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        for (name, value) in &self.headers {
+            headers.insert(name, value.clone());
+        }
+        authorize(headers, self.key, credentials);
     }
 }
 

@@ -20,6 +20,7 @@ pub use super::provider::embed_once;
 use super::reply::Embeddings;
 use super::secret::SecretPolicy;
 use super::sent::Sent;
+use super::webhook::Courier;
 
 /// Requests are made by ureq and rustls, which need little; PostgreSQL's own limit is 2 MB, too.
 const STACK_BYTES: usize = 2 * 1024 * 1024;
@@ -94,6 +95,20 @@ impl Lane {
         let work = move |batch: &Batch, sent: &mut Sent| {
             provider.embed_and_count(&batch.inputs, batch.purpose, sent)
         };
+        Lane::with_work(id, max_concurrency, Box::new(work), replies, waker)
+    }
+
+    /// The same for a server of hooks: a batch's inputs are a letter's parts, and a success brings no vectors.
+    pub fn of_letters(
+        id: u64,
+        endpoint: Endpoint,
+        policy: SecretPolicy,
+        replies: Sender<Reply>,
+        waker: Waker,
+    ) -> Lane {
+        let max_concurrency = endpoint.max_concurrency;
+        let courier = Courier::new(endpoint, policy);
+        let work = move |batch: &Batch| courier.deliver(&batch.inputs);
         Lane::with_work(id, max_concurrency, Box::new(work), replies, waker)
     }
 

@@ -260,24 +260,17 @@ pub(crate) fn not_this(name: &str, value: &str, wanted: &str) -> OptionError {
     .hint(format!("Option \"{name}\" must be {wanted}."))
 }
 
-/// An API of the design that a later version will speak.
-const LATER_API: &str = "webhook";
-
 /// The API that a value names.
 pub(crate) fn api(name: &str, value: &str) -> Result<&'static Api, OptionError> {
     Api::find(value).ok_or_else(|| {
-        let message = if value == LATER_API {
-            format!("api \"{value}\" is not available in this version")
-        } else {
-            format!("invalid value for option \"{name}\": \"{value}\"")
-        };
+        let message = format!("invalid value for option \"{name}\": \"{value}\"");
         OptionError::new(OptionErrorKind::InvalidValue, message).hint(valid_apis())
     })
 }
 
 /// A sentence with all APIs.
 pub(crate) fn valid_apis() -> String {
-    format!("Valid now are: {}.", Api::names())
+    format!("Valid are: {}.", Api::names())
 }
 
 /// A whole number from `min` to `max`.

@@ -5,10 +5,12 @@
 use pgrx::prelude::*;
 
 use crate::capture::wake;
-use crate::catalog::pipeline;
+use crate::catalog::pipeline::{self, Pipeline};
 use crate::catalog::rights::As;
 use crate::embed::failure::Class;
 use crate::error::{Error, OrReport, Result};
+use crate::hooks::hook::{self, Hook};
+use crate::hooks::outbox;
 
 /// Those that a row can be given up with.
 const CLASSES: [Class; 3] = [Class::Permanent, Class::Temporary, Class::Provider];
@@ -29,7 +31,7 @@ SELECT pg_catalog.count(*) FROM gone";
 #[pg_extern(sql = r#"
 CREATE FUNCTION retry_dead_letters(name text, class text DEFAULT NULL, before timestamptz DEFAULT NULL, keys text[] DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz, text[]) IS
-'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. Returns how many. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
+'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. A hook''s are letters by their webhook-id (without msg_): what was told since comes before them. Returns how many. Errors: 42704 unknown pipeline or hook, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
 "#)]
 fn retry_dead_letters(
     name: Option<&str>,
@@ -38,8 +40,7 @@ fn retry_dead_letters(
     keys: Option<Vec<Option<String>>>,
 ) -> i64 {
     (|| -> Result<i64> {
-        let pipeline = pipeline::find_any(name.unwrap_or_default())?;
-        pipeline::require_owner(&pipeline)?;
+        let of = find(name.unwrap_or_default())?;
         if let Some(class) = class
             && !CLASSES.map(Class::as_str).contains(&class)
         {
@@ -52,6 +53,15 @@ fn retry_dead_letters(
                 ),
             ));
         }
+        let pipeline = match of {
+            Of::Pipeline(pipeline) => pipeline,
+            Of::Hook(hook) => {
+                wake::after_catalog_change();
+                let _as = As::extension();
+                let ids = keys.map(|keys| keys.into_iter().flatten().collect());
+                return outbox::retry_dead_letters(hook.id, class, before, ids);
+            }
+        };
         let keys = keys
             .map(|keys| json_keys(&keys, pipeline.keys().len()))
             .transpose()?;
@@ -64,6 +74,31 @@ fn retry_dead_letters(
         Ok(count.unwrap_or(0))
     })()
     .or_report()
+}
+
+/// Whose dead letters they are.
+enum Of {
+    Pipeline(Box<Pipeline>),
+    Hook(Box<Hook>),
+}
+
+/// What a name means, where the caller may do with it what its owner may.
+fn find(name: &str) -> Result<Of> {
+    match pipeline::find_any(name) {
+        Ok(pipeline) => {
+            pipeline::require_owner(&pipeline)?;
+            Ok(Of::Pipeline(Box::new(pipeline)))
+        }
+        Err(unknown @ Error::NoSuchPipeline(_)) => match hook::find(name) {
+            Ok(hook) => {
+                hook::require_owner(&hook)?;
+                Ok(Of::Hook(Box::new(hook)))
+            }
+            Err(Error::NoSuchHook(_)) => Err(unknown),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error),
+    }
 }
 
 /// Keys of so many columns, one after the other, each as a JSON array.
@@ -98,8 +133,13 @@ COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
 "#)]
 fn purge_dead_letters(name: Option<&str>, before: Option<TimestampWithTimeZone>) -> i64 {
     (|| -> Result<i64> {
-        let pipeline = pipeline::find_any(name.unwrap_or_default())?;
-        pipeline::require_owner(&pipeline)?;
+        let pipeline = match find(name.unwrap_or_default())? {
+            Of::Pipeline(pipeline) => pipeline,
+            Of::Hook(hook) => {
+                let _as = As::extension();
+                return outbox::purge_dead_letters(hook.id, before);
+            }
+        };
         let _as = As::extension();
         let count = Spi::get_one_with_args::<i64>(PURGE, &[pipeline.id.into(), before.into()])?;
         Ok(count.unwrap_or(0))

@@ -33,12 +33,15 @@ fn owner_of(relation: &str) -> Option<pg_sys::Oid> {
     select_one::<pg_sys::Oid>(OWNER, &[relation.into()]).or_report()
 }
 
-/// The pipelines and recommenders whose numbers the caller may see: all of them for pg_monitor and recsync_admin, otherwise their own.
+/// The pipelines, recommenders and hooks whose numbers the caller may see: all of them for pg_monitor and recsync_admin, otherwise their own.
 pub(super) fn visible() -> Result<Vec<i32>> {
     const VISIBLE: &str = "SELECT pg_catalog.array_agg(DISTINCT p.id)
-          FROM (SELECT id, relation FROM recsync.pipeline UNION ALL SELECT account, relation FROM recsync.pipeline WHERE account IS NOT NULL UNION ALL SELECT m.id, r.items FROM recsync.member m JOIN recsync.recommender r ON r.id = m.recommender_id) p
+          FROM (SELECT id, relation, NULL AS role FROM recsync.pipeline UNION ALL SELECT account, relation, NULL FROM recsync.pipeline WHERE account IS NOT NULL
+                UNION ALL SELECT m.id, r.items, NULL FROM recsync.member m JOIN recsync.recommender r ON r.id = m.recommender_id
+                UNION ALL SELECT id, NULL, owner FROM recsync.hook) p
           LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
-         WHERE pg_catalog.pg_has_role($1, 'recsync_admin', 'USAGE') OR pg_catalog.pg_has_role($1, 'pg_monitor', 'USAGE') OR pg_catalog.pg_has_role($1, c.relowner, 'USAGE')";
+         WHERE pg_catalog.pg_has_role($1, 'recsync_admin', 'USAGE') OR pg_catalog.pg_has_role($1, 'pg_monitor', 'USAGE')
+            OR pg_catalog.pg_has_role($1, COALESCE(pg_catalog.to_regrole(p.role)::oid, c.relowner), 'USAGE')";
     // SAFETY: the current user's OID.
     let user = unsafe { pg_sys::GetUserId() };
     let _as = As::extension();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::keeping::{Keeping, REST, wait_briefly};
 use super::leader::Leader;
 use super::process::{Failed, is_passing, transaction};
+use crate::hooks::outbox;
 
 /// How often it is looked whether they are many.
 const LOOK: Duration = Duration::from_secs(1);
@@ -57,10 +58,14 @@ impl Leader {
         let Some(keeping) = self.recommenders.get_mut(&id) else {
             return Ok(false);
         };
-        let keeper = &mut keeping.keeper;
+        let (keeper, of) = (&mut keeping.keeper, keeping.recommender.of);
         let some = transaction(|| {
             wait_briefly()?;
-            keeper.count_some()
+            let some = keeper.count_some()?;
+            if some {
+                outbox::invalidated_neighbours(of)?;
+            }
+            Ok(some)
         })?;
         match some || elsewhere {
             true => Ok(some),

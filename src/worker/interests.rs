@@ -10,6 +10,7 @@ use super::keeping::wait_briefly;
 use super::leader::Leader;
 use super::process::{Failed, transaction};
 use crate::dispatch::queue::Lane;
+use crate::hooks::outbox;
 use crate::recommend::keep::{AT_ONCE, Interests};
 
 /// Users that are remembered; of more, all are looked at.
@@ -73,9 +74,9 @@ impl Due {
     }
 
     /// One step; false when there is nothing to do for now.
-    fn step(&mut self, interests: &Interests) -> std::result::Result<bool, Failed> {
+    fn step(&mut self, of: i32, interests: &Interests) -> std::result::Result<bool, Failed> {
         if self.behind || self.unlooked && self.looked_at.elapsed() >= SOON {
-            return self.follow(interests).map(|()| true);
+            return self.follow(of, interests).map(|()| true);
         }
         if !self.users.is_empty() {
             let users: Vec<String> = self.users.iter().take(AT_ONCE).cloned().collect();
@@ -98,14 +99,16 @@ impl Due {
     }
 
     /// The next revised items.
-    fn follow(&mut self, interests: &Interests) -> std::result::Result<(), Failed> {
+    fn follow(&mut self, of: i32, interests: &Interests) -> std::result::Result<(), Failed> {
         if self.from_the_first_at.elapsed() > AGAIN {
             self.from_the_first_at = Instant::now();
             self.followed = 0;
         }
         let revised = transaction(|| {
             wait_briefly()?;
-            interests.follow_revised(self.followed)
+            let revised = interests.follow_revised(self.followed)?;
+            outbox::invalidated_users(of, &revised.users)?;
+            Ok(revised)
         })?;
         self.add(revised.users);
         self.followed = revised.up_to;
@@ -130,6 +133,7 @@ impl Leader {
             return Ok(());
         };
         let rests = loading || !keeping.recommender.backfilled || keeping.rests();
+        let of = keeping.recommender.of;
         let (due, interests) = (&mut keeping.due, &keeping.keeper.interests);
         let Some(interests) = interests else {
             due.forget();
@@ -140,7 +144,7 @@ impl Leader {
             return Ok(());
         }
         loop {
-            match due.step(interests) {
+            match due.step(of, interests) {
                 Ok(true) if Instant::now() < until => {}
                 Ok(_) => break,
                 Err(failed) => return self.failed_to_keep(id, failed),

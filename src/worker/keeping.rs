@@ -24,6 +24,7 @@ use crate::dispatch::jobs;
 use crate::dispatch::queue::{Job, Lane, RowKey};
 use crate::dispatch::read::Block;
 use crate::error::{Error, Result, sqlstate_text};
+use crate::hooks::outbox;
 use crate::recommend::interest::is_made_otherwise;
 use crate::recommend::keep::{Keeper, Rows};
 
@@ -361,7 +362,7 @@ impl Keeping {
     /// Interactions and their effect, in a transaction of their own. A chunk that fails is halved until the row that
     /// is the cause is alone.
     fn follow(&mut self, jobs: &[Job], counts: bool) -> std::result::Result<(), Failed> {
-        let (keeper, id) = (&self.keeper, self.recommender.id);
+        let (keeper, id, of) = (&self.keeper, self.recommender.id, self.recommender.of);
         let (dead_letters, round) = (
             self.recommender.dead_letters,
             self.recommender.backfill_round,
@@ -377,6 +378,7 @@ impl Keeping {
             if dead_letters {
                 jobs::unbury(id, jobs.iter().map(|job| &job.row))?;
             }
+            outbox::invalidated_users(of, &users)?;
             Ok(users)
         });
         match followed {
@@ -389,6 +391,8 @@ impl Keeping {
                     let users = keeper.keep(jobs, Rows::new(), counts)?;
                     jobs.iter()
                         .try_for_each(|job| jobs::bury(job, "permanent", None, &message))?;
+                    outbox::invalidated_users(of, &users)?;
+                    outbox::dead_letters(of, keys_of(jobs), "permanent", None)?;
                     Ok(users)
                 })?;
                 self.due.add(users);
@@ -405,6 +409,10 @@ impl Keeping {
             }
         }
     }
+}
+
+fn keys_of(jobs: &[Job]) -> impl Iterator<Item = &[String]> {
+    jobs.iter().map(|job| &*job.row.key)
 }
 
 /// Refuses, for the moment, where all rows are to be looked at again since: by another declaration, it may be. And where

@@ -2,7 +2,7 @@
 //!
 //! It never stores a vector: that takes long, and a reply tells of the server, which the next request needs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
@@ -14,6 +14,8 @@ use crate::catalog::change::Cause;
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane, RowKey};
 use crate::embed::failure::describe;
+use crate::error::Result;
+use crate::hooks::outbox;
 use crate::ledger::bill::Saved;
 use crate::shared::meters::now_us;
 use crate::store::{Embedded, known};
@@ -125,7 +127,8 @@ impl Leader {
                     }
                 }
             }
-            jobs::put(id, &puts, Again::Then)
+            jobs::put(id, &puts, Again::Then)?;
+            tell_of_dead_letters(id, &verdicts)
         });
         let buried = verdicts.iter().filter_map(|verdict| match verdict {
             Verdict::Retry { .. } => None,
@@ -149,6 +152,20 @@ impl Leader {
         self.job_due_at(id, Instant::now());
         Ok(())
     }
+}
+
+/// Those that were given up, by what they were given up for.
+fn tell_of_dead_letters(id: i32, verdicts: &[Verdict]) -> Result<()> {
+    let mut buried: BTreeMap<(&str, Option<u16>), Vec<&[String]>> = BTreeMap::new();
+    for verdict in verdicts {
+        if let Verdict::Bury { job, failure } = verdict {
+            let why = (failure.class.as_str(), failure.status);
+            buried.entry(why).or_default().push(&job.row.key);
+        }
+    }
+    buried.into_iter().try_for_each(|((class, status), keys)| {
+        outbox::dead_letters(id, keys.into_iter(), class, status)
+    })
 }
 
 /// Texts that were rendered before the same text's vector came, and are not sent yet: what has come is theirs, too.

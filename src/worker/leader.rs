@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::filling::Standbys;
 use super::flights::Flights;
+use super::hooks::Hooks;
 use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
@@ -82,6 +83,7 @@ pub(super) struct Leader {
     pub(super) spending: Spending,
     pub(super) latency: Latency,
     pub(super) watching: Watching,
+    pub(super) hooks: Hooks,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
     pub(super) checkpoint: Checkpoint,
@@ -152,6 +154,7 @@ impl Leader {
             spending: Spending::new(spent),
             latency: Latency::default(),
             watching: Watching::default(),
+            hooks: Hooks::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
             checkpoint,
@@ -242,6 +245,7 @@ impl Leader {
             self.swap_generations()?;
             self.train()?;
         }
+        self.tell_hooks()?;
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
         self.write_bills(false)?;
@@ -374,6 +378,7 @@ impl Leader {
         wait = wait.min(self.writers.next_end().unwrap_or(wait));
         wait = wait.min(self.keeps_on().unwrap_or(wait));
         wait = wait.min(self.next_look().unwrap_or(wait));
+        wait = wait.min(self.hooks.next().map_or(wait, |next| next + TICK));
         if !self.queue.is_empty() {
             wait = wait.min(PATIENCE); // to write down what cannot be sent
         }
@@ -388,7 +393,7 @@ impl Leader {
     }
 
     /// Whether other databases wait and this worker has had its turn: it sends nothing more, lands what flies, and goes.
-    fn is_relieved(&self) -> bool {
+    pub(super) fn is_relieved(&self) -> bool {
         self.shared.waiting_databases.load(SeqCst) > 0 && self.started.elapsed() >= SHIFT
     }
 
@@ -396,6 +401,7 @@ impl Leader {
     fn gives_way(&mut self) -> std::result::Result<bool, Failed> {
         if self.shared.waiting_databases.load(SeqCst) == 0
             || !self.flights.is_empty()
+            || self.hooks.are_flying()
             || self.has_unstored()
         {
             return Ok(false);
@@ -404,6 +410,7 @@ impl Leader {
             && self.started.elapsed() >= IDLE
             && self.queue.is_empty()
             && self.keeps_on().is_none()
+            && self.hooks.next().is_none()
             && !self.has_jobs()
             && !self.is_about_to_index()
             && !self.is_about_to_swap()

@@ -146,8 +146,11 @@ impl Leader {
         self.spending.look_at_budgets();
         self.follow_up_indexes();
         self.load_recommenders(recommenders)?;
+        self.load_hooks()?;
         self.shared.keep_counters(self.database_oid(), |id| {
-            self.pipelines.contains_key(&id) || self.recommenders.contains_key(&id)
+            self.pipelines.contains_key(&id)
+                || self.recommenders.contains_key(&id)
+                || self.hooks.has(id)
         });
         let used: Vec<u64> = self
             .pipelines

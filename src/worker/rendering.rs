@@ -21,6 +21,7 @@ use crate::embed::long_text::{Mode, Part};
 use crate::embed::parts::{MOST_PARTS, MOST_TOKENS};
 use crate::embed::token_rate::TokenRate;
 use crate::ledger::bill::Saved;
+use crate::hooks::outbox;
 use crate::shared::Counters;
 use crate::store::Embedded;
 
@@ -220,7 +221,9 @@ impl Leader {
                 let message = format!("its text could not be rendered: {}", failed.message);
                 transaction(|| {
                     jobs.iter()
-                        .try_for_each(|job| jobs::bury(job, "permanent", None, &message))
+                        .try_for_each(|job| jobs::bury(job, "permanent", None, &message))?;
+                    let keys = jobs.iter().map(|job| &*job.row.key);
+                    outbox::dead_letters(id, keys, "permanent", None)
                 })?;
                 self.change_ends(jobs.iter().map(|job| &job.row), false);
                 for job in &jobs {

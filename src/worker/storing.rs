@@ -19,6 +19,7 @@ use super::unstored::Part;
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::embed::retry::backoff;
+use crate::hooks::outbox;
 use crate::ledger::bill::Bills;
 use crate::ledger::log;
 use crate::store::known::{self, Known};
@@ -67,8 +68,9 @@ pub fn store(writer: &Writer, task: &Task) -> std::result::Result<Written, Faile
             let stored = jobs.clone().filter(|job| job.stored);
             jobs::complete(task.pipeline, stored.map(|job| &job.row))?;
             if task.dead_letters {
-                jobs::unbury(task.pipeline, jobs.map(|job| &job.row))?;
+                jobs::unbury(task.pipeline, jobs.clone().map(|job| &job.row))?;
             }
+            outbox::embedded(task.pipeline, jobs.map(|job| &*job.row.key))?;
         }
         Ok(written)
     })
@@ -151,6 +153,7 @@ impl Leader {
             return Ok(()); // paused or dropped meanwhile: `load` let go of its rows
         };
         self.busy_at = Instant::now();
+        self.hooks.look(); // a writer may have written for them
         match outcome {
             Ok(written) if written.is_all_of(&part.embedded) => {
                 let locked = part.take(&written.busy);
@@ -273,10 +276,11 @@ impl Leader {
             })
             .collect();
         transaction(|| {
-            let mut puts = Vec::new();
+            let (mut puts, mut buried) = (Vec::new(), Vec::new());
             for job in &charged {
                 if job.attempt >= most {
                     jobs::bury(job, "permanent", None, &message)?;
+                    buried.push(&*job.row.key);
                 } else {
                     puts.push(Put {
                         job,
@@ -284,7 +288,8 @@ impl Leader {
                     });
                 }
             }
-            jobs::put(id, &puts, Again::Then)
+            jobs::put(id, &puts, Again::Then)?;
+            outbox::dead_letters(id, buried.into_iter(), "permanent", None)
         })
     }
 }

@@ -508,6 +508,7 @@ fn spawn(mut command: Command, environment: &[(String, String)], kept: bool) -> 
     as_server_user(&mut command);
     command
         .env("TEST_API_KEY", TEST_API_KEY)
+        .env("TEST_HOOK_API_KEY", super::receiver::SECRET)
         .envs(environment.iter().cloned())
         .process_group(0);
     // SAFETY: one system call between fork and exec, after the change of user, which would undo it.

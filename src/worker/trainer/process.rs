@@ -14,6 +14,7 @@ use crate::catalog::recommender::models::{Outcome, note};
 use crate::catalog::recommender::{self, Model, Recommender, tables};
 use crate::dispatch::backfill;
 use crate::error::{Error, Result, sqlstate_text};
+use crate::hooks::outbox;
 use crate::recommend::keep::bulk;
 use crate::recommend::train::{self, Extent, Input, Inputs, Trained, knn};
 use crate::settings;
@@ -195,7 +196,10 @@ fn count_lists(
     for part in input.parts(lists) {
         transaction(|| knn::write(recommender, input, part))?;
     }
-    transaction(|| knn::finish(recommender))?;
+    transaction(|| {
+        knn::finish(recommender)?;
+        outbox::invalidated_neighbours(recommender.of)
+    })?;
     ended(recommender, Model::ItemKnn, began);
     Ok(None)
 }
@@ -246,6 +250,7 @@ fn train_one(
             return Ok(());
         }
         train::write(recommender, &input, &trained)?;
+        outbox::invalidated_neighbours(recommender.of)?;
         noted(recommender, model, extent, started, None)
     })?;
     ended(recommender, model, began);
@@ -302,5 +307,9 @@ fn noted(
             bytes: train::bytes(model, extent),
             error,
         },
-    )
+    )?;
+    match error {
+        None => outbox::generation(recommender.of, model.name(), None),
+        Some(_) => Ok(()),
+    }
 }
