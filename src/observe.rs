@@ -17,5 +17,8 @@ mod estimate;
 // status and the numbers that the worker keeps.
 mod status;
 
+// Lists that were ready, and those that were not.
+mod list_cache;
+
 // retry_dead_letters, purge_dead_letters.
 mod dead_letters;

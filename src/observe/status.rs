@@ -32,7 +32,7 @@ fn owner_of(relation: &str) -> Option<pg_sys::Oid> {
 }
 
 /// The pipelines and recommenders whose numbers the caller may see: all of them for pg_monitor and recsync_admin, otherwise their own.
-fn visible() -> Result<Vec<i32>> {
+pub(super) fn visible() -> Result<Vec<i32>> {
     const VISIBLE: &str = "SELECT pg_catalog.array_agg(p.id)
           FROM (SELECT id, relation FROM recsync.pipeline UNION ALL SELECT m.id, r.items FROM recsync.member m JOIN recsync.recommender r ON r.id = m.recommender_id) p
           LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
