@@ -104,7 +104,7 @@ impl Warming {
         Some(next.saturating_duration_since(now))
     }
 
-    /// One list, or one look. The recommender is as it is now.
+    /// One list, or one look; false where no list has been made. The recommender is as it is now.
     fn step(&mut self, r: &Recommender) -> std::result::Result<bool, Failed> {
         if self
             .looks_at
@@ -128,10 +128,7 @@ impl Warming {
             let left = too_many.then(|| warm::trim(r, most)).transpose()?;
             Ok((made, left))
         })?;
-        self.there = made.1.unwrap_or(self.there + 1);
-        if !made.0 {
-            self.add(&[user]);
-        }
+        self.there = made.1.unwrap_or(self.there + usize::from(made.0));
         Ok(made.0)
     }
 
@@ -165,6 +162,7 @@ impl Warming {
                 begin()?;
                 warm::active(r, *member, *before, PAGES)
             })?;
+            users.retain(|user| !self.users.contains(user));
             users.truncate(room);
             self.add_now(users);
             *before = before.saturating_sub(PAGES);

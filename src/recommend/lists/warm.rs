@@ -19,8 +19,8 @@ use crate::statement::{Finds, Statement};
 /// Candidates of a list.
 pub const KEPT: usize = 200;
 
-/// Makes a user's list, in a transaction of its own; one who has done nothing has none. False where the vector of the
-/// user's interests is not right at the moment.
+/// Makes a user's list, in a transaction of its own. False where there is none to make: for who has done nothing, and
+/// where the vector of the user's interests is not right at the moment.
 pub fn make(r: &Recommender, user: &str) -> Result<bool> {
     tables::hold(r);
     if !has_interest(r, user)? {
@@ -67,8 +67,8 @@ pub fn make(r: &Recommender, user: &str) -> Result<bool> {
             scores.into(),
             places.into(),
         ];
-        Statement::kept(&write, Finds::ByKey).update(client, &arguments)?;
-        Ok(true)
+        let written = Statement::kept(&write, Finds::ByKey).update(client, &arguments)?;
+        Ok(!written.is_empty())
     })
 }
 
@@ -95,7 +95,8 @@ fn write(r: &Recommender) -> Result<String> {
          SELECT e.user_id, $2, pg_catalog.now(), pg_catalog.max(e.at), $3::text[]::{item_type}[], $4, $5
            FROM {interactions} e WHERE e.user_id {equals} $1::{user_type} GROUP BY e.user_id
              ON CONFLICT (user_id) DO UPDATE SET generation = excluded.generation, made_at = excluded.made_at, active_at = excluded.active_at,
-                items = excluded.items, scores = excluded.scores, places = excluded.places",
+                items = excluded.items, scores = excluded.scores, places = excluded.places
+          RETURNING 1",
         lists = tables::lists(r.of),
         item_type = item.type_name,
         interactions = r.interactions(),
