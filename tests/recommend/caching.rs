@@ -103,6 +103,7 @@ fn compare_at_random(mut db: Database) {
             "UPDATE product SET hidden = id % 5 = {round};
              DELETE FROM product WHERE id = 30 + {round}"
         ));
+        views(&mut db, "u1", &[2]); // by chance there may be nothing of theirs
         db.settle("shop");
         db.run("UPDATE product SET hidden = false WHERE id % 7 = 0");
         renew(&mut db, 10 + round);
@@ -296,6 +297,7 @@ fn a_crash_leaves_no_list_of_before_and_a_standby_serves_those_that_are_ready() 
         ));
         thread::sleep(Duration::from_millis(5 * (item - 5) as u64));
         db.kill9_worker();
+        db.worker();
         db.settle("shop");
         let listed = items(&mut db, "shop_recommend('ann', k => 40)");
         assert!(!listed.contains(&item), "{listed:?}");
