@@ -47,5 +47,8 @@ pub mod site;
 // errors: what has gone wrong lately.
 pub mod errors;
 
+// Lists that were ready, and those that were not.
+mod list_cache;
+
 // retry_dead_letters, purge_dead_letters.
 mod dead_letters;

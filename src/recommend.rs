@@ -30,7 +30,7 @@ pub mod keep;
 pub mod train;
 
 // recommend, similar, popular: the lists.
-mod lists;
+pub mod lists;
 
 // How good they would have been.
 mod evaluate;

@@ -145,6 +145,11 @@ pub struct Counters {
     /// since the last was asked for; 0: none has.
     pub runs_ended: AtomicI64,
     pub run_failure: AtomicI64,
+    /// Of a recommender: lists of recommend's that were ready, that were made when they were asked for, and that the worker
+    /// has made before.
+    pub lists_ready: AtomicI64,
+    pub lists_made: AtomicI64,
+    pub lists_warmed: AtomicI64,
     /// Since when its server is left alone because it fails; 0: it is not.
     pub rests_since_us: AtomicI64,
     /// Rows that its backfill looks at in a thousand seconds; 0: there is none, or it is not known.
@@ -356,6 +361,9 @@ impl Shared {
                         &counters.runs_started,
                         &counters.runs_ended,
                         &counters.run_failure,
+                        &counters.lists_ready,
+                        &counters.lists_made,
+                        &counters.lists_warmed,
                         &counters.rests_since_us,
                         &counters.filled_per_1000_s,
                     ] {

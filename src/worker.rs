@@ -45,6 +45,9 @@ mod counting;
 // The vectors of users' interests.
 mod interests;
 
+// Lists made before they are asked for.
+mod warming;
+
 // Rows to texts, texts to requests.
 mod rendering;
 

@@ -5,6 +5,7 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 // create_recommender.
 pub mod create;
@@ -105,6 +106,8 @@ pub struct Recommender {
     pub dead_letters: bool,
     /// When its models were last begun, as PostgreSQL's timestamps; `None`: one of them never was.
     pub trained_us: Option<i64>,
+    /// When those in service had been trained, by their names, in seconds; JSON's null: none has been.
+    in_service: Option<serde_json::Value>,
     /// On how many pairs of a user and an item.
     pub trained_on: i64,
     pub backfilled: bool,
@@ -261,7 +264,22 @@ impl Recommender {
     /// What has become of its models.
     pub fn take_training(&mut self, other: &Recommender) {
         self.trained_us = other.trained_us;
+        self.in_service.clone_from(&other.in_service);
         self.trained_on = other.trained_on;
+    }
+
+    /// Which lists are of today: a hash of all that they are made by but what users have done, the declaration and the
+    /// models in service. Whoever changes one of these makes lists of before unknown, in the same transaction.
+    pub fn generation(&self) -> i64 {
+        let mut by = self.clone();
+        (by.paused, by.paused_reason, by.dead_letters) = (false, None, false);
+        (by.backfilled, by.backfill_after, by.impressions) = (false, None, None);
+        let by = format!("{} {by:?}", env!("CARGO_PKG_VERSION"));
+        let mut first = [0; 8];
+        for (byte, from) in first.iter_mut().zip(Sha256::digest(by)) {
+            *byte = from;
+        }
+        i64::from_ne_bytes(first)
     }
 
     /// Whether the tables are there that the worker keeps, for the owner of now.

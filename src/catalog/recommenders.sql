@@ -25,11 +25,13 @@ SELECT pg_catalog.jsonb_build_object(
                        FROM recsync.member o JOIN recsync.source q ON q.id = o.source_id WHERE o.recommender_id = r.id),
          'kept', COALESCE(pg_catalog.has_table_privilege(i.relowner, pg_catalog.to_regclass('recsync.stale_' || r.id), 'INSERT'), false)
                  AND (SELECT pg_catalog.bool_and(pg_catalog.to_regclass('recsync.interaction_' || o.id) IS NOT NULL) FROM recsync.member o WHERE o.recommender_id = r.id)
-                 AND (r.pipeline_id IS NULL OR pg_catalog.to_regclass('recsync.interest_' || r.id) IS NOT NULL),
+                 AND (r.pipeline_id IS NULL OR pg_catalog.to_regclass('recsync.interest_' || r.id) IS NOT NULL)
+                 AND pg_catalog.to_regclass('recsync.list_' || r.id) IS NOT NULL,
          'missing_column', (SELECT pg_catalog.min(u.name) FROM pg_catalog.unnest(m.used_columns || s.key_columns) AS u (name)
                              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
                                                 WHERE a.attrelid = c.oid AND a.attname = u.name AND NOT a.attisdropped)),
          'dead_letters', EXISTS (SELECT FROM recsync.dead_letter_log l WHERE l.pipeline_id = m.id),
+         'in_service', (SELECT pg_catalog.jsonb_object_agg(t.model, extract(epoch FROM t.trained_at)) FROM recsync.trained_model t WHERE t.recommender_id = r.id),
          'trained_us', tr.started_us, 'trained_on', COALESCE(tr.interactions, 0),
          'backfilled', COALESCE(b.finished_at IS NOT NULL, false),
          'backfill_round', COALESCE(b.round, 0),

@@ -170,6 +170,14 @@ CREATE VIEW model WITH (security_barrier) AS
         OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW model IS 'One row a model of a recommender: when the one in service was trained, when the last training began, on how many users, items and interactions (pairs of a user and an item), the most memory that it took, in bytes, and why it has failed, if it has.';
 
+CREATE VIEW list_cache WITH (security_barrier) AS
+    SELECT r.name AS recommender, COALESCE(c.ready, 0) AS ready, COALESCE(c.made, 0) AS made, COALESCE(c.warmed, 0) AS warmed
+      FROM recommender r LEFT JOIN list_counters() c ON c.recommender_id = r.id
+      CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE');
+COMMENT ON VIEW list_cache IS 'One row a recommender: how many of the lists that recommend has given were ready before they were asked for, how many were made then, and how many the worker has made before they were asked for, since its start or that of the server.';
+
 CREATE VIEW shown WITH (security_barrier) AS
     WITH visible AS MATERIALIZED (
          SELECT r.id, r.name FROM recommender r CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
@@ -183,7 +191,7 @@ CREATE VIEW attribution WITH (security_barrier) AS
     SELECT recommender, placement, source, shown, attributable, clicked, converted FROM attribution();
 COMMENT ON VIEW attribution IS 'What has come of what was shown, by recommender, placement and source: the function attribution() without arguments. Readable by the owner of the recommender''s items, recsync_admin and pg_monitor.';
 
-GRANT SELECT ON change_log, dead_letter, usage, status, generation, model, shown, attribution TO PUBLIC;
+GRANT SELECT ON change_log, dead_letter, usage, status, generation, model, list_cache, shown, attribution TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

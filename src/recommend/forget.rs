@@ -107,6 +107,7 @@ fn erase_now(recommender: &Recommender, user: &str) -> Result<(i64, i64, i64, i6
     };
     let interests = removed(tables::interests(id), "user_id")?;
     let factors = removed(models::user_factors(id), "key")?;
+    removed(tables::lists(id), "user_id")?; // gone with the interactions; for certain
     let written = {
         let _as = As::owner(recommender.owner());
         let written = format!("SELECT ($1::{kind})::text");

@@ -28,6 +28,9 @@ mod interests;
 // Items that have got another vector.
 mod revised;
 
+// Lists that are ready for users, until they are not right any more.
+mod ready;
+
 use crate::capture::json::KEY_SETTINGS;
 use crate::catalog::names::select_one;
 use crate::catalog::recommender::{Recommender, tables};
@@ -39,6 +42,7 @@ use crate::recommend::likeness;
 use crate::statement::Statement;
 pub use interests::{AT_ONCE, Interests};
 use neighbours::Neighbours;
+use ready::Ready;
 use sets::{Changes, Sets};
 
 /// Interactions whose row is gone, taken at once.
@@ -74,6 +78,7 @@ pub struct Keeper {
     remove_items: Statement,
     neighbours: Neighbours,
     orphans: Statement,
+    ready: Ready,
     /// Where the items have vectors.
     pub interests: Option<Interests>,
 }
@@ -185,6 +190,7 @@ impl Keeper {
                 same.join(" AND "),
             )),
             neighbours: Neighbours::new(r)?,
+            ready: Ready::of(r)?,
             interests: Interests::of(r)?,
             recommender: r.clone(),
         })
@@ -249,6 +255,7 @@ impl Keeper {
         if let Some(interests) = &self.interests {
             interests.outdate(client, &users)?;
         }
+        self.ready.remove(client, &users)?;
         Ok(users)
     }
 
@@ -370,6 +377,7 @@ impl Keeper {
             tables::items(r.of),
             tables::neighbours(r.of),
             tables::stale(r.of),
+            tables::lists(r.of),
         ];
         all.extend(self.interests.as_ref().map(|_| tables::interests(r.of)));
         for table in all {

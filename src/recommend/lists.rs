@@ -30,6 +30,12 @@ pub(super) mod learnt;
 // The same of vectors.
 pub(super) mod content;
 
+// Lists that the worker has made before: what of them is served.
+mod ready;
+
+// How it makes them.
+pub mod warm;
+
 // Items that are alike.
 mod similar;
 
@@ -80,29 +86,17 @@ fn recommended(
         ));
     }
     let sieve = Sieve::new(recommender, question)?;
-    let of = For {
-        user,
-        session: &session,
-        exclude_seen: question.exclude_seen,
-    };
-    let nearest = of.nearest(recommender, recommender, question, |near| {
-        match near.conditions.is_empty() {
-            true => Ok(()),
-            false => sieve.require_rights(),
+    let mut found = match ready::list(recommender, user, question, &sieve)? {
+        Some(found) => found,
+        None => {
+            let of = For {
+                user,
+                session: &session,
+                exclude_seen: question.exclude_seen,
+            };
+            made_now(recommender, &of, question, &sieve, list)?
         }
-    })?;
-    let factors = learnt::factors(recommender, user, &session)?;
-    let arguments = || of.arguments(&nearest, &factors);
-    let explore = (question.explore > 0.0).then(|| list.seed());
-    let mut found = list_with(
-        recommender,
-        question,
-        &sieve,
-        &statements::recommend(recommender)?,
-        &statements::rests(recommender)?,
-        explore,
-        arguments,
-    )?;
+    };
     if question.explain {
         explanation::explain(recommender, user, &session, &mut found)?;
     }
@@ -116,6 +110,31 @@ fn recommended(
         )
     });
     Ok(TableIterator::new(ranked))
+}
+
+fn made_now(
+    recommender: &Recommender,
+    of: &For,
+    question: &Question,
+    sieve: &Sieve,
+    list: ListId,
+) -> Result<Vec<Candidate>> {
+    let nearest = of.nearest(recommender, recommender, question, |near| {
+        match near.conditions.is_empty() {
+            true => Ok(()),
+            false => sieve.require_rights(),
+        }
+    })?;
+    let factors = learnt::factors(recommender, of.user, of.session)?;
+    list_with(
+        recommender,
+        question,
+        sieve,
+        &statements::recommend(recommender)?,
+        &statements::rests(recommender)?,
+        (question.explore > 0.0).then(|| list.seed()),
+        || of.arguments(&nearest, &factors),
+    )
 }
 
 fn most_popular(recommender: &Recommender, question: &Question) -> Result<Listed> {

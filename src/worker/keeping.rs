@@ -17,6 +17,7 @@ use super::process::{
     Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
 };
 use super::trainer::Progress;
+use super::warming::Warming;
 use crate::catalog::pipeline::Trouble;
 use crate::catalog::recommender::{self, Recommender, tables};
 use crate::dispatch::backfill;
@@ -41,6 +42,7 @@ pub struct Keeping {
     pub(super) keeper: Keeper,
     /// What is to be done for the interests of its users.
     pub(super) due: Due,
+    pub(super) warming: Warming,
     rests_until: Option<Instant>,
     /// All its rows are to be looked at again: too much has changed at once to be remembered row by row.
     starts_over: bool,
@@ -85,7 +87,10 @@ impl Leader {
                 }
             };
             match keeping {
-                Some(keeping) => drop(self.recommenders.insert(id, keeping)),
+                Some(mut keeping) => {
+                    keeping.warming.look_again();
+                    self.recommenders.insert(id, keeping);
+                }
                 None => self.queue.forget(id),
             }
         }
@@ -157,6 +162,7 @@ impl Leader {
                 recommender,
                 keeper,
                 due: Due::default(),
+                warming: Warming::default(),
                 rests_until: None,
                 starts_over: false,
                 may_be_stale: true,
@@ -395,6 +401,7 @@ impl Keeping {
                     outbox::dead_letters(of, keys_of(jobs), "permanent", None)?;
                     Ok(users)
                 })?;
+                self.warming.add(&users);
                 self.due.add(users);
                 Ok(())
             }
@@ -404,6 +411,7 @@ impl Keeping {
                 self.follow(other, counts)
             }
             Ok(users) => {
+                self.warming.add(&users);
                 self.due.add(users);
                 Ok(())
             }
@@ -459,7 +467,7 @@ pub(super) fn wait_briefly() -> Result<()> {
 }
 
 /// What an operator reads: the SQLSTATE, not the text, which may quote a row.
-fn report(recommender: &Recommender, failed: &Failed) {
+pub(super) fn report(recommender: &Recommender, failed: &Failed) {
     let (name, code) = (&recommender.name, sqlstate_text(failed.code));
     crate::observe::errors::note(Some(name), failed);
     log!("recsync worker: recommender {name}: SQLSTATE {code}");

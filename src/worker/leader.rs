@@ -200,6 +200,7 @@ impl Leader {
             }
             process::show(None);
             let idle = self.idle_time();
+            let idle = self.warm(idle); // the last of all
             if self.stream >= STREAM_ROUNDS && !idle.is_zero() {
                 bell.linger(LINGER);
             }

@@ -44,6 +44,9 @@ mod lists;
 /// Pages, kinds, explanations and what else a list can be asked.
 mod asking;
 
+/// Lists that are ready before they are asked for.
+mod caching;
+
 /// What users are like, by a pipeline of theirs.
 mod priors;
 

@@ -1,5 +1,6 @@
 //! The tables that the worker keeps for a recommender: its interactions, what is known of each item, the neighbours of
-//! each item and which of those lists are stale; and where the items have vectors, those of the users' interests.
+//! each item and which of those lists are stale; where the items have vectors, those of the users' interests; and lists
+//! that are ready for users.
 //!
 //! They are the extension's, so that they go with it and are in no dump, and their names are made of the
 //! recommender's number, so that no name of a user's is taken. It never gives them to anybody but the owner of the
@@ -70,6 +71,11 @@ pub fn revised(id: i32) -> String {
     format!("recsync.revised_{id}")
 }
 
+/// Lists of users that are ready before they are asked for.
+pub fn lists(id: i32) -> String {
+    format!("recsync.list_{id}")
+}
+
 /// User and item of a feed, from the recommender's own interactions `i`.
 const OF_FEED: &str = "i.user_id, i.item_id";
 
@@ -91,6 +97,7 @@ pub fn make(recommender: &Recommender) -> Result<()> {
         None => Vec::new(),
     };
     let of_models = models::tables(id, &interactions(id), &owner)?;
+    let of_lists = statements_of_lists(id, &owner);
     drop(id, &recommender.members())?;
     let _as = As::extension();
     // Columns take their types, collations included, from the sources, those of feeds from the recommender's own.
@@ -146,6 +153,7 @@ pub fn make(recommender: &Recommender) -> Result<()> {
         .chain(owned)
         .chain(of_vectors)
         .chain(of_models)
+        .chain(of_lists)
     {
         Spi::run(&sql)?;
     }
@@ -274,6 +282,25 @@ pub fn interests_again(id: i32) -> Result<Option<Recommender>> {
     by_id(id)
 }
 
+/// Of each user the best candidates, in order, with their scores and the places that the sources gave them: for each
+/// candidate as many as there are sources. A row that is written again finds room in its page.
+fn statements_of_lists(id: i32, owner: &str) -> [String; 4] {
+    let (interactions, lists) = (interactions(id), lists(id));
+    [
+        format!(
+            "CREATE TABLE {lists} WITH (fillfactor = 70) AS
+             SELECT user_id, 0::bigint AS generation, NULL::timestamptz AS made_at, NULL::timestamptz AS active_at,
+                    ARRAY[item_id] AS items, NULL::float8[] AS scores, NULL::int4[] AS places FROM {interactions} WITH NO DATA"
+        ),
+        format!(
+            "ALTER TABLE {lists} ADD PRIMARY KEY (user_id), ALTER generation SET NOT NULL, ALTER made_at SET NOT NULL, ALTER active_at SET NOT NULL,
+                   ALTER items SET NOT NULL, ALTER scores SET NOT NULL, ALTER places SET NOT NULL"
+        ),
+        format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {lists} TO {owner}"),
+        format!("ALTER EXTENSION recsync ADD TABLE {lists}"),
+    ]
+}
+
 /// The vectors of users' interests are made anew, where they are kept.
 pub fn forget_interests(id: i32) -> Result<()> {
     let _as = As::extension();
@@ -289,7 +316,7 @@ pub fn drop(id: i32, members: &[i32]) -> Result<()> {
     let of_members = members.iter().map(|member| interactions(*member));
     let others = counted(id)
         .into_iter()
-        .chain([interests(id), revised(id)])
+        .chain([interests(id), revised(id), lists(id)])
         .chain(models::all(id));
     drop_tables(of_members.chain(others))
 }

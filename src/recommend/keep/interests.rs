@@ -7,6 +7,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use pgrx::spi::SpiClient;
 
+use super::ready::Ready;
 use crate::catalog::names::vector_types;
 use crate::catalog::recommender::{Recommender, tables};
 use crate::catalog::rights::As;
@@ -36,6 +37,7 @@ pub struct Interests {
     forget_revised: Statement,
     walk: Statement,
     walk_on: Statement,
+    ready: Ready,
 }
 
 /// Items that have got another vector.
@@ -104,6 +106,7 @@ impl Interests {
             )),
             walk: walk("true"),
             walk_on: walk(&format!("e.user_id {} $1::text::{user_type}", user.after)),
+            ready: Ready::of(r)?,
             decay: Decay::of(r),
             recommender: r.clone(),
         }))
@@ -170,6 +173,8 @@ impl Interests {
             for row in self.outdate_of_items.update(client, &[items.into()])? {
                 users.extend(row.get::<String>(1)?);
             }
+            // A list is made where the interest is right: whoever has one and is not among these has none of it.
+            self.ready.remove(client, &users)?;
             let (mut up_to, all) = (after, users.len() < MARKED);
             if all {
                 up_to = numbers.last().copied().unwrap_or(after);

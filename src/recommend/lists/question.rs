@@ -126,6 +126,14 @@ impl Question {
         self.skip + self.k
     }
 
+    /// Whether it is made of what the user has done alone, and listed by score alone.
+    pub fn is_plain(&self) -> bool {
+        self.session_items.is_empty()
+            && self.exclude_seen
+            && self.diversity == 0.0
+            && self.explore == 0.0
+    }
+
     /// Keys of the items of the session, as text.
     pub fn session(&self) -> Vec<String> {
         self.session_items.iter().flatten().cloned().collect()

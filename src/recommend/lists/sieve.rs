@@ -4,6 +4,7 @@
 
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
+use pgrx::spi::SpiClient;
 use serde_json::Value;
 use std::ffi::CStr;
 
@@ -136,29 +137,49 @@ impl<'a> Sieve<'a> {
                 let last = page.len() < length;
                 length = PAGE;
                 page.iter_mut().flatten().for_each(&mut note);
-                let candidates = page.iter().flatten();
-                let items = candidates.map(|candidate| candidate.item.clone());
-                let passing = self.of_items(items.collect());
-                for row in own.select(client, &passing)? {
-                    let number = row.get::<i32>(1)?.unwrap_or_default() as usize;
-                    let candidate = page.get_mut(number.wrapping_sub(1)).and_then(Option::take);
-                    let Some(candidate) = candidate else {
-                        continue;
-                    };
-                    let values = (2..2 + self.values).map(|n| Ok(row.get::<String>(n)?));
-                    let wanted = offer(Offer {
-                        item: candidate.item.clone(),
-                        values: values.collect::<Result<Vec<_>>>()?,
-                        candidate,
-                    });
-                    if !wanted {
-                        return Ok(());
-                    }
-                }
-                if last {
+                if !self.pass(client, &own, page, &mut offer)? || last {
                     return Ok(());
                 }
             }
         })
+    }
+
+    /// Offers those of `page` that pass, in their order, until one is not wanted: false then.
+    pub fn offer(
+        &self,
+        page: Vec<Candidate>,
+        mut offer: impl FnMut(Offer<Candidate>) -> bool,
+    ) -> Result<bool> {
+        let own = Statement::kept(&self.statement, Finds::ByKey);
+        let page = page.into_iter().map(Some).collect();
+        Spi::connect(|client| self.pass(client, &own, page, &mut offer))
+    }
+
+    fn pass(
+        &self,
+        client: &SpiClient,
+        own: &Statement,
+        mut page: Vec<Option<Candidate>>,
+        offer: &mut impl FnMut(Offer<Candidate>) -> bool,
+    ) -> Result<bool> {
+        let candidates = page.iter().flatten();
+        let items = candidates.map(|candidate| candidate.item.clone());
+        for row in own.select(client, &self.of_items(items.collect()))? {
+            let number = row.get::<i32>(1)?.unwrap_or_default() as usize;
+            let candidate = page.get_mut(number.wrapping_sub(1)).and_then(Option::take);
+            let Some(candidate) = candidate else {
+                continue;
+            };
+            let values = (2..2 + self.values).map(|n| Ok(row.get::<String>(n)?));
+            let wanted = offer(Offer {
+                item: candidate.item.clone(),
+                values: values.collect::<Result<Vec<_>>>()?,
+                candidate,
+            });
+            if !wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }

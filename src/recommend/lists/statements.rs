@@ -18,9 +18,11 @@ pub const MOST: usize = 200;
 const NEWEST: usize = 200;
 /// Reciprocal-rank fusion: a source adds weight / (60 + place) (Cormack, Clarke, Büttcher, SIGIR 2009).
 pub const FUSION: f64 = 60.0;
+/// What candidates come from.
+pub const SOURCES: usize = 6;
 /// What each counts was chosen on the validation cuts of benches/README.md, but for interests: whatever popularity adds to
 /// a list made of what the user likes makes it worse, so that it counts where nothing else is known.
-const WEIGHTS: [(&str, f64); 6] = [
+const WEIGHTS: [(&str, f64); SOURCES] = [
     ("ease", 1.0),
     ("neighbours", 0.2),
     ("als", 0.1),

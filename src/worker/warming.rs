@@ -1,0 +1,273 @@
+//! Lists made for users before they ask: for those who have just done something, and for those whose lists are of
+//! yesterday.
+//!
+//! It never does anything while there is something else to do, and looks for that after each list: who changes something
+//! waits for one list at the most.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::keeping::{report, wait_briefly};
+use super::leader::Leader;
+use super::process::{Failed, guard_user_code, transaction};
+use crate::catalog::recommender::{self, Recommender};
+use crate::error::Result;
+use crate::recommend::lists::warm;
+use crate::settings;
+
+/// A user who is at it asks for other lists meanwhile: theirs is made again so long after it has gone, and not before.
+/// So no user's row is written so often that what was there before, under a snapshot that is held, has to be waded through.
+const QUIET: Duration = Duration::from_secs(3);
+/// In how long as many are made as `recsync.warm_limit` allows, and how many in any case.
+const BUDGET: Duration = Duration::from_secs(60);
+const LEAST: usize = 60;
+/// How often it is looked which lists are old.
+const LOOK: Duration = Duration::from_secs(30);
+/// How long others may wait that nobody would wake the worker for.
+const SLICE: Duration = Duration::from_millis(20);
+/// After a failure.
+const REST: Duration = Duration::from_secs(60);
+/// Pages of interactions in which users are looked for at once.
+const PAGES: u32 = 32;
+
+/// Whose lists of one recommender are to be made.
+#[derive(Default)]
+pub struct Warming {
+    /// In the order of when they are.
+    due: VecDeque<(Instant, String)>,
+    users: BTreeSet<String>,
+    /// How many have been made since.
+    made: (usize, Option<Instant>),
+    /// When it is looked again which are old; `None`: now.
+    looks_at: Option<Instant>,
+    /// How many lists there are, about.
+    there: usize,
+    /// What lists are made by may be something else.
+    unlooked: bool,
+    /// Tables of interactions in which users are looked for, and before which page.
+    search: Option<Vec<(i32, u32)>>,
+    rests_until: Option<Instant>,
+}
+
+impl Warming {
+    /// These users' lists have gone.
+    pub fn add(&mut self, users: &[String]) {
+        let most = settings::warm_limit();
+        let at = Instant::now() + QUIET;
+        for user in users {
+            if most > 0 && self.users.insert(user.clone()) {
+                self.due.push_back((at, user.clone()));
+            }
+        }
+        while self.due.len() > most {
+            self.take();
+        }
+    }
+
+    /// What lists are made by may be something else.
+    pub fn look_again(&mut self) {
+        self.looks_at = None;
+        self.unlooked = true;
+    }
+
+    fn take(&mut self) -> Option<String> {
+        let (_, user) = self.due.pop_front()?;
+        self.users.remove(&user);
+        Some(user)
+    }
+
+    /// To be made as soon as may be, before those who are at it.
+    fn add_now(&mut self, users: Vec<String>) {
+        for user in users.into_iter().rev() {
+            if self.users.insert(user.clone()) {
+                self.due.push_front((Instant::now(), user));
+            }
+        }
+    }
+
+    /// In how long there is something to do.
+    fn next(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let budget = match self.made {
+            (made, Some(since)) if made >= settings::warm_limit().max(LEAST) => {
+                Some(since + BUDGET)
+            }
+            _ => None,
+        };
+        let at = self.due.front().map(|(at, _)| *at);
+        let at = at.map(|at| budget.map_or(at, |budget| budget.max(at)));
+        let some = self.unlooked || self.there > 0 || !self.due.is_empty();
+        let looks = some.then(|| self.looks_at.unwrap_or(now));
+        let next = at.into_iter().chain(looks).min()?;
+        let next = self.rests_until.map_or(next, |until| until.max(next));
+        Some(next.saturating_duration_since(now))
+    }
+
+    /// One list, or one look; false where no list has been made. The recommender is as it is now.
+    fn step(&mut self, r: &Recommender) -> std::result::Result<bool, Failed> {
+        if self
+            .looks_at
+            .is_none_or(|looks_at| looks_at <= Instant::now())
+        {
+            return self.look(r).map(|()| false);
+        }
+        if self.made.1.is_none_or(|since| since.elapsed() >= BUDGET) {
+            self.made = (0, Some(Instant::now()));
+        }
+        let Some(user) = self.take() else {
+            return Ok(false);
+        };
+        self.made.0 += 1;
+        let most = settings::warm_limit();
+        let too_many = self.there + 1 > most + most / 16;
+        let made = transaction(|| {
+            begin()?;
+            guard_user_code()?;
+            let made = warm::make(r, &user)?;
+            let left = too_many.then(|| warm::trim(r, most)).transpose()?;
+            Ok((made, left))
+        })?;
+        self.there = made.1.unwrap_or(self.there + usize::from(made.0));
+        Ok(made.0)
+    }
+
+    /// Which lists are old, and who has none.
+    fn look(&mut self, r: &Recommender) -> std::result::Result<(), Failed> {
+        self.looks_at = Some(Instant::now() + LOOK);
+        let most = settings::warm_limit();
+        // Made again before they are too old to be served.
+        let age = settings::list_age().as_secs_f64() / 2.0;
+        let (there, old) = transaction(|| {
+            begin()?;
+            Ok((warm::trim(r, most)?, warm::outdated(r, age, most)?))
+        })?;
+        (self.there, self.unlooked) = (there, false);
+        let room = most.saturating_sub(there + self.due.len());
+        self.add_now(old);
+        if room == 0 {
+            return Ok(());
+        }
+        let mut search = match self.search.take() {
+            Some(search) => search,
+            None => transaction(|| {
+                let pages = |member: i32| Ok((member, warm::pages(member)?));
+                r.members().into_iter().map(pages).collect()
+            })?,
+        };
+        if let Some((member, before)) = search.iter_mut().max_by_key(|(_, before)| *before)
+            && *before > 0
+        {
+            let mut users = transaction(|| {
+                begin()?;
+                warm::active(r, *member, *before, PAGES)
+            })?;
+            users.retain(|user| !self.users.contains(user));
+            users.truncate(room);
+            self.add_now(users);
+            *before = before.saturating_sub(PAGES);
+            self.look_again(); // there may be more of them
+        }
+        self.search = Some(search);
+        Ok(())
+    }
+}
+
+/// Within a transaction: nobody waits for it, and a list that is lost is made again.
+fn begin() -> Result<()> {
+    wait_briefly()?;
+    Ok(pgrx::Spi::run("SET LOCAL synchronous_commit = off")?)
+}
+
+impl Leader {
+    /// Makes lists while nothing is due for `idle`. In how long there is something to do, after that.
+    pub(super) fn warm(&mut self, idle: Duration) -> Duration {
+        self.hand_over_users();
+        let began = Instant::now();
+        let mut left = idle;
+        while let Some((id, wait)) = self.next_to_warm() {
+            left = idle.saturating_sub(began.elapsed());
+            if !wait.is_zero() {
+                return left.min(wait + Duration::from_millis(1));
+            }
+            if left.is_zero() || began.elapsed() >= SLICE || self.is_wanted() {
+                return Duration::ZERO;
+            }
+            self.warm_one(id);
+        }
+        left
+    }
+
+    /// What users have done is told by the tables of interactions, lists are the recommender's.
+    fn hand_over_users(&mut self) {
+        let feeds = self.recommenders.iter_mut();
+        let feeds = feeds.filter(|(id, keeping)| keeping.recommender.of != **id);
+        let users: Vec<(i32, Vec<String>)> = feeds
+            .map(|(_, keeping)| {
+                let users = std::iter::from_fn(|| keeping.warming.take()).collect();
+                (keeping.recommender.of, users)
+            })
+            .collect();
+        for (of, users) in users {
+            if let Some(keeping) = self.recommenders.get_mut(&of) {
+                keeping.warming.add(&users);
+            }
+        }
+    }
+
+    fn next_to_warm(&self) -> Option<(i32, Duration)> {
+        let stands_still = self.suspended
+            || !settings::enabled()
+            || settings::warm_limit() == 0
+            || settings::list_age().is_zero()
+            || self.shared.waiting_databases.load(SeqCst) > 0;
+        if stands_still {
+            return None;
+        }
+        let may = self.recommenders.iter().filter(|(id, keeping)| {
+            let r = &keeping.recommender;
+            // With what users are like, lists are made when they are asked for.
+            r.of == **id && r.backfilled && r.users.is_none() && !self.counts_elsewhere(**id)
+        });
+        may.filter_map(|(id, keeping)| Some((*id, keeping.warming.next()?)))
+            .min_by_key(|(_, wait)| *wait)
+    }
+
+    /// Somebody has committed something, or a request has been answered.
+    fn is_wanted(&self) -> bool {
+        self.database.wake.has_rung()
+            || self.database.catalog_changed.load(SeqCst)
+            || !self.replies.is_empty()
+    }
+
+    fn warm_one(&mut self, id: i32) {
+        let declared = transaction(|| recommender::by_id(id));
+        let Some(keeping) = self.recommenders.get_mut(&id) else {
+            return;
+        };
+        let made = match declared {
+            Ok(Some(r)) if r.is_kept() && r.backfilled && r.trouble().is_none() => {
+                keeping.warming.step(&r)
+            }
+            Ok(_) => {
+                keeping.warming.rests_until = Some(Instant::now() + REST);
+                Ok(false)
+            }
+            Err(failed) => Err(failed),
+        };
+        match made {
+            Ok(true) => {
+                let counters = self.shared.counters_or_new(self.database_oid(), id);
+                if let Some(counters) = counters {
+                    counters.lists_warmed.fetch_add(1, SeqCst);
+                }
+            }
+            Ok(false) => {}
+            Err(failed) => {
+                // Lists are made when they are asked for.
+                keeping.warming.rests_until = Some(Instant::now() + REST);
+                report(&keeping.recommender, &failed);
+            }
+        }
+    }
+}
