@@ -185,6 +185,18 @@ impl From<Error> for Failed {
     }
 }
 
+/// The same for who goes on with it as an error of their own.
+impl From<Failed> for Error {
+    fn from(Failed { code, message }: Failed) -> Error {
+        Error::Option {
+            code,
+            message,
+            detail: None,
+            hint: None,
+        }
+    }
+}
+
 impl From<CaughtError> for Failed {
     fn from(cause: CaughtError) -> Failed {
         let (CaughtError::PostgresError(report)

@@ -12,7 +12,7 @@ use pgrx::prelude::*;
 
 use super::declare::confirm;
 use super::names::{self, quote};
-use super::pipeline::{self, Pipeline, Trouble};
+use super::pipeline::{self, Pipeline};
 use super::rights::As;
 use crate::capture::wake;
 use crate::dispatch::backfill::{self, size};
@@ -73,23 +73,13 @@ struct Wanted<'a> {
 }
 
 fn adopt(name: &str, wanted: Wanted) -> Result<i64> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     let pipeline = pipeline::find(name)?;
     pipeline::require_owner(&pipeline)?;
     if pipeline.paused {
         return Err(Error::Paused(pipeline.relation));
     }
-    let broken = |reason| Error::BrokenPipeline {
-        name: pipeline.relation.clone(),
-        reason,
-    };
-    if let Some(Trouble::Broken(reason)) = pipeline.trouble() {
-        return Err(broken(reason));
-    }
-    let endpoint = pipeline.endpoint().map_err(broken)?;
+    let endpoint = pipeline.require_endpoint()?;
     if wanted.model != Some(endpoint.model.as_str()) {
         let given = wanted.model.map_or("it is missing".to_owned(), |given| {
             format!("the server gives \"{}\", not \"{given}\"", endpoint.model)

@@ -20,7 +20,7 @@ use super::rights::{As, in_subtransaction, in_undone_subtransaction, with_settin
 use super::watch::{lock_in_tries, refresh, table_owner};
 use crate::capture::wake;
 use crate::dispatch::backfill;
-use crate::error::{Error, Failed, OrReport, Result};
+use crate::error::{Error, OrReport, Result};
 use crate::ledger::budget;
 use crate::observe::estimate::alteration::{self, Comes};
 use wanted::Wanted;
@@ -123,10 +123,7 @@ fn alter_pipeline(
 }
 
 fn alter(name: &str, given: &Given, dry_run: bool) -> Result<Comes> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     super::install::require_worker()?;
     let (is, wanted) = look(name, given)?;
     if wanted.is_as(&is) {
@@ -231,16 +228,7 @@ fn as_declared(is: &Pipeline, wanted: &Wanted) -> Result<Pipeline> {
         write(is.id, wanted)?;
         seeing_its_effects(|| pipeline::find(&is.relation))
     });
-    tried.map_err(as_error)
-}
-
-fn as_error(Failed { code, message }: Failed) -> Error {
-    Error::Option {
-        code,
-        message,
-        detail: None,
-        hint: None,
-    }
+    tried.map_err(Error::from)
 }
 
 /// Nobody else alters it until the end of the transaction.
@@ -258,7 +246,7 @@ fn hold(is: &Pipeline) -> Result<()> {
         Err(failed) if failed.code == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE => {
             Err(Error::LockBusy(is.relation.clone()))
         }
-        Err(failed) => Err(as_error(failed)),
+        Err(failed) => Err(failed.into()),
     }
 }
 

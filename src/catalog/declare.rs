@@ -149,10 +149,7 @@ pub fn create_for_items(
 }
 
 fn create(wanted: &Declaration, if_not_exists: bool) -> Result<pg_sys::Oid> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     super::install::require_worker()?;
     let source_name = qualified(wanted.source).ok_or_else(|| {
         Error::argument(

@@ -14,7 +14,7 @@ use pgrx::prelude::*;
 use super::declare::checks::{chunks_fit, form, long_texts, options, widest};
 use super::index::{Distance, Options};
 use super::names::{parts, quote, resolve};
-use super::pipeline::{self, Pipeline, Trouble};
+use super::pipeline::{self, Pipeline};
 use super::recommender::embedding::require_unused;
 use super::relations::make_table;
 use super::rights::As;
@@ -97,10 +97,7 @@ pub fn check(pipeline: &Pipeline, wish: Wish) -> Result<()> {
 /// The pipeline of that name, for its owner, whose generations nobody else changes until the transaction's end.
 fn changeable(name: &str) -> Result<Pipeline> {
     const LOCK: &str = "SELECT id FROM recsync.pipeline WHERE id = $1 FOR NO KEY UPDATE";
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     let pipeline = pipeline::find(name)?;
     pipeline::require_owner(&pipeline)?;
     {
@@ -198,12 +195,7 @@ struct New {
 
 impl New {
     fn of(pipeline: &Pipeline, others: &[Pipeline], wish: Wish) -> Result<New> {
-        if let Some(Trouble::Broken(reason)) = pipeline.trouble() {
-            return Err(Error::BrokenPipeline {
-                name: pipeline.relation.clone(),
-                reason,
-            });
-        }
+        pipeline.require_whole()?;
         if let Some(column) = &pipeline.into_column {
             return Err(Error::CannotRebuild {
                 pipeline: pipeline.relation.clone(),

@@ -57,6 +57,15 @@ pub fn installed_version() -> Result<Option<String>> {
     })
 }
 
+/// Refuses on a standby.
+pub fn require_primary() -> Result<()> {
+    // SAFETY: a plain question to the server.
+    match unsafe { pgrx::pg_sys::RecoveryInProgress() } {
+        true => Err(Error::Recovery),
+        false => Ok(()),
+    }
+}
+
 /// Refuses where the library and the extension in this database are of different versions, or there is no worker.
 pub fn require_worker() -> Result<()> {
     if shared::shared().is_none() {

@@ -269,6 +269,28 @@ impl Pipeline {
         self.of_pipeline.is_some() && !self.builds
     }
 
+    /// That it cannot run, and why.
+    pub fn broken(&self, reason: String) -> Error {
+        Error::BrokenPipeline {
+            name: self.relation.clone(),
+            reason,
+        }
+    }
+
+    /// Refuses where its declaration does not fit its tables.
+    pub fn require_whole(&self) -> Result<()> {
+        match self.trouble() {
+            Some(Trouble::Broken(reason)) => Err(self.broken(reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// By what its texts are embedded; an error where it is broken.
+    pub fn require_endpoint(&self) -> Result<Endpoint> {
+        self.require_whole()?;
+        self.endpoint().map_err(|reason| self.broken(reason))
+    }
+
     /// What is wrong with it, if anything.
     pub fn trouble(&self) -> Option<Trouble> {
         let broken = |reason: String| Some(Trouble::Broken(reason));

@@ -189,14 +189,7 @@ pub fn lock_in_tries(relation: pg_sys::Oid, name: &str, mode: u32) -> Result<()>
                 code: PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
                 ..
             }) => {}
-            Err(Failed { code, message }) => {
-                return Err(Error::Option {
-                    code,
-                    message,
-                    detail: None,
-                    hint: None,
-                });
-            }
+            Err(failed) => return Err(failed.into()),
         }
     }
     Err(Error::LockBusy(name.to_owned()))

@@ -66,10 +66,7 @@ struct Run {
 
 /// Applies the events of a JSON text, in their order.
 pub fn apply(events: &str, on_error: OnError) -> Result<Vec<Outcome>> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     let events = given::elements(events).ok_or_else(|| {
         let hint = "Give a JSON array of events, or one event.";
         Error::argument("events", "it is neither an array nor an object", hint)

@@ -21,7 +21,7 @@ pub mod price;
 use crate::catalog::declare::checks::{content_of_columns, form};
 use crate::catalog::expression::{self, Wanted};
 use crate::catalog::names::{self, qualified, quote, select_one};
-use crate::catalog::pipeline::{self, Trouble};
+use crate::catalog::pipeline;
 use crate::catalog::rights::As;
 use crate::catalog::server;
 use crate::catalog::watch::describe_source;
@@ -128,14 +128,7 @@ fn missing(argument: &'static str) -> Error {
 fn of_pipeline(name: &str) -> Result<Estimate> {
     let pipeline = pipeline::find(name)?;
     pipeline::require_owner(&pipeline)?;
-    let broken = |reason| Error::BrokenPipeline {
-        name: pipeline.relation.clone(),
-        reason,
-    };
-    if let Some(Trouble::Broken(reason)) = pipeline.trouble() {
-        return Err(broken(reason));
-    }
-    let endpoint = pipeline.endpoint().map_err(broken)?;
+    let endpoint = pipeline.require_endpoint()?;
     let long_text = pipeline.long_text(&endpoint);
     let (secret, size) = {
         let _as = As::extension();

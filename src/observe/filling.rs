@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use super::status::visible;
 use crate::capture::wake;
 use crate::catalog::expression::{self, Wanted};
-use crate::catalog::pipeline::{self, Pipeline, Trouble};
+use crate::catalog::pipeline::{self, Pipeline};
 use crate::catalog::rights::As;
 use crate::dispatch::backfill::size;
 use crate::error::{Error, OrReport, Result};
@@ -41,21 +41,13 @@ fn backfill(name: Option<&str>, row_filter: Option<&str>, rate: Option<i32>) -> 
 }
 
 fn begin(name: &str, row_filter: Option<&str>, rate: Option<i32>) -> Result<i64> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     let pipeline = pipeline::find(name)?;
     pipeline::require_owner(&pipeline)?;
     if pipeline.paused {
         return Err(Error::Paused(pipeline.relation));
     }
-    if let Some(Trouble::Broken(reason)) = pipeline.trouble() {
-        return Err(Error::BrokenPipeline {
-            name: pipeline.relation,
-            reason,
-        });
-    }
+    pipeline.require_whole()?;
     if rate.is_some_and(|rate| rate < 1) {
         return Err(Error::argument(
             "rate",

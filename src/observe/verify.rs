@@ -17,9 +17,9 @@ use crate::catalog::rights::As;
 use crate::dispatch::fault::Fault;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::Job;
-use crate::error::{Error, OrReport, Result};
-pub(super) use walk::is_of_a_row;
+use crate::error::{OrReport, Result};
 use walk::{Found, Walk};
+pub(super) use walk::{fail, is_of_a_row};
 
 /// The columns of `recsync.verify`.
 type Counts = (i64, i64, i64, i64);
@@ -91,10 +91,7 @@ fn repair(name: &str) -> i64 {
 }
 
 fn queue(name: &str) -> Result<i64> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pgrx::pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     let mut walk = Walk::of(name)?;
     let mut queued = 0;
     while let Some(found) = walk.next()? {

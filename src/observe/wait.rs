@@ -87,10 +87,7 @@ pub fn is_settled(name: &str, timeout: Duration) -> Result<bool> {
 
 /// The database for whose work the caller may wait, here and now.
 pub fn waitable() -> Result<&'static Database> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     require_new_snapshots()?;
     crate::catalog::install::require_worker()?;
     shared::shared()

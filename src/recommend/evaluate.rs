@@ -82,10 +82,7 @@ fn evaluated(
     sample: Option<i32>,
     hit: &str,
 ) -> Result<Vec<Row>> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     if !(1..=1_000).contains(&k) {
         let reason = format!("{k} places cannot be looked at");
         return Err(Error::argument("k", reason, "Give 1 to 1000."));

@@ -5,7 +5,6 @@
 
 use pgrx::JsonB;
 use pgrx::datum::Uuid;
-use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::Value;
 use std::time::Duration;
@@ -57,10 +56,7 @@ VALUES ($1, LEAST($2, pg_catalog.now()), $3, $4, $5, $6)";
     thread_local! {
         static STATEMENT: Statement = Statement::new(LOG);
     }
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     let list = list_id.and_then(|id| ListId::read(id.as_bytes()));
     let list = list.ok_or_else(|| {
         let hint = "Give the list_id of a row that recommend, or recommend_batch, has returned.";

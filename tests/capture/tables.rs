@@ -233,9 +233,9 @@ fn tables() -> Vec<Case> {
             .run("UPDATE item SET c100 = 1", "(UPDATE 1)")
             .run("UPDATE item SET title = 'changed', c199 = 1", "UPDATE 1"),
         Case::new("texts that are stored out of line")
-            .run("ALTER TABLE item ALTER title SET STORAGE external; INSERT INTO item VALUES (1, repeat('long text ', 20000))", "INSERT 1")
+            .run("ALTER TABLE item ALTER title SET STORAGE external; INSERT INTO item VALUES (1, repeat('long text ', 3000))", "INSERT 1")
             .run("UPDATE item SET stock = stock + 1", "(UPDATE 1)")
-            .run("UPDATE item SET title = repeat('long text ', 20000)", "")
+            .run("UPDATE item SET title = repeat('long text ', 3000)", "")
             .run("UPDATE item SET title = title || '.'", "UPDATE 1")
             .run("DELETE FROM item", "DELETE 1"),
         Case::over("columns without an equality of their own", "CREATE TABLE item (id int PRIMARY KEY, price numeric, data json, place point)")

@@ -176,7 +176,6 @@ fn search_lists_each_row_once_by_its_best_chunk() {
             wait_until(PATIENCE, "the index is there", || {
                 db.one::<bool>("SELECT EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
                                  WHERE i.indrelid = 'item_embedding_g1'::regclass AND i.indisvalid AND c.relname LIKE '%hnsw%')")
-                    || { db.run("SELECT pg_sleep(0.05)"); false }
             });
         }
         let wanted: String = db.one(

@@ -43,9 +43,11 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
         "recsync.change_log",
         "recsync.dead_letter",
         "recsync.errors",
+        "recsync.generation",
         "recsync.model",
         "recsync.shown",
         "recsync.status",
+        "recsync.usage",
     ];
     for relation in relations {
         if for_everybody.contains(&relation.as_str()) {

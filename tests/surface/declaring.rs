@@ -245,7 +245,7 @@ fn drop_pipeline_takes_view_vectors_work_and_triggers_and_keep_vectors_keeps_the
     assert_eq!(db.one::<i64>("SELECT count(*) FROM kept_g1"), 1);
     assert_eq!(
         db.one::<i64>("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'item'::regclass"),
-        2,
+        3,
         "the other pipeline's"
     );
     db.run("UPDATE item SET title = 'two'");

@@ -96,10 +96,7 @@ fn alter_recommender(
 }
 
 fn alter(name: &str, changes: &Changes) -> Result<()> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     crate::catalog::install::require_worker()?;
     let is = find(name)?;
     require_owner(&is)?;

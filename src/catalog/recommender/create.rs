@@ -147,10 +147,7 @@ pub fn require_history(history: i32) -> Result<()> {
 }
 
 fn create(wanted: &Declaration, if_not_exists: bool) -> Result<String> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     crate::catalog::install::require_worker()?;
     let items = described("items", wanted.items)?;
     let interactions = described("interactions", wanted.interactions)?;

@@ -90,10 +90,7 @@ fn drop_interactions(name: &str, source: pg_sys::Oid) {
 }
 
 fn add(name: &str, wish: &Wish) -> Result<()> {
-    // SAFETY: a plain question to the server.
-    if unsafe { pg_sys::RecoveryInProgress() } {
-        return Err(Error::Recovery);
-    }
+    crate::catalog::install::require_primary()?;
     crate::catalog::install::require_worker()?;
     let recommender = find(name)?;
     require_owner(&recommender)?;

@@ -10,7 +10,7 @@ use super::sample::Sample;
 use super::size::Shape;
 use super::{AT_ONCE, estimate};
 use crate::catalog::names;
-use crate::catalog::pipeline::{Pipeline, Trouble};
+use crate::catalog::pipeline::Pipeline;
 use crate::catalog::rights::{As, in_undone_subtransaction};
 use crate::dispatch::backfill::{self, Rows};
 use crate::dispatch::environment::Environment;
@@ -20,9 +20,8 @@ use crate::dispatch::read::in_snapshot_of_now;
 use crate::dispatch::render::{Renderer, content_hash, secret, text_hash};
 use crate::embed::endpoint::Endpoint;
 use crate::embed::long_text::LongText;
-use crate::error::{Error, Failed, Result};
-use crate::observe::verify::is_of_a_row;
-use crate::worker::process::is_definition;
+use crate::error::{Error, Result};
+use crate::observe::verify::{fail, is_of_a_row};
 
 /// The columns of `recsync.alter_pipeline`; `None`: nobody has looked.
 pub struct Comes {
@@ -66,14 +65,7 @@ impl Comes {
 
 /// Of a pipeline as it would be declared, beside the vectors that it has.
 pub fn of(mut pipeline: Pipeline, is: &Pipeline) -> Result<Comes> {
-    let broken = |reason| Error::BrokenPipeline {
-        name: pipeline.relation.clone(),
-        reason,
-    };
-    if let Some(Trouble::Broken(reason)) = pipeline.trouble() {
-        return Err(broken(reason));
-    }
-    let endpoint = pipeline.endpoint().map_err(broken)?;
+    let endpoint = pipeline.require_endpoint()?;
     let secret = {
         let _as = As::extension();
         secret()?
@@ -161,7 +153,7 @@ impl Counts<'_> {
         });
         match looked {
             Ok(rows) => rows.into_iter().try_for_each(|row| self.add(&row)),
-            Err(failed) if !is_of_a_row(failed.code) => self.fail(failed),
+            Err(failed) if !is_of_a_row(failed.code) => fail(self.pipeline, failed),
             Err(_) if jobs.len() > 1 => {
                 let (one, other) = jobs.split_at(jobs.len() / 2);
                 self.look(one)?;
@@ -199,16 +191,6 @@ impl Counts<'_> {
             Some([piece]) => row.is_of(&piece.hash, &self.endpoint.model),
             _ => false,
         })
-    }
-
-    fn fail(&self, failed: Failed) -> Result<()> {
-        if is_definition(failed.code) {
-            return Err(Error::BrokenPipeline {
-                name: self.pipeline.relation.clone(),
-                reason: failed.message,
-            });
-        }
-        failed.raise()
     }
 
     fn comes(&self) -> Result<Comes> {

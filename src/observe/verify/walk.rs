@@ -58,21 +58,13 @@ impl Walk {
         if pipeline.paused {
             return Err(Error::Paused(pipeline.relation));
         }
-        let broken = |reason| Error::BrokenPipeline {
-            name: pipeline.relation.clone(),
-            reason,
-        };
-        match pipeline.trouble() {
-            Some(Trouble::Broken(reason)) => return Err(broken(reason)),
-            Some(Trouble::Restoring) => {
-                return Err(broken(format!(
-                    "the triggers of {} are not in place or disabled; a restore may be under way",
-                    pipeline.source
-                )));
-            }
-            None => {}
+        if pipeline.trouble() == Some(Trouble::Restoring) {
+            return Err(pipeline.broken(format!(
+                "the triggers of {} are not in place or disabled; a restore may be under way",
+                pipeline.source
+            )));
         }
-        let endpoint = pipeline.endpoint().map_err(broken)?;
+        let endpoint = pipeline.require_endpoint()?;
         let long_text = pipeline.long_text(&endpoint);
         let secret = {
             let _as = As::extension();
@@ -154,7 +146,7 @@ impl Walk {
     fn check(&self, jobs: &[Job], found: &mut Vec<Found>) -> Result<()> {
         match self.faults_among(jobs) {
             Ok(faults) => found.extend(faults),
-            Err(failed) if !is_of_a_row(failed.code) => self.fail(failed)?,
+            Err(failed) if !is_of_a_row(failed.code) => fail(&self.pipeline, failed)?,
             Err(_) if jobs.len() > 1 => {
                 let (one, other) = jobs.split_at(jobs.len() / 2);
                 self.check(one, found)?;
@@ -164,7 +156,7 @@ impl Walk {
                 let stale = |jobs: &[Job]| Ok(vec![Some(Fault::Stale); jobs.len()]);
                 match self.confirm(jobs, stale) {
                     Ok(faults) => found.extend(faults),
-                    Err(failed) => self.fail(failed)?,
+                    Err(failed) => fail(&self.pipeline, failed)?,
                 }
             }
         }
@@ -216,21 +208,19 @@ impl Walk {
             })
         })
     }
-
-    fn fail(&self, failed: Failed) -> Result<()> {
-        if is_definition(failed.code) {
-            return Err(Error::BrokenPipeline {
-                name: self.pipeline.relation.clone(),
-                reason: failed.message,
-            });
-        }
-        failed.raise()
-    }
 }
 
 fn with_fault(jobs: &[Job], faults: Vec<Option<Fault>>) -> impl Iterator<Item = (&Job, Fault)> {
     let pairs = jobs.iter().zip(faults);
     pairs.filter_map(|(job, fault)| Some((job, fault?)))
+}
+
+/// Why rows cannot be rendered: the pipeline is broken, or what it was is raised.
+pub fn fail<T>(pipeline: &Pipeline, failed: Failed) -> Result<T> {
+    if is_definition(failed.code) {
+        return Err(pipeline.broken(failed.message));
+    }
+    failed.raise()
 }
 
 /// Whether an error may be due to one row's values: not the declaration, a lock, the server's resources or its faults.
