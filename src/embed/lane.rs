@@ -108,7 +108,7 @@ impl Lane {
     ) -> Lane {
         let max_concurrency = endpoint.max_concurrency;
         let courier = Courier::new(endpoint, policy);
-        let work = move |batch: &Batch| courier.deliver(&batch.inputs);
+        let work = move |batch: &Batch, _: &mut Sent| courier.deliver(&batch.inputs);
         Lane::with_work(id, max_concurrency, Box::new(work), replies, waker)
     }
 
