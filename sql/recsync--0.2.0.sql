@@ -421,6 +421,78 @@ COMMENT ON FUNCTION unseen_v1() IS 'Trigger function of a watched table: notes i
 -- requires:
 --   tables
 
+-- What listens, and what it has not been told yet.
+
+-- A hook. Its id is one of the pipelines' numbers: dead letters and the worker's counters know all by one number. It
+-- belongs to a role by name, since nothing else of it is an object that a role could own.
+CREATE TABLE hook (
+    id             integer PRIMARY KEY DEFAULT pg_catalog.nextval('@extschema@.pipeline_id_seq'),
+    name           text NOT NULL UNIQUE,            -- qualified and quoted
+    owner          text NOT NULL,                   -- a role, quoted
+    event          text NOT NULL CHECK (event IN ('embedded', 'invalidated', 'generation', 'dead_letter', 'budget')),
+    pipeline_id    integer REFERENCES pipeline ON DELETE CASCADE,    -- of which it hears
+    recommender_id integer REFERENCES recommender ON DELETE CASCADE, -- or of this; neither: of all that its owner owns
+    server         text,                            -- where its letters go; NULL: nowhere, it is NOTIFY only
+    path           text NOT NULL,
+    method         text NOT NULL CHECK (method IN ('POST', 'PUT', 'PATCH')),
+    body           jsonb,                           -- with placeholders; NULL: the usual one
+    channel        text UNIQUE,                     -- of NOTIFY; NULL: none
+    paused         boolean NOT NULL DEFAULT false,
+    paused_reason  text,
+    paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
+    created_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    CHECK (pipeline_id IS NULL OR recommender_id IS NULL),
+    CHECK (server IS NOT NULL OR channel IS NOT NULL),
+    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
+);
+COMMENT ON TABLE hook IS 'What listens to events of pipelines and recommenders: made by create_hook.';
+
+-- What a hook has not been told yet: written in the transaction that makes it true, deleted when it is told. Who writes
+-- holds a lock on the sequence until it commits: numbers are in the order of the commits, so that the worker reads from
+-- the last one on and meets no dead entry twice. No foreign key: what makes it true waits for nobody who drops a hook.
+CREATE SEQUENCE delivery_number AS bigint;
+CREATE TABLE delivery (
+    hook_id         integer NOT NULL,
+    number          bigint NOT NULL DEFAULT pg_catalog.nextval('@extschema@.delivery_number'),
+    message_id      uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(), -- the same whenever it is sent
+    source          text NOT NULL,                  -- the name of what it is of
+    keys            json NOT NULL,                  -- of rows, or scopes
+    data            json NOT NULL,                  -- what else its event says
+    created_at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    attempt         integer NOT NULL DEFAULT 0,
+    available_at    timestamptz NOT NULL DEFAULT '-infinity', -- not before this; infinity: given up
+    last_attempt_at timestamptz,
+    PRIMARY KEY (hook_id, number)
+);
+COMMENT ON TABLE delivery IS 'What hooks have not been told yet. Not dumped: a restored copy says nothing of what it did not do.';
+
+SELECT pg_catalog.pg_extension_config_dump('hook', '');
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
+
+CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
+COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
+
+CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
+LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
+COMMENT ON FUNCTION embed(text, text, text) IS
+'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
 -- The register of applied events, a ring of four tables. A row is an event that was applied, or a key of a table with the
 -- sequence of the last event that was applied to it; both by a digest of whose it is, so that no value of anybody's
 -- stands here. Written by apply_events as recsync's owner; nobody else has rights on it. Not dumped: what it names is
@@ -458,26 +530,6 @@ CREATE TABLE event_dead_letter (
 COMMENT ON TABLE event_dead_letter IS 'Events that apply_events(…, on_error => ''dead_letter'') could not apply, with the reason. They hold what was sent: readable by recsync_admin only, who may delete them, too.';
 GRANT SELECT, DELETE ON event_dead_letter TO recsync_admin;
 SELECT pg_catalog.pg_extension_config_dump('event_dead_letter', '');
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   tables
-
-
-CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
-COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   tables
-
-
-CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
-LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
-COMMENT ON FUNCTION embed(text, text, text) IS
-'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -609,6 +661,14 @@ AS 'MODULE_PATHNAME', 'counters_v2_wrapper';
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::hooks::declare::create_hook
+
+CREATE FUNCTION create_hook(name text, event text, server text DEFAULT NULL, path text DEFAULT '/', method text DEFAULT 'POST', body jsonb DEFAULT NULL, listens_to text DEFAULT NULL, notify boolean DEFAULT true, if_not_exists boolean DEFAULT false) RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_hook_wrapper';
+COMMENT ON FUNCTION create_hook(text, text, text, text, text, jsonb, text, boolean, boolean) IS
+'Tells others what happens here: the worker sends a signed letter to a server of api webhook (at least once, with the same webhook-id; Standard Webhooks 1.0), and says the same by NOTIFY. event: embedded, invalidated, generation, dead_letter or budget. server: NULL for NOTIFY only. path: below the server''s url. method: POST, PUT or PATCH. body: JSON in which {{keys}}, {{source}}, {{timestamp}} and others are filled in. listens_to: a pipeline or recommender; NULL: all that the caller owns. notify: whether to NOTIFY, too, on the channel that recsync.hook_channel names. Returns the hook''s full name. Errors: 42501 without CREATE on its schema, USAGE on the server or what it listens to, 42704 for what does not exist, 42710 where it exists, 22023 for bad arguments.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::catalog::declare::create_pipeline_v2
 
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
@@ -637,6 +697,14 @@ COMMENT ON FUNCTION create_recommender IS
 CREATE FUNCTION drop_generation(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_generation_wrapper';
 COMMENT ON FUNCTION drop_generation(text) IS
 'Drops the generation that a rebuild has kept, and frees its space: there is nothing to roll back to after that. Errors: 42704 where there is no such pipeline, or none is kept, 42501 for others than its owner and recsync_admin, 55006 while it is rolled back to, 25006 on a standby.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::hooks::declare::drop_hook
+
+CREATE FUNCTION drop_hook(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_hook_wrapper';
+COMMENT ON FUNCTION drop_hook(text, boolean) IS
+'Ends a hook: what it has not told yet is forgotten. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -693,6 +761,38 @@ COMMENT ON FUNCTION evaluate(text, integer, text, integer, text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::observe::errors::failures
+CREATE  FUNCTION "failures"() RETURNS TABLE (
+	"pipeline_id" INT,  /* i32 */
+	"class" TEXT,  /* String */
+	"status" INT,  /* Option < i32 > */
+	"sqlstate" TEXT,  /* Option < String > */
+	"message" TEXT,  /* String */
+	"at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"count" bigint  /* i64 */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'failures_wrapper';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   failures
+--   tables
+
+
+COMMENT ON FUNCTION failures() IS 'What has gone wrong lately, kept in shared memory, of the pipelines and recommenders that the caller may see; see recsync.errors.';
+CREATE VIEW errors WITH (security_barrier) AS
+    SELECT p.kind, p.name, f.class, f.status, f.sqlstate, f.message, f.at, f.count
+      FROM failures() f
+      JOIN (SELECT id, 'pipeline' AS kind, relation AS name FROM pipeline
+            UNION ALL SELECT m.id, 'recommender', r.name FROM member m JOIN recommender r ON r.id = m.recommender_id) p ON p.id = f.pipeline_id;
+COMMENT ON VIEW errors IS 'What has gone wrong lately: of each pipeline and recommender the last eight kinds of failure since the server started, by class, HTTP status and SQLSTATE, with when the last was and how often it came. message says what the class means, and nothing of a row''s. Readable by the owner of the pipeline or of the recommender''s items, recsync_admin and pg_monitor.';
+GRANT SELECT ON errors TO PUBLIC;
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::observe::filling::filling
 CREATE  FUNCTION "filling"() RETURNS TABLE (
 	"pipeline_id" INT,  /* i32 */
@@ -721,6 +821,24 @@ COMMENT ON FUNCTION forget(text, text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::observe::metrics::health
+
+CREATE FUNCTION health() RETURNS TABLE (check_name text, subject text, ok boolean, detail text, hint text) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'health_wrapper';
+REVOKE ALL ON FUNCTION health() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION health() TO pg_monitor, recsync_admin;
+COMMENT ON FUNCTION health() IS
+'Whether recsync does its work, in all databases of the cluster: a row a thing that was looked at (launcher, worker, pipeline, recommender, provider), what it is about (a database; with a pipeline or recommender), whether it is well, and if not what to do. What somebody has decided, as a pause, is no fault. http://<recsync.metrics_listen>/healthz is 503 where one is not ok. For pg_monitor and recsync_admin. Errors: 55000 recsync is not preloaded.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::hooks::declare::hook_channel
+
+CREATE FUNCTION hook_channel(name text) RETURNS text LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'hook_channel_wrapper';
+COMMENT ON FUNCTION hook_channel(text) IS
+'The channel on which a hook is heard: LISTEN it, quoted as an identifier (format(''LISTEN %I'', …)). NULL where it was made with notify => false. Errors: 42704 where it does not exist, 42501 for others than its owner and recsync_admin.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::observe::generations::index_progress
 CREATE  FUNCTION "index_progress"(
 	"relation" TEXT /* & str */
@@ -743,11 +861,28 @@ COMMENT ON FUNCTION index_progress(text) IS 'Whether a table has a valid index o
 /* </end connected objects> */
 
 /* <begin connected objects> */
+-- recsync::observe::list_cache::list_counters
+
+CREATE FUNCTION list_counters() RETURNS TABLE (recommender_id integer, ready bigint, made bigint, warmed bigint) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'list_counters_wrapper';
+COMMENT ON FUNCTION list_counters() IS 'Numbers of lists in shared memory, of the recommenders that the caller may see; see recsync.list_cache.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
 -- recsync::recommend::shown::log_shown
 
 CREATE FUNCTION log_shown(list_id uuid, placement text DEFAULT NULL, items text[] DEFAULT NULL, reasons jsonb DEFAULT NULL, shown_at timestamptz DEFAULT NULL) RETURNS void LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'log_shown_wrapper';
 COMMENT ON FUNCTION log_shown(uuid, text, text[], jsonb, timestamptz) IS
 'Notes what was shown of a list, for recsync.attribution: one INSERT. list_id: of the list, as recommend gave it; it says of which recommender and, without naming the user, whose the list is. placement: where, up to 100 characters; items: the keys of the items that were shown, as text, up to 10000; without them the showing is counted, but not what comes of it; an empty array notes nothing. reasons: their reasons as recommend gave them, a JSON array in the same order, by which the source of each is known. shown_at: when, now by default, and where it is later than that. Kept for recsync.shown_retention. Needs EXECUTE on <name>_recommend. Errors: 42501 without it, 42704 the recommender does not exist any more, 22023 not a list_id, or bad items, reasons or placement, 22P02 (or what the type says) an item that is no key of the items, 55000 where a table is gone, 25006 on a standby.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::metrics::metrics
+
+CREATE FUNCTION metrics() RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'metrics_wrapper';
+REVOKE ALL ON FUNCTION metrics() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION metrics() TO pg_monitor, recsync_admin;
+COMMENT ON FUNCTION metrics() IS
+'Numbers of all databases of the cluster that have recsync, as OpenMetrics 1.0 text: what http://<recsync.metrics_listen>/metrics gives. Counters and histograms start at zero with the server. Holds names of databases, pipelines, recommenders and servers, and no text of a row. For pg_monitor and recsync_admin. Errors: 55000 recsync is not preloaded.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -764,7 +899,7 @@ AS 'MODULE_PATHNAME', 'owner_of_wrapper';
 -- recsync::catalog::change::pause
 
 CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'pause_wrapper';
-COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline or recommender; capture goes on, so nothing is lost. resume(name) picks up.';
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -862,7 +997,7 @@ AS 'MODULE_PATHNAME', 'repair_wrapper';
 -- recsync::catalog::change::resume
 
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'resume_wrapper';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -870,7 +1005,7 @@ COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run a
 
 CREATE FUNCTION retry_dead_letters(name text, class text DEFAULT NULL, before timestamptz DEFAULT NULL, keys text[] DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'retry_dead_letters_wrapper';
 COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz, text[]) IS
-'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. Returns how many. Errors: 42704 unknown pipeline, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
+'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. A hook''s are letters by their webhook-id (without msg_): what was told since comes before them. Returns how many. Errors: 42704 unknown pipeline or hook, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1149,10 +1284,11 @@ COMMENT ON VIEW change_log IS 'Every committed change of a watched table: the au
 CREATE VIEW dead_letter WITH (security_barrier) AS
     SELECT p.relation AS pipeline, d.record_key, d.attempt, d.class, d.status, d.message, d.failed_at
       FROM dead_letter_log d
-      JOIN (SELECT id, relation, relation AS owned FROM pipeline UNION ALL SELECT m.id, r.name, r.items FROM member m JOIN recommender r ON r.id = m.recommender_id) p ON p.id = d.pipeline_id
-      CROSS JOIN LATERAL (SELECT owner_of(p.owned) AS owner) o
+      JOIN (SELECT id, relation, relation AS owned, NULL AS role FROM pipeline UNION ALL SELECT m.id, r.name, r.items, NULL FROM member m JOIN recommender r ON r.id = m.recommender_id
+            UNION ALL SELECT id, name, NULL, owner FROM hook) p ON p.id = d.pipeline_id
+      CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.to_regrole(p.role)::oid, owner_of(p.owned)) AS owner) o
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE');
-COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline or of the recommender''s items, and recsync_admin. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
+COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline, of the hook or of the recommender''s items, and recsync_admin. A hook''s are letters: record_key is the webhook-id without msg_. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
 
 CREATE VIEW usage WITH (security_barrier) AS
     WITH seen AS MATERIALIZED (SELECT pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE') AS all_of_it)
@@ -1245,12 +1381,28 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
+    SELECT 'hook', h.name, CASE WHEN h.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' ELSE 'running' END,
+           q.waiting, COALESCE(n.in_flight, 0), d.dead,
+           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - q.oldest), 0), NULL,
+           COALESCE(n.embedded, 0), COALESCE(n.requests, 0), 0, q.newest, n.last_embedded, COALESCE(n.failure, d.last_error), h.paused_reason, w.missing,
+           NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0
+      FROM hook h
+      LEFT JOIN counters() n ON n.pipeline_id = h.id
+      CROSS JOIN (SELECT worker_missing() AS missing) w
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS waiting, pg_catalog.min(created_at) AS oldest, pg_catalog.max(created_at) AS newest
+                            FROM delivery WHERE hook_id = h.id AND available_at < 'infinity') q
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead,
+                                 (pg_catalog.array_agg(class || COALESCE(' (HTTP ' || status || ')', '') ORDER BY failed_at DESC))[1] AS last_error
+                            FROM dead_letter_log WHERE pipeline_id = h.id) d
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(pg_catalog.to_regrole(h.owner)::oid, 'USAGE')
+    UNION ALL
     SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent; and of how many texts only the beginning was sent (truncated).';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender, hook or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent; and of how many texts only the beginning was sent (truncated). Of a hook, embedded counts the letters that have arrived.';
 
 CREATE VIEW generation WITH (security_barrier) AS
     SELECT COALESCE(s.relation, p.relation) AS pipeline, p.generation,
@@ -1282,6 +1434,14 @@ CREATE VIEW model WITH (security_barrier) AS
         OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW model IS 'One row a model of a recommender: when the one in service was trained, when the last training began, on how many users, items and interactions (pairs of a user and an item), the most memory that it took, in bytes, and why it has failed, if it has.';
 
+CREATE VIEW list_cache WITH (security_barrier) AS
+    SELECT r.name AS recommender, COALESCE(c.ready, 0) AS ready, COALESCE(c.made, 0) AS made, COALESCE(c.warmed, 0) AS warmed
+      FROM recommender r LEFT JOIN list_counters() c ON c.recommender_id = r.id
+      CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE');
+COMMENT ON VIEW list_cache IS 'One row a recommender: how many of the lists that recommend has given were ready before they were asked for, how many were made then, and how many the worker has made before they were asked for, since its start or that of the server.';
+
 CREATE VIEW shown WITH (security_barrier) AS
     WITH visible AS MATERIALIZED (
          SELECT r.id, r.name FROM recommender r CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
@@ -1295,12 +1455,12 @@ CREATE VIEW attribution WITH (security_barrier) AS
     SELECT recommender, placement, source, shown, attributable, clicked, converted FROM attribution();
 COMMENT ON VIEW attribution IS 'What has come of what was shown, by recommender, placement and source: the function attribution() without arguments. Readable by the owner of the recommender''s items, recsync_admin and pg_monitor.';
 
-GRANT SELECT ON change_log, dead_letter, usage, status, generation, model, shown, attribution TO PUBLIC;
+GRANT SELECT ON change_log, dead_letter, usage, status, generation, model, list_cache, shown, attribution TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';
 CREATE FOREIGN DATA WRAPPER recsync NO HANDLER VALIDATOR fdw_validator;
-COMMENT ON FOREIGN DATA WRAPPER recsync IS 'Servers of this wrapper are embedding APIs.';
+COMMENT ON FOREIGN DATA WRAPPER recsync IS 'Servers of this wrapper are embedding APIs, and receivers of hooks.';
 GRANT USAGE ON FOREIGN DATA WRAPPER recsync TO recsync_admin;
 
 SELECT announce();
