@@ -140,12 +140,77 @@ CREATE TABLE budget_notice (
 );
 COMMENT ON TABLE budget_notice IS 'Pipelines of whose budget 80% or all is spent: for recsync.status.';
 
+-- A hook. Its id is one of the pipelines' numbers: dead letters and the worker's counters know all by one number. It
+-- belongs to a role by name, since nothing else of it is an object that a role could own.
+CREATE TABLE hook (
+    id             integer PRIMARY KEY DEFAULT pg_catalog.nextval('@extschema@.pipeline_id_seq'),
+    name           text NOT NULL UNIQUE,            -- qualified and quoted
+    owner          text NOT NULL,                   -- a role, quoted
+    event          text NOT NULL CHECK (event IN ('embedded', 'invalidated', 'generation', 'dead_letter', 'budget')),
+    pipeline_id    integer REFERENCES pipeline ON DELETE CASCADE,    -- of which it hears
+    recommender_id integer REFERENCES recommender ON DELETE CASCADE, -- or of this; neither: of all that its owner owns
+    server         text,                            -- where its letters go; NULL: nowhere, it is NOTIFY only
+    path           text NOT NULL,
+    method         text NOT NULL CHECK (method IN ('POST', 'PUT', 'PATCH')),
+    body           jsonb,                           -- with placeholders; NULL: the usual one
+    channel        text UNIQUE,                     -- of NOTIFY; NULL: none
+    paused         boolean NOT NULL DEFAULT false,
+    paused_reason  text,
+    paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
+    created_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    CHECK (pipeline_id IS NULL OR recommender_id IS NULL),
+    CHECK (server IS NOT NULL OR channel IS NOT NULL),
+    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
+);
+COMMENT ON TABLE hook IS 'What listens to events of pipelines and recommenders: made by create_hook.';
+
+-- What a hook has not been told yet: written in the transaction that makes it true, deleted when it is told. Who writes
+-- holds a lock on the sequence until it commits: numbers are in the order of the commits, so that the worker reads from
+-- the last one on and meets no dead entry twice. No foreign key: what makes it true waits for nobody who drops a hook.
+CREATE SEQUENCE delivery_number AS bigint;
+CREATE TABLE delivery (
+    hook_id         integer NOT NULL,
+    number          bigint NOT NULL DEFAULT pg_catalog.nextval('@extschema@.delivery_number'),
+    message_id      uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(), -- the same whenever it is sent
+    source          text NOT NULL,                  -- the name of what it is of
+    keys            json NOT NULL,                  -- of rows, or scopes
+    data            json NOT NULL,                  -- what else its event says
+    created_at      timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    attempt         integer NOT NULL DEFAULT 0,
+    available_at    timestamptz NOT NULL DEFAULT '-infinity', -- not before this; infinity: given up
+    last_attempt_at timestamptz,
+    PRIMARY KEY (hook_id, number)
+);
+COMMENT ON TABLE delivery IS 'What hooks have not been told yet. Not dumped: a restored copy says nothing of what it did not do.';
+
+-- Lists of users that are ready before they are asked for, of the recommenders that are there.
+DO $$
+DECLARE
+    made record;
+BEGIN
+    FOR made IN
+        SELECT r.id, c.relowner::regrole AS owner
+          FROM @extschema@.recommender r JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(r.items)
+         WHERE pg_catalog.to_regclass('@extschema@.interaction_' || r.id) IS NOT NULL
+    LOOP
+        EXECUTE pg_catalog.format(
+            $sql$CREATE TABLE @extschema@.list_%1$s WITH (fillfactor = 70) AS
+                 SELECT user_id, 0::bigint AS generation, NULL::timestamptz AS made_at, NULL::timestamptz AS active_at,
+                        ARRAY[item_id] AS items, NULL::float8[] AS scores, NULL::int4[] AS places FROM @extschema@.interaction_%1$s WITH NO DATA;
+                 ALTER TABLE @extschema@.list_%1$s ADD PRIMARY KEY (user_id), ALTER generation SET NOT NULL, ALTER made_at SET NOT NULL,
+                     ALTER active_at SET NOT NULL, ALTER items SET NOT NULL, ALTER scores SET NOT NULL, ALTER places SET NOT NULL;
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON @extschema@.list_%1$s TO %2$s$sql$, made.id, made.owner);
+    END LOOP;
+END
+$$;
+
 SELECT pg_catalog.pg_extension_config_dump('dead_letter_log', '');
 SELECT pg_catalog.pg_extension_config_dump('site', '');
 SELECT pg_catalog.pg_extension_config_dump('adopted', '');
 SELECT pg_catalog.pg_extension_config_dump('usage_log', '');
 SELECT pg_catalog.pg_extension_config_dump('usage_day', '');
 SELECT pg_catalog.pg_extension_config_dump('usage_name', '');
+SELECT pg_catalog.pg_extension_config_dump('hook', '');
 
 CREATE FUNCTION unseen_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'unseen_v1';
 COMMENT ON FUNCTION unseen_v1() IS 'Trigger function of a watched table: notes in the change log that a session with session_replication_role = replica has written to it. Made by create_pipeline and audit; its argument is the id of recsync.source.';
@@ -214,6 +279,9 @@ LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'counters_v2_wrapper';
 
 COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines and recommenders that the caller may see; see recsync.status.';
+CREATE FUNCTION create_hook(name text, event text, server text DEFAULT NULL, path text DEFAULT '/', method text DEFAULT 'POST', body jsonb DEFAULT NULL, listens_to text DEFAULT NULL, notify boolean DEFAULT true, if_not_exists boolean DEFAULT false) RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'create_hook_wrapper';
+COMMENT ON FUNCTION create_hook(text, text, text, text, text, jsonb, text, boolean, boolean) IS
+'Tells others what happens here: the worker sends a signed letter to a server of api webhook (at least once, with the same webhook-id; Standard Webhooks 1.0), and says the same by NOTIFY. event: embedded, invalidated, generation, dead_letter or budget. server: NULL for NOTIFY only. path: below the server''s url. method: POST, PUT or PATCH. body: JSON in which {{keys}}, {{source}}, {{timestamp}} and others are filled in. listens_to: a pipeline or recommender; NULL: all that the caller owns. notify: whether to NOTIFY, too, on the channel that recsync.hook_channel names. Returns the hook''s full name. Errors: 42501 without CREATE on its schema, USAGE on the server or what it listens to, 42704 for what does not exist, 42710 where it exists, 22023 for bad arguments.';
 ALTER FUNCTION create_pipeline RENAME TO create_pipeline_of_0_1_0;
 CREATE FUNCTION create_pipeline(name text, source regclass, columns text[] DEFAULT NULL, content text DEFAULT NULL, server text DEFAULT NULL,
     schedule text DEFAULT 'realtime', debounce interval DEFAULT NULL, max_delay interval DEFAULT NULL, row_filter text DEFAULT NULL, long_text text DEFAULT 'truncate', storage text DEFAULT NULL,
@@ -241,6 +309,22 @@ DROP FUNCTION create_pipeline_of_0_1_0;
 CREATE FUNCTION drop_generation(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_generation_wrapper';
 COMMENT ON FUNCTION drop_generation(text) IS
 'Drops the generation that a rebuild has kept, and frees its space: there is nothing to roll back to after that. Errors: 42704 where there is no such pipeline, or none is kept, 42501 for others than its owner and recsync_admin, 55006 while it is rolled back to, 25006 on a standby.';
+CREATE FUNCTION drop_hook(name text, if_exists boolean DEFAULT false) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'drop_hook_wrapper';
+COMMENT ON FUNCTION drop_hook(text, boolean) IS
+'Ends a hook: what it has not told yet is forgotten. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin.';
+CREATE  FUNCTION "failures"() RETURNS TABLE (
+	"pipeline_id" INT,  /* i32 */
+	"class" TEXT,  /* String */
+	"status" INT,  /* Option < i32 > */
+	"sqlstate" TEXT,  /* Option < String > */
+	"message" TEXT,  /* String */
+	"at" timestamp with time zone,  /* Option < TimestampWithTimeZone > */
+	"count" bigint  /* i64 */
+)
+STRICT VOLATILE
+LANGUAGE c /* Rust */
+AS 'MODULE_PATHNAME', 'failures_wrapper';
+COMMENT ON FUNCTION failures() IS 'What has gone wrong lately, kept in shared memory, of the pipelines and recommenders that the caller may see; see recsync.errors.';
 CREATE  FUNCTION "filling"() RETURNS TABLE (
 	"pipeline_id" INT,  /* i32 */
 	"rate" double precision,  /* Option < f64 > */
@@ -250,6 +334,12 @@ STRICT VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'filling_wrapper';
 COMMENT ON FUNCTION filling() IS 'How fast the backfills go that are under way, in rows a second, and what they wait for, of the pipelines that the caller may see; see recsync.status.';
+CREATE FUNCTION health() RETURNS TABLE (check_name text, subject text, ok boolean, detail text, hint text) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'health_wrapper';
+COMMENT ON FUNCTION health() IS
+'Whether recsync does its work, in all databases of the cluster: a row a thing that was looked at (launcher, worker, pipeline, recommender, provider), what it is about (a database; with a pipeline or recommender), whether it is well, and if not what to do. What somebody has decided, as a pause, is no fault. http://<recsync.metrics_listen>/healthz is 503 where one is not ok. For pg_monitor and recsync_admin. Errors: 55000 recsync is not preloaded.';
+CREATE FUNCTION hook_channel(name text) RETURNS text LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'hook_channel_wrapper';
+COMMENT ON FUNCTION hook_channel(text) IS
+'The channel on which a hook is heard: LISTEN it, quoted as an identifier (format(''LISTEN %I'', …)). NULL where it was made with notify => false. Errors: 42704 where it does not exist, 42501 for others than its owner and recsync_admin.';
 CREATE  FUNCTION "index_progress"(
 	"relation" TEXT /* & str */
 ) RETURNS TABLE (
@@ -261,6 +351,11 @@ STRICT VOLATILE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'index_progress_wrapper';
 COMMENT ON FUNCTION index_progress(text) IS 'Whether a table has a valid index over vectors, and how far its build is; for recsync.generation.';
+CREATE FUNCTION list_counters() RETURNS TABLE (recommender_id integer, ready bigint, made bigint, warmed bigint) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'list_counters_wrapper';
+COMMENT ON FUNCTION list_counters() IS 'Numbers of lists in shared memory, of the recommenders that the caller may see; see recsync.list_cache.';
+CREATE FUNCTION metrics() RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'metrics_wrapper';
+COMMENT ON FUNCTION metrics() IS
+'Numbers of all databases of the cluster that have recsync, as OpenMetrics 1.0 text: what http://<recsync.metrics_listen>/metrics gives. Counters and histograms start at zero with the server. Holds names of databases, pipelines, recommenders and servers, and no text of a row. For pg_monitor and recsync_admin. Errors: 55000 recsync is not preloaded.';
 CREATE FUNCTION rebuild(name text, server text DEFAULT NULL, storage text DEFAULT NULL, index text DEFAULT NULL, distance text DEFAULT NULL, index_options jsonb DEFAULT NULL,
     long_text text DEFAULT NULL, chunk_tokens integer DEFAULT NULL)
 RETURNS regclass LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'rebuild_wrapper';
@@ -281,7 +376,12 @@ COMMENT ON FUNCTION visible_pipelines() IS 'The pipelines whose bills the caller
 -- What others say of themselves.
 COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
 'Ends a pipeline: its view, its vectors of all generations (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin, 2BP01 where a recommender uses it.';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline or recommender run again. All its rows are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on.';
+REVOKE ALL ON FUNCTION health() FROM PUBLIC;
+REVOKE ALL ON FUNCTION metrics() FROM PUBLIC;
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed.';
+COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz, text[]) IS
+'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. A hook''s are letters by their webhook-id (without msg_): what was told since comes before them. Returns how many. Errors: 42704 unknown pipeline or hook, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
 COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
 'The k rows of a pipeline''s source nearest to a text: item (the key as text; several columns as a JSON object), score (more for what is nearer: by distance cosine the cosine similarity, 1 = same direction; by inner_product the inner product; by l2 1 / (1 + distance)), rank from 1; of a pipeline with chunks each row once, by its best chunk. filter: {"column": value | [any, of] | {"gte","gt","lte","lt","contains"} | null}, checked against the live row. Needs SELECT on the source and on the pipeline''s relation, and USAGE on the server. Errors: 42704 unknown pipeline, 42703 unknown column in filter, 22023 bad k or filter, and those of embed.';
 DO $comment$
@@ -300,8 +400,15 @@ BEGIN
     END LOOP;
 END
 $comment$;
+COMMENT ON FOREIGN DATA WRAPPER recsync IS 'Servers of this wrapper are embedding APIs, and receivers of hooks.';
 
 -- Views: columns are added at the end.
+CREATE VIEW errors WITH (security_barrier) AS
+    SELECT p.kind, p.name, f.class, f.status, f.sqlstate, f.message, f.at, f.count
+      FROM failures() f
+      JOIN (SELECT id, 'pipeline' AS kind, relation AS name FROM pipeline
+            UNION ALL SELECT m.id, 'recommender', r.name FROM member m JOIN recommender r ON r.id = m.recommender_id) p ON p.id = f.pipeline_id;
+COMMENT ON VIEW errors IS 'What has gone wrong lately: of each pipeline and recommender the last eight kinds of failure since the server started, by class, HTTP status and SQLSTATE, with when the last was and how often it came. message says what the class means, and nothing of a row''s. Readable by the owner of the pipeline or of the recommender''s items, recsync_admin and pg_monitor.';
 CREATE OR REPLACE VIEW change_log WITH (security_barrier) AS
     SELECT l.transaction_id, l.sequence + COALESCE(c.n, 1) - 1 AS sequence, l.changed_at, l.changed_by, l.application_name,
            CASE WHEN r.oid IS NOT NULL THEN l.relation::regclass END AS table_name,
@@ -318,6 +425,14 @@ CREATE OR REPLACE VIEW change_log WITH (security_barrier) AS
                 ELSE pg_catalog.pg_has_role('recsync_admin', 'USAGE') AND pg_catalog.has_table_privilege(r.oid, 'SELECT')
                      AND NOT pg_catalog.row_security_active(r.oid) END;
 
+CREATE OR REPLACE VIEW dead_letter WITH (security_barrier) AS
+    SELECT p.relation AS pipeline, d.record_key, d.attempt, d.class, d.status, d.message, d.failed_at
+      FROM dead_letter_log d
+      JOIN (SELECT id, relation, relation AS owned, NULL AS role FROM pipeline UNION ALL SELECT m.id, r.name, r.items, NULL FROM member m JOIN recommender r ON r.id = m.recommender_id
+            UNION ALL SELECT id, name, NULL, owner FROM hook) p ON p.id = d.pipeline_id
+      CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.to_regrole(p.role)::oid, owner_of(p.owned)) AS owner) o
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role(o.owner, 'USAGE');
+COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status and message; readable by the owner of the pipeline, of the hook or of the recommender''s items, and recsync_admin. A hook''s are letters: record_key is the webhook-id without msg_. See retry_dead_letters; a recommender tries a row again when it changes, and on resume.';
 CREATE VIEW usage WITH (security_barrier) AS
     WITH seen AS MATERIALIZED (SELECT pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE') AS all_of_it)
     SELECT COALESCE(p.relation, n.name) AS pipeline, u.model, u.day,
@@ -408,12 +523,28 @@ CREATE OR REPLACE VIEW status WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
+    SELECT 'hook', h.name, CASE WHEN h.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' ELSE 'running' END,
+           q.waiting, COALESCE(n.in_flight, 0), d.dead,
+           COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - q.oldest), 0), NULL,
+           COALESCE(n.embedded, 0), COALESCE(n.requests, 0), 0, q.newest, n.last_embedded, COALESCE(n.failure, d.last_error), h.paused_reason, w.missing,
+           NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0
+      FROM hook h
+      LEFT JOIN counters() n ON n.pipeline_id = h.id
+      CROSS JOIN (SELECT worker_missing() AS missing) w
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS waiting, pg_catalog.min(created_at) AS oldest, pg_catalog.max(created_at) AS newest
+                            FROM delivery WHERE hook_id = h.id AND available_at < 'infinity') q
+      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead,
+                                 (pg_catalog.array_agg(class || COALESCE(' (HTTP ' || status || ')', '') ORDER BY failed_at DESC))[1] AS last_error
+                            FROM dead_letter_log WHERE pipeline_id = h.id) d
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(pg_catalog.to_regrole(h.owner)::oid, 'USAGE')
+    UNION ALL
     SELECT 'audit', s.relation, 'running', 0, 0, 0, 0, NULL, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0
       FROM source s CROSS JOIN LATERAL (SELECT owner_of(s.relation) AS owner) o
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent; and of how many texts only the beginning was sent (truncated).';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender, hook or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent; and of how many texts only the beginning was sent (truncated). Of a hook, embedded counts the letters that have arrived.';
 CREATE VIEW generation WITH (security_barrier) AS
     SELECT COALESCE(s.relation, p.relation) AS pipeline, p.generation,
            CASE WHEN s.id IS NULL THEN 'in service' WHEN p.builds AND p.generation < s.generation THEN 'rolling back'
@@ -435,5 +566,15 @@ CREATE VIEW generation WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW generation IS 'One row a generation of a pipeline''s vectors: the one in service, one that rebuild makes (building) or rollback_rebuild brings into step (rolling back), and the one before, which is kept until the next rebuild. What it is made by; rows that its backfill has come to, when that ended, what is pending, dead letters, what was embedded by how many requests and tokens since the server''s start; whether there is a valid index, else the phase of its build (as in pg_stat_progress_create_index) and how much of the table it has read, from 0 to 1; and what keeps it from taking its place.';
-GRANT SELECT ON usage, generation TO PUBLIC;
+CREATE VIEW list_cache WITH (security_barrier) AS
+    SELECT r.name AS recommender, COALESCE(c.ready, 0) AS ready, COALESCE(c.made, 0) AS made, COALESCE(c.warmed, 0) AS warmed
+      FROM recommender r LEFT JOIN list_counters() c ON c.recommender_id = r.id
+      CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
+     WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
+        OR pg_catalog.pg_has_role(o.owner, 'USAGE');
+COMMENT ON VIEW list_cache IS 'One row a recommender: how many of the lists that recommend has given were ready before they were asked for, how many were made then, and how many the worker has made before they were asked for, since its start or that of the server.';
+GRANT SELECT ON usage, generation, list_cache TO PUBLIC;
+GRANT SELECT ON errors TO PUBLIC;
+GRANT EXECUTE ON FUNCTION health() TO pg_monitor, recsync_admin;
+GRANT EXECUTE ON FUNCTION metrics() TO pg_monitor, recsync_admin;
 DROP FUNCTION counters_of_0_1_0();
