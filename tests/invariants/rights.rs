@@ -44,6 +44,7 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
         "recsync.dead_letter",
         "recsync.errors",
         "recsync.generation",
+        "recsync.list_cache",
         "recsync.model",
         "recsync.shown",
         "recsync.status",
