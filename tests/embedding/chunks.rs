@@ -16,6 +16,7 @@ fn declare(db: &mut Database, api: &Api, options: &str, index: &str) {
         "SELECT recsync.create_pipeline('item_embedding', 'item', '{{title}}', server => 'api', index => '{index}',
                                         long_text => 'chunks', chunk_tokens => 60)"
     ));
+    db.settle("item_embedding"); // what is written from now on is no row from before it
 }
 
 fn items<'a>(api: &Api) -> Database<'a> {
