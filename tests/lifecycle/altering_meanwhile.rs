@@ -147,10 +147,7 @@ fn text_of_before_that_is_being_stored_gives_way_to_the_new_one_and_an_open_tran
 #[test]
 fn texts_of_before_in_writers_hands_give_way_to_the_new_ones() {
     const ROWS: usize = 1_000;
-    let cluster = Cluster::start(&[
-        ("max_worker_processes", "16"),
-        ("recsync.max_writers", "2"),
-    ]);
+    let cluster = Cluster::start(&[("max_worker_processes", "16"), ("recsync.max_writers", "2")]);
     let api = Api::start();
     let mut db = cluster.database();
     db.slow_items(&api, "", ROWS, Duration::from_millis(2));
@@ -160,9 +157,13 @@ fn texts_of_before_in_writers_hands_give_way_to_the_new_ones() {
     holder
         .batch_execute("LOCK TABLE item_embedding_g1 IN SHARE MODE")
         .unwrap();
-    wait_until(PATIENCE, "both writers are in the middle of a store", || {
-        db.one("SELECT count(DISTINCT pid) = 2 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.backend_type = 'recsync writer'")
-    });
+    wait_until(
+        PATIENCE,
+        "both writers are in the middle of a store",
+        || {
+            db.one("SELECT count(DISTINCT pid) = 2 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND a.backend_type = 'recsync writer'")
+        },
+    );
     let stored: i64 = db.one("SELECT count(*) FROM item_embedding");
     assert!(stored < ROWS as i64, "some are in the writers' hands");
     db.run("SELECT recsync.alter_pipeline('item_embedding', content => $$ 'item ' || title $$, row_filter => 'id <> 500')");
@@ -179,7 +180,9 @@ fn texts_of_before_in_writers_hands_give_way_to_the_new_ones() {
     for text in texts.iter().filter(|text| text.starts_with("item ")) {
         assert_eq!(api.times_asked(text), 1, "{text}");
     }
-    let left: i64 = db.one("SELECT (SELECT count(*) FROM recsync.job) + (SELECT count(*) FROM recsync.dead_letter)");
+    let left: i64 = db.one(
+        "SELECT (SELECT count(*) FROM recsync.job) + (SELECT count(*) FROM recsync.dead_letter)",
+    );
     assert_eq!(left, 0);
 }
 
@@ -206,7 +209,9 @@ fn vectors_that_wait_for_rows_of_a_column_which_users_have_locked_give_way_to_th
     let now: String = db.one("SELECT clock_timestamp()::text");
     api.release();
     wait_until(PATIENCE, "all others are stored", || {
-        db.one(&format!("SELECT count(*) = 17 FROM e_g1 WHERE embedded_at > '{now}'"))
+        db.one(&format!(
+            "SELECT count(*) = 17 FROM e_g1 WHERE embedded_at > '{now}'"
+        ))
     });
     alter(
         &mut db,

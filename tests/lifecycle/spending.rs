@@ -117,6 +117,7 @@ fn changes_that_come_together_unchanged_and_known_texts_are_saved() {
     db.server("api", &api, "price_per_million_tokens '1'");
     db.run("CREATE TABLE item (id int PRIMARY KEY, title text, note text)");
     db.run("SELECT recsync.create_pipeline('item_embedding', 'item', content => $$lower(title)$$, server => 'api', index => 'none', schedule => 'near_realtime')");
+    db.settle("item_embedding"); // what is written from now on is no row from before it
     let first = "a text of some length, number ";
     db.run(&format!(
         "INSERT INTO item SELECT i, '{first}' || i FROM generate_series(100, 149) i"
