@@ -103,13 +103,21 @@ impl LongText {
         Some(format!("{} {most}", self.mode.name()))
     }
 
-    /// About how many inputs a text of so many tokens comes to, and how many of these are sent.
-    pub fn estimate(&self, tokens: f64) -> (f64, f64) {
-        let most = self.most.map_or(f64::INFINITY, |most| most as f64);
-        match self.mode {
-            _ if tokens <= most => (1.0, tokens),
-            Mode::Truncate => (1.0, most),
-            Mode::Mean | Mode::Chunks => ((tokens / (most * USUAL)).max(2.0), tokens),
+    /// What is sent of a text, in however many inputs.
+    pub fn sent<'a>(&self, text: &'a str) -> &'a str {
+        match (self.mode, self.most) {
+            (Mode::Truncate, Some(most)) => parts::beginning(text, most),
+            _ => text,
+        }
+    }
+
+    /// About how many inputs a text comes to of which so many tokens are sent.
+    pub fn inputs(&self, tokens: u64) -> f64 {
+        match self.most {
+            Some(most) if self.mode != Mode::Truncate && tokens > most => {
+                (tokens as f64 / (most as f64 * USUAL)).max(2.0)
+            }
+            _ => 1.0,
         }
     }
 
@@ -137,7 +145,7 @@ impl LongText {
             return Ok(Some(vec![Part::of(text, hash.to_vec())]));
         };
         if self.mode == Mode::Truncate {
-            let beginning = parts::beginning(&text, most);
+            let beginning = self.sent(&text);
             let cut = beginning.len() < text.len();
             let part = Part::of(beginning.to_owned(), hash.to_vec());
             return Ok(Some(vec![Part { cut, ..part }]));

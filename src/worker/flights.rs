@@ -81,7 +81,7 @@ pub struct Landed {
     /// What rows did not have to pay for.
     pub saved: Saved,
     pub requests: u64,
-    /// Texts that were cut because they were refused.
+    /// Texts of which only the beginning was sent.
     pub truncated: u64,
     /// Rows that are no longer in flight.
     pub rows: usize,

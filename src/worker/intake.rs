@@ -275,10 +275,9 @@ impl Leader {
         Ok(())
     }
 
-    /// The checkpoint passes what is done; so do the positions of backfills.
-    pub(super) fn move_checkpoint(&mut self) -> std::result::Result<(), Failed> {
+    /// The checkpoint passes what is done; so do the positions of backfills. `wanted`: somebody waits for it.
+    pub(super) fn move_checkpoint(&mut self, wanted: bool) -> std::result::Result<(), Failed> {
         let finished = self.queue.finished_tickets();
-        let wanted = self.database.checkpoint_wanted.swap(false, SeqCst);
         for ticket in &finished {
             if let Ticket::Backfill {
                 pipeline,

@@ -249,8 +249,12 @@ impl Leader {
         self.tell_hooks()?;
         self.put_aside()?;
         self.checkpoint.log_has_grown |= self.database.log_has_grown.swap(false, SeqCst);
+        let wanted = self.database.checkpoint_wanted.swap(false, SeqCst);
+        if wanted {
+            self.spending.hurry();
+        }
         self.write_bills(false)?;
-        self.move_checkpoint()?;
+        self.move_checkpoint(wanted)?;
         self.checkpoint.sweep_shown();
         self.checkpoint.rotate_events();
         if known::is_full(self.database) {

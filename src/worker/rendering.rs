@@ -284,7 +284,6 @@ struct Seen {
     removed: i64,
     known: i64,
     saved: Saved,
-    truncated: i64,
 }
 
 impl Seen {
@@ -317,7 +316,6 @@ impl Seen {
                 return;
             }
             Rendered::Text { parts, .. } => {
-                self.truncated += i64::from(parts.iter().any(|part| part.cut));
                 let (count, tokens) = known_of(parts);
                 self.saved.known.add(count, tokens);
                 return;
@@ -334,7 +332,6 @@ impl Seen {
             (&counters.unchanged, self.unchanged),
             (&counters.removed, self.removed),
             (&counters.known, self.known),
-            (&counters.truncated, self.truncated),
         ] {
             counter.fetch_add(count, SeqCst);
         }

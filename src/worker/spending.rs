@@ -4,7 +4,6 @@
 //! the worker dies, a second's worth at the most beside requests whose vectors were not stored yet, is not counted.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::pg_sys;
@@ -24,6 +23,8 @@ use crate::ledger::month::Month;
 
 /// How long a bill waits for a store that takes it along.
 const AGE: Duration = Duration::from_secs(1);
+/// How long after somebody has said that they wait none does: who waits says so once a second.
+const HURRY: Duration = Duration::from_secs(3);
 /// When what was appended is folded: then, or when it is so many rows.
 const FOLD: Duration = Duration::from_secs(600);
 const MOST_ROWS: usize = 2_000;
@@ -116,6 +117,11 @@ impl Spending {
                 *at = (*at).min(self.fold_from.max(now));
             }
         }
+    }
+
+    /// Somebody waits for the work to be done: what it has cost is to be in the ledger by then.
+    pub fn hurry(&mut self) {
+        self.hurried = Some(Instant::now());
     }
 
     /// Budgets or prices may be others.
@@ -217,7 +223,7 @@ impl Leader {
         self.tell(news);
         self.spending.notices = Some(notices);
         self.jobs_ended = true; // who waits is told
-        self.spending.hurried = Some(Instant::now());
+        self.spending.hurry();
         Ok(())
     }
 
@@ -274,11 +280,8 @@ impl Leader {
 
     /// Bills that no store takes along, or all of them; and what was appended becomes days when it is time.
     pub(super) fn write_bills(&mut self, all: bool) -> std::result::Result<(), Failed> {
-        if self.database.checkpoint_wanted.load(SeqCst) {
-            self.spending.hurried = Some(Instant::now());
-        }
         let age = if all { Duration::ZERO } else { AGE };
-        let hurries = self.spending.hurried.is_some_and(|at| at.elapsed() < AGE);
+        let hurries = self.spending.hurried.is_some_and(|at| at.elapsed() < HURRY);
         let (pipelines, writers) = (&mut self.pipelines, &self.writers);
         let is_waited_for = |id| {
             let running = pipelines.get_mut(&id).and_then(State::running);

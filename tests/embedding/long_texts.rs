@@ -17,6 +17,7 @@ fn items<'a>(api: &Api, options: &str, long_text: &str) -> Database<'a> {
     db.run(&format!(
         "SELECT recsync.create_pipeline('item_embedding', 'item', '{{title}}', server => 'api', index => 'none'{long_text})"
     ));
+    db.settle("item_embedding"); // what is written from now on is no row from before it
     db
 }
 

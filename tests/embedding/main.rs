@@ -16,3 +16,6 @@ mod long_texts;
 
 /// A row a chunk.
 mod chunks;
+
+/// The same while requests fail, rows change and processes end.
+mod chunks_meanwhile;

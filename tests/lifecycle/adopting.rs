@@ -74,7 +74,6 @@ fn vectors_of_a_column_are_taken_and_only_the_sample_and_what_has_none_or_has_ch
 
 #[test]
 fn vectors_of_a_table_belong_to_rows_by_its_foreign_key_its_names_or_as_is_said() {
-    let api = Api::start();
     for (definition, columns, more) in [
         (
             "id int GENERATED ALWAYS AS IDENTITY, product int UNIQUE REFERENCES item, embedding vector(16)",
@@ -92,7 +91,8 @@ fn vectors_of_a_table_belong_to_rows_by_its_foreign_key_its_names_or_as_is_said(
             ", vector_column => 'two', key_columns => '{number}'",
         ),
     ] {
-        api.forget();
+        // One of its own: what a session has compared, the others of the cluster know for a while.
+        let api = Api::start();
         let mut db = by_hand(&api, 300);
         db.run(&format!("CREATE TABLE old ({definition}); INSERT INTO old ({columns}) SELECT id, embedding FROM item WHERE id <= 250; ALTER TABLE item DROP COLUMN embedding"));
         create(&mut db, "");

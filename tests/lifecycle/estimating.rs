@@ -91,6 +91,37 @@ fn few_texts_are_counted_exactly_and_nothing_is_sent() {
 }
 
 #[test]
+fn of_a_text_that_is_truncated_what_is_sent_counts() {
+    let api = Api::start();
+    let mut db = table(
+        &api,
+        "max_input_tokens '100', document_prefix 'passage: '",
+        2,
+    );
+    db.run(
+        "INSERT INTO item SELECT i, repeat('The boots of story ' || i || ' are for mud, snow and ice. ', i) FROM generate_series(3, 30) i",
+    );
+    let all = estimate(&mut db, TABLE);
+    assert_eq!(all.rows, 30);
+    db.pipeline("item_embedding", "item");
+    db.settle("item_embedding");
+    db.run("CREATE TABLE sent (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, title text)");
+    // A text that two rows have is sent once and counted twice.
+    let texts = api.texts();
+    for text in texts
+        .iter()
+        .chain(["passage: hello world"].map(|text| text.to_owned()).iter())
+    {
+        db.execute("INSERT INTO sent (title) VALUES ($1)", &[text])
+            .unwrap();
+    }
+    db.server("plain", &api, "");
+    let sent = estimate(&mut db, "'sent', '{title}', server => 'plain'");
+    assert_eq!((sent.rows, sent.tokens), (30, all.tokens));
+    assert!(all.tokens < 30 * 100, "{}", all.tokens);
+}
+
+#[test]
 fn many_texts_are_estimated_by_a_sample_within_the_error_that_is_said() {
     let api = Api::start();
     let mut db = table(&api, "", 0);

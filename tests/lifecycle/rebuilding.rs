@@ -72,7 +72,9 @@ fn rebuild_by_another_model_swaps_once_each_row_has_its_vector_and_changes_go_to
     new.wait_until_held(1);
     db.run("UPDATE item SET title = 'changed' WHERE id = 7; DELETE FROM item WHERE id = 8; INSERT INTO item VALUES (1000, 'late')");
     wait_until(PATIENCE, "the one in service is in step", || {
-        db.one("SELECT count(*) = 1 FROM item_embedding WHERE id = 1000")
+        let changed: String = db.one("SELECT embedding::text FROM item_embedding WHERE id = 7");
+        api.is_vector_of(&changed, "changed")
+            && db.one("SELECT count(*) = 1 FROM item_embedding WHERE id = 1000")
             && db.one::<i64>("SELECT count(*) FROM item_embedding WHERE id = 8") == 0
     });
     db.assert_items_in_step(&api);
@@ -331,7 +333,7 @@ fn search_is_not_held_up_by_a_swap_that_waits_for_somebody_who_holds_the_view() 
         .unwrap();
     db.run("SELECT recsync.rebuild('item_embedding')");
     db.run("SELECT recsync.wait_for('item_embedding_g2', '60 s')");
-    db.run("SET statement_timeout = '1s'");
+    db.run("SET statement_timeout = '10s'");
     for _ in 0..200 {
         let found: String =
             db.one("SELECT item FROM recsync.search('item_embedding', 'row 3', k => 1)");

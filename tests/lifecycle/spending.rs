@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use crate::support::{Api, Cluster, Database, Fault, PATIENCE, Sql, shared, wait_until};
+use crate::support::{
+    Api, Cluster, Database, Fault, PATIENCE, Sql, eventually, shared, wait_until,
+};
 
 /// Columns of the usage of a pipeline, all days and models together.
 fn usage(db: &mut Database, columns: &str) -> Vec<f64> {
@@ -16,6 +18,17 @@ fn usage(db: &mut Database, columns: &str) -> Vec<f64> {
         columns.join(", ")
     );
     db.one(&sql)
+}
+
+/// Waits for what is written by itself, since nothing is stored with it.
+#[track_caller]
+fn wait_for_usage(db: &mut Database, columns: &str, wanted: &[f64]) {
+    let mut is = Vec::new();
+    let came = eventually(PATIENCE, || {
+        is = usage(db, columns);
+        is == wanted
+    });
+    assert!(came, "{columns}: {is:?} is not {wanted:?}");
 }
 
 /// What the provider has seen: requests, inputs, bytes of the bodies, and the tokens by its own count.
@@ -104,6 +117,7 @@ fn changes_that_come_together_unchanged_and_known_texts_are_saved() {
     db.server("api", &api, "price_per_million_tokens '1'");
     db.run("CREATE TABLE item (id int PRIMARY KEY, title text, note text)");
     db.run("SELECT recsync.create_pipeline('item_embedding', 'item', content => $$lower(title)$$, server => 'api', index => 'none', schedule => 'near_realtime')");
+    db.settle("item_embedding"); // what is written from now on is no row from before it
     let first = "a text of some length, number ";
     db.run(&format!(
         "INSERT INTO item SELECT i, '{first}' || i FROM generate_series(100, 149) i"
@@ -118,13 +132,13 @@ fn changes_that_come_together_unchanged_and_known_texts_are_saved() {
         ));
     }
     db.settle("item_embedding");
-    assert_eq!(usage(&mut db, SAVED), [30.0, 0.0, 0.0]);
+    wait_for_usage(&mut db, SAVED, &[30.0, 0.0, 0.0]);
     let coalesced = 30 * tokens("the 4th text of item 100");
     close(usage(&mut db, "coalesced_tokens")[0], coalesced);
     // The text is the same in lower case.
     db.run("UPDATE item SET title = upper(title) WHERE id >= 140");
     db.settle("item_embedding");
-    assert_eq!(usage(&mut db, SAVED), [30.0, 10.0, 0.0]);
+    wait_for_usage(&mut db, SAVED, &[30.0, 10.0, 0.0]);
     let unchanged = 10 * tokens(&format!("{first}140"));
     close(usage(&mut db, "unchanged_tokens")[0], unchanged);
     // Taken back; and the text of another row.
@@ -133,7 +147,7 @@ fn changes_that_come_together_unchanged_and_known_texts_are_saved() {
     ));
     db.run(&format!("INSERT INTO item VALUES (1, '{first}149')"));
     db.settle("item_embedding");
-    assert_eq!(usage(&mut db, SAVED), [30.0, 10.0, 11.0]);
+    wait_for_usage(&mut db, SAVED, &[30.0, 10.0, 11.0]);
     let known = 11 * tokens(&format!("{first}100"));
     close(usage(&mut db, "known_tokens")[0], known);
     let [saved, cost] = usage(&mut db, "saved_tokens, saved_cost")[..] else {
@@ -144,7 +158,7 @@ fn changes_that_come_together_unchanged_and_known_texts_are_saved() {
     // Equal texts in one request.
     db.run("INSERT INTO item SELECT i, 'the same for all' FROM generate_series(2, 21) i");
     db.settle("item_embedding");
-    assert_eq!(usage(&mut db, "known"), [30.0]);
+    wait_for_usage(&mut db, "known", &[30.0]);
     assert_eq!(api.times_asked("the same for all"), 1);
     // Not what the price changes, which is not even captured; nor what the worker looks at by itself.
     db.run("UPDATE item SET note = 'no text'");
@@ -178,9 +192,7 @@ fn changes_that_wait_for_a_timetable_are_counted_in_the_job_table() {
     // Two changes of a row in one transaction.
     db.run("BEGIN; UPDATE item SET title = 'a' || id; UPDATE item SET title = 'b' || id; COMMIT");
     db.run("SELECT recsync.run('item_embedding')");
-    wait_until(PATIENCE, "what was saved is written", || {
-        usage(&mut db, "inputs, coalesced") == [10.0, 60.0]
-    });
+    wait_for_usage(&mut db, "inputs, coalesced", &[10.0, 60.0]);
 }
 
 #[test]
@@ -194,9 +206,10 @@ fn requests_whose_vectors_are_not_stored_are_counted_too() {
     db.settle("item_embedding");
     assert_eq!(db.one::<i64>("SELECT count(*) FROM recsync.dead_letter"), 1);
     let [requests, inputs, bytes, _] = asked(&api);
-    assert_eq!(
-        usage(&mut db, "requests, inputs, bytes"),
-        [requests, inputs, bytes]
+    wait_for_usage(
+        &mut db,
+        "requests, inputs, bytes",
+        &[requests, inputs, bytes],
     );
     let paid: usize = (1..=8)
         .filter(|i| *i != 5)
@@ -212,7 +225,7 @@ fn requests_whose_vectors_are_not_stored_are_counted_too() {
     db.run("UPDATE item SET title = 'zeros' WHERE id = 1");
     db.settle("item_embedding");
     let paid = paid + tokens("zeros");
-    assert_eq!(usage(&mut db, "tokens"), [paid as f64]);
+    wait_for_usage(&mut db, "tokens", &[paid as f64]);
     // The row is gone when the answer comes.
     api.hold();
     db.run("UPDATE item SET title = 'too late' WHERE id = 2");
@@ -221,9 +234,7 @@ fn requests_whose_vectors_are_not_stored_are_counted_too() {
     api.release();
     db.settle("item_embedding");
     let paid = paid + tokens("too late");
-    wait_until(PATIENCE, "it is counted", || {
-        usage(&mut db, "tokens") == [paid as f64]
-    });
+    wait_for_usage(&mut db, "tokens", &[paid as f64]);
     // The pipeline is paused when the answer comes.
     api.hold();
     db.run("UPDATE item SET title = 'paused meanwhile' WHERE id = 3");
@@ -232,13 +243,12 @@ fn requests_whose_vectors_are_not_stored_are_counted_too() {
     db.pause(Duration::from_millis(300));
     api.release();
     let paid = paid + tokens("paused meanwhile");
-    wait_until(PATIENCE, "it is counted", || {
-        usage(&mut db, "tokens") == [paid as f64]
-    });
+    wait_for_usage(&mut db, "tokens", &[paid as f64]);
     let [requests, inputs, bytes, _] = asked(&api);
-    assert_eq!(
-        usage(&mut db, "requests, inputs, bytes"),
-        [requests, inputs, bytes]
+    wait_for_usage(
+        &mut db,
+        "requests, inputs, bytes",
+        &[requests, inputs, bytes],
     );
 }
 

@@ -12,11 +12,16 @@ const APART: f64 = 20.0;
 
 /// Recommender `shop` over 150 users with four items each, whose numbers are alike.
 pub fn trained(db: &mut Database, options: &str) {
+    trained_on(db, 150, ITEMS, options);
+}
+
+/// The same of other numbers; each item is somebody's where there are as many users.
+fn trained_on(db: &mut Database, users: i32, items: i32, options: &str) {
     db.run(&format!(
-        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, {ITEMS}) i;
+        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, {items}) i;
          INSERT INTO event (user_id, product_id, created_at)
-         SELECT 'u' || u, 1 + (u * 7 + n * n * (1 + u % 3)) % {ITEMS}, timestamptz '2026-05-01' + (u * 10 + n) * interval '1 min'
-           FROM generate_series(1, 150) u, generate_series(0, 3) n;
+         SELECT 'u' || u, 1 + (u * 7 + n * n * (1 + u % 3)) % {items}, timestamptz '2026-05-01' + (u * 10 + n) * interval '1 min'
+           FROM generate_series(1, {users}) u, generate_series(0, 3) n;
          SELECT recsync.create_recommender('shop', 'product', 'event'{options})"
     ));
     db.settle("shop");
@@ -282,10 +287,12 @@ fn a_recommender_is_dropped_while_it_is_trained() {
 #[test]
 fn als_knows_what_a_user_has_done_since_it_was_trained_and_what_a_visitor_does() {
     let mut db = tables(shared());
-    trained(&mut db, ", collaborative => '{als}', half_life_rank => 2");
+    // A debug build needs ten milliseconds for each of them, fifteen times.
+    let options = ", collaborative => '{als}', half_life_rank => 2";
+    trained_on(&mut db, 24, 24, options);
     let trained_at =
         "SELECT trained_at::text FROM recsync.model WHERE model = 'als' AND trained_at IS NOT NULL";
-    wait_until(PATIENCE, "the model is not trained", || {
+    wait_until(4 * PATIENCE, "the model is not trained", || {
         db.column::<String>(trained_at).len() == 1
     });
     let before: String = db.one(trained_at);

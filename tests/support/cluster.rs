@@ -1,20 +1,32 @@
 //! PostgreSQL clusters of the tests' own: initdb, start, crash, stop. It never touches one that it did not make.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, mpsc};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
-use std::{env, thread};
 
 use postgres::{Client, Config, NoTls};
 
 use super::process;
 use super::wait::{eventually, wait_until};
+use folders::{KEPT, new_directory, template};
+pub use programs::bin;
+use programs::{bindir, initdb, run, spawn, version_of};
+use user::as_server_user;
+pub use user::own;
+
+/// PostgreSQL's programs.
+mod programs;
+
+/// Where clusters are.
+mod folders;
+
+/// Who runs them.
+mod user;
 
 /// The key that servers of the tests name by `api_key_env 'TEST_API_KEY'`.
 pub const TEST_API_KEY: &str = "sk-test-0f9e8d7c6b5a43210123456789abcdef";
@@ -381,218 +393,4 @@ impl Drop for Cluster {
 pub fn last_lines(text: &str, count: usize, wanted: impl Fn(&str) -> bool) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| wanted(line)).collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
-}
-
-/// The programs of the PostgreSQL that `PG_CONFIG` names.
-pub fn bin() -> &'static Path {
-    static BIN: OnceLock<PathBuf> = OnceLock::new();
-    BIN.get_or_init(|| {
-        let config = env::var("PG_CONFIG").unwrap_or_else(|_| {
-            panic!("PG_CONFIG must name the pg_config of a PostgreSQL with recsync installed; `make test` sets it")
-        });
-        let ask = |what: &str| {
-            let output = Command::new(&config).arg(what).output();
-            let output = output.unwrap_or_else(|error| panic!("PG_CONFIG={config} cannot be run: {error}"));
-            PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
-        };
-        for file in [ask("--sharedir").join("extension/recsync.control"), ask("--pkglibdir").join("recsync.so")] {
-            assert!(
-                file.exists(),
-                "recsync is not installed in PG_CONFIG={config}: {} is missing; `make install PG_CONFIG={config}` puts it there",
-                file.display()
-            );
-        }
-        ask("--bindir")
-    })
-}
-
-fn bindir(pg_config: &str) -> PathBuf {
-    let output = Command::new(pg_config).arg("--bindir").output();
-    let output = output.unwrap_or_else(|error| panic!("{pg_config} cannot be run: {error}"));
-    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
-}
-
-/// The major version.
-fn version_of(bin: &Path) -> u32 {
-    let output = Command::new(bin.join("pg_config"))
-        .arg("--version")
-        .output()
-        .unwrap();
-    let version = String::from_utf8_lossy(&output.stdout).into_owned();
-    let digits = version.trim_start_matches(|c: char| !c.is_ascii_digit());
-    digits
-        .split(|c: char| !c.is_ascii_digit())
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap()
-}
-
-/// Whether a cluster of this process outlives it.
-static KEPT: AtomicBool = AtomicBool::new(false);
-
-/// For a cluster.
-fn new_directory() -> PathBuf {
-    static NUMBER: AtomicUsize = AtomicUsize::new(0);
-    let directory = base().join(NUMBER.fetch_add(1, Ordering::Relaxed).to_string());
-    fs::create_dir(&directory).unwrap();
-    directory
-}
-
-/// A folder of this test run's, which ends with it.
-fn base() -> &'static Path {
-    static BASE: OnceLock<PathBuf> = OnceLock::new();
-    BASE.get_or_init(|| {
-        // The path of a socket must stay short, and root's TMPDIR is often closed to others.
-        let given = env::temp_dir();
-        let fits = given.as_os_str().len() <= 60
-            && server_user().is_none_or(|user| user.may_enter(&given));
-        let parent = if fits { given } else { PathBuf::from("/tmp") };
-        let base = parent.join(format!("recsync-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&base);
-        fs::create_dir(&base)
-            .unwrap_or_else(|error| panic!("cannot make {}: {error}", base.display()));
-        own(&base);
-        // SAFETY: the handler is a plain function that removes a folder.
-        unsafe { libc::atexit(remove_base) };
-        base
-    })
-}
-
-extern "C" fn remove_base() {
-    super::database::remove_shared();
-    let all = !KEPT.load(Ordering::Relaxed);
-    let _ = fs::remove_dir_all(if all { base() } else { template() });
-}
-
-/// An initialised data directory that every cluster begins as a copy of.
-fn template() -> &'static Path {
-    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
-    TEMPLATE.get_or_init(|| {
-        let template = base().join("template");
-        run(&mut initdb(bin(), &template));
-        template
-    })
-}
-
-fn initdb(bin: &Path, directory: &Path) -> Command {
-    let mut initdb = Command::new(bin.join("initdb"));
-    initdb.args([
-        "--no-sync",
-        "--username=postgres",
-        "--auth=trust",
-        "--encoding=UTF8",
-        "--locale=C",
-    ]);
-    initdb.arg("-D").arg(directory);
-    as_server_user(&mut initdb);
-    initdb
-}
-
-fn run(command: &mut Command) {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// Starts a postmaster that the kernel stops when this process ends, however it ends, unless it is `kept`. That is
-/// tied to the life of the thread that has started it, and tests' threads are short.
-fn spawn(mut command: Command, environment: &[(String, String)], kept: bool) -> Child {
-    type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
-    static NURSERY: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
-    as_server_user(&mut command);
-    command
-        .env("TEST_API_KEY", TEST_API_KEY)
-        .env("TEST_HOOK_API_KEY", super::receiver::SECRET)
-        .envs(environment.iter().cloned())
-        .process_group(0);
-    // SAFETY: one system call between fork and exec, after the change of user, which would undo it.
-    unsafe {
-        command.pre_exec(move || {
-            match libc::prctl(libc::PR_SET_PDEATHSIG, if kept { 0 } else { libc::SIGQUIT }) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
-    }
-    let nursery = NURSERY.get_or_init(|| {
-        let (orders, inbox) = mpsc::channel::<Order>();
-        thread::spawn(move || {
-            for (mut command, reply) in inbox {
-                let _ = reply.send(command.spawn());
-            }
-        });
-        Mutex::new(orders)
-    });
-    let (reply, child) = mpsc::channel();
-    nursery.lock().unwrap().send((command, reply)).unwrap();
-    child
-        .recv()
-        .unwrap()
-        .unwrap_or_else(|error| panic!("cannot start PostgreSQL: {error}"))
-}
-
-/// Who runs PostgreSQL when the tests run as root, which it refuses.
-struct ServerUser {
-    uid: u32,
-    gid: u32,
-}
-
-impl ServerUser {
-    fn may_enter(&self, directory: &Path) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        directory.ancestors().all(|directory| {
-            fs::metadata(directory).is_ok_and(|found| {
-                let mode = found.mode();
-                mode & 0o001 != 0 || (found.uid() == self.uid && mode & 0o100 != 0)
-            })
-        })
-    }
-}
-
-fn server_user() -> Option<&'static ServerUser> {
-    static USER: OnceLock<Option<ServerUser>> = OnceLock::new();
-    USER.get_or_init(|| {
-        // SAFETY: a system call that cannot fail.
-        if unsafe { libc::geteuid() } != 0 {
-            return None;
-        }
-        ["postgres", "nobody"].iter().find_map(|name| {
-            let name = CString::new(*name).unwrap();
-            // SAFETY: a NUL-terminated name; the static record is read before anybody else asks (inside get_or_init).
-            unsafe { libc::getpwnam(name.as_ptr()).as_ref() }.map(|found| ServerUser {
-                uid: found.pw_uid,
-                gid: found.pw_gid,
-            })
-        })
-    })
-    .as_ref()
-}
-
-fn as_server_user(command: &mut Command) {
-    command
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .env("LC_ALL", "C")
-        .current_dir("/");
-    for name in ["LD_LIBRARY_PATH", "TMPDIR"] {
-        if let Ok(value) = env::var(name) {
-            command.env(name, value);
-        }
-    }
-    if let Some(user) = server_user() {
-        command.uid(user.uid).gid(user.gid);
-    }
-}
-
-/// Gives it to whoever runs PostgreSQL.
-pub fn own(path: &Path) {
-    if let Some(user) = server_user() {
-        std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)).unwrap();
-    }
 }

@@ -23,6 +23,8 @@ pub struct Sample {
     /// Characters and tokens of each, what is put before the text included, and the inputs that it comes to.
     counted: Vec<(f64, f64, f64)>,
     prefix: String,
+    /// Its tokens.
+    of_prefix: u64,
     long_text: LongText,
     rng: Rng,
 }
@@ -43,6 +45,10 @@ impl Sample {
             bytes: 0,
             counted: Vec::new(),
             prefix: prefix.to_owned(),
+            of_prefix: match prefix {
+                "" => 0, // the tokenizer takes its time to load
+                prefix => estimate_tokens(prefix),
+            },
             long_text,
             rng: Rng::with_seed(0),
         }
@@ -61,8 +67,11 @@ impl Sample {
             return;
         }
         let size = characters as f64 + self.prefix.chars().count() as f64;
-        let tokens = estimate_tokens(&format!("{}{text}", self.prefix)) as f64;
-        let (inputs, tokens) = self.long_text.estimate(tokens);
+        let sent = self.long_text.sent(text);
+        let tokens = estimate_tokens(&format!("{}{sent}", self.prefix));
+        let inputs = self.long_text.inputs(tokens.saturating_sub(self.of_prefix));
+        // It is put before each of them.
+        let tokens = tokens as f64 + (inputs - 1.0) * self.of_prefix as f64;
         match self.counted.get_mut(place) {
             Some(counted) => *counted = (size, tokens, inputs),
             None => self.counted.push((size, tokens, inputs)),

@@ -44,6 +44,7 @@ pub fn arrived<'a>(
     let coalesced = ready.job.coalesced();
     let tokens = ready.would_cost(&running.renderer.rate);
     landed.saved.coalesced.add(coalesced, coalesced * tokens);
+    landed.truncated += u64::from(ready.parts.iter().any(|part| part.cut));
     let lane = ready.lane;
     let embedded = ready.into_embedded(running.long_text.mode);
     landed.embedded.push((lane, embedded));
@@ -88,13 +89,12 @@ pub fn fail(
         return;
     }
     if failure.too_long {
-        rows.retain_mut(|ready| match cut_again(ready, running.long_text.mode) {
-            Some(first) => {
-                landed.truncated += u64::from(first);
+        rows.retain_mut(|ready| {
+            let is_smaller = cut_again(ready, running.long_text.mode);
+            if is_smaller {
                 running.halves.push_front(vec![ready.clone()]);
-                false
             }
-            None => true,
+            !is_smaller
         });
     }
     for ready in rows {
@@ -148,15 +148,16 @@ fn halves(mut rows: Vec<Ready>, too_long: bool) -> Vec<Vec<Ready>> {
     vec![rows, half]
 }
 
-/// What was refused as too long is sent again in smaller parts, and whether something is left out for the first time;
-/// `None` where that was tried often enough.
-fn cut_again(ready: &mut Ready, mode: Mode) -> Option<bool> {
-    let at = ready.parts.iter().position(|part| part.vector.is_none())?;
-    let was_cut = ready.parts[at].cut;
-    let smaller = ready.parts[at].cut_again(mode)?;
-    let is_cut = smaller.iter().any(|part| part.cut);
+/// What was refused as too long becomes smaller parts, to be sent again; false where that was tried often enough.
+fn cut_again(ready: &mut Ready, mode: Mode) -> bool {
+    let mut parts = ready.parts.iter_mut().enumerate();
+    let refused = parts.find(|(_, part)| part.vector.is_none());
+    let smaller = refused.and_then(|(at, part)| Some((at, part.cut_again(mode)?)));
+    let Some((at, smaller)) = smaller else {
+        return false;
+    };
     ready.parts.splice(at..=at, smaller);
-    Some(is_cut && !was_cut)
+    true
 }
 
 /// A row of several parts says which of them it was.

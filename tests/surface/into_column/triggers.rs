@@ -10,6 +10,8 @@ fn a_trigger_that_changes_the_text_on_every_update_does_not_loop() {
             $$ BEGIN NEW.updated_at := clock_timestamp(); PERFORM nextval('public.touched'); RETURN NEW; END $$;
             CREATE TRIGGER touch BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION touch()");
     db.run(&CREATE.replace("'{title}'", "'{title,updated_at}'"));
+    // There are no rows from before it: one that is stored already has another text when it is looked at again.
+    db.settle("item_embedding");
     db.run("INSERT INTO item VALUES (1, 'one'), (2, 'two')");
     db.settle("item_embedding");
     assert_eq!(api.texts().len(), 2);
