@@ -440,10 +440,11 @@ CREATE TABLE hook (
     paused         boolean NOT NULL DEFAULT false,
     paused_reason  text,
     paused_by_server boolean NOT NULL DEFAULT false, -- a change of the server ends the pause
+    overflowed     boolean NOT NULL DEFAULT false,  -- too much has not arrived: nothing is written for it until it is resumed
     created_at     timestamptz NOT NULL DEFAULT pg_catalog.now(),
     CHECK (pipeline_id IS NULL OR recommender_id IS NULL),
     CHECK (server IS NOT NULL OR channel IS NOT NULL),
-    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server)
+    CHECK (paused OR paused_reason IS NULL AND NOT paused_by_server AND NOT overflowed)
 );
 COMMENT ON TABLE hook IS 'What listens to events of pipelines and recommenders: made by create_hook.';
 
@@ -466,7 +467,16 @@ CREATE TABLE delivery (
 );
 COMMENT ON TABLE delivery IS 'What hooks have not been told yet. Not dumped: a restored copy says nothing of what it did not do.';
 
+-- Items that are watched while a hook hears which lists are old: one that is gone has to go from lists that others keep.
+CREATE TABLE watched_items (
+    recommender_id integer PRIMARY KEY REFERENCES recommender ON DELETE CASCADE,
+    source_id      integer NOT NULL REFERENCES source ON DELETE CASCADE, -- the items
+    used_columns   text[] NOT NULL                  -- of the recommender's eligible
+);
+COMMENT ON TABLE watched_items IS 'Recommenders whose items are watched, because a hook of event invalidated hears of them.';
+
 SELECT pg_catalog.pg_extension_config_dump('hook', '');
+SELECT pg_catalog.pg_extension_config_dump('watched_items', '');
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -21,6 +21,12 @@ pub mod follow;
 // What has not been told yet.
 pub mod outbox;
 
+// How much is kept of that.
+pub mod bound;
+
+// Items that are watched for those who listen.
+pub mod watched;
+
 // What NOTIFY says.
 pub mod notice;
 

@@ -24,6 +24,7 @@ static MAX_WRITERS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static INDEX_MIN_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1_000);
 static TRAINING_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static WARM_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static HOOK_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static LIST_AGE: GucSetting<i32> = GucSetting::<i32>::new(10 * 60);
 static LOG_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(24 * 60);
 static LOG_MAX_SIZE: GucSetting<i32> = GucSetting::<i32>::new(1024);
@@ -139,6 +140,16 @@ pub fn register() {
         &WARM_LIMIT,
         0,
         1_000_000,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"recsync.hook_limit",
+        c"How many letters that have not arrived are kept for a hook, about; one that has more is paused, and nothing more is written for it until it is resumed.",
+        c"100,000 by default: some 30 MB of letters of a key, up to a gigabyte or more of letters of hundreds, which is a day of an event a second: a receiver that is down for longer wants a person. 0 sets no limit.",
+        &HOOK_LIMIT,
+        0,
+        i32::MAX,
         GucContext::Sighup,
         GucFlags::default(),
     );
@@ -336,6 +347,11 @@ pub fn training_memory() -> u64 {
 /// Users whose lists are kept ready.
 pub fn warm_limit() -> usize {
     WARM_LIMIT.get().unsigned_abs() as usize
+}
+
+/// Letters that are kept for a hook; 0: all.
+pub fn hook_limit() -> usize {
+    HOOK_LIMIT.get().unsigned_abs() as usize
 }
 
 pub fn list_age() -> Duration {

@@ -202,13 +202,15 @@ pub const CAPTURES: [&str; 3] = ["keys", "columns", "full"];
 const REFRESH: &str = "\
 UPDATE recsync.source s
    SET used_columns = p.used, on_replica = p.on_replica,
-       dispatched = p.pipelines > 0 OR EXISTS (SELECT FROM recsync.member WHERE source_id = $1),
+       dispatched = p.pipelines > 0 OR EXISTS (SELECT FROM recsync.member WHERE source_id = $1)
+                  OR EXISTS (SELECT FROM recsync.watched_items WHERE source_id = $1),
        capture = CASE WHEN s.audit = 'full' OR 'full' = ANY (p.captures) THEN 'full'
                       WHEN 'columns' = ANY (p.captures) THEN 'columns' ELSE 'keys' END
   FROM (SELECT pg_catalog.count(*) AS pipelines, COALESCE(pg_catalog.bool_or(on_replica), false) AS on_replica,
                pg_catalog.array_agg(capture) AS captures,
                ARRAY(SELECT pg_catalog.unnest(used_columns) AS u FROM recsync.pipeline WHERE source_id = $1
-                      UNION SELECT pg_catalog.unnest(used_columns) FROM recsync.member WHERE source_id = $1 ORDER BY u) AS used
+                      UNION SELECT pg_catalog.unnest(used_columns) FROM recsync.member WHERE source_id = $1
+                      UNION SELECT pg_catalog.unnest(used_columns) FROM recsync.watched_items WHERE source_id = $1 ORDER BY u) AS used
           FROM recsync.pipeline WHERE source_id = $1) p
  WHERE s.id = $1
 RETURNING s.on_replica";
@@ -350,7 +352,8 @@ pub fn release(source: pg_sys::Oid, name: &str, id: i32, owner: pg_sys::Oid) -> 
         let _as = As::extension();
         select_one::<bool>(
             "SELECT s.audit IS NOT NULL OR EXISTS (SELECT FROM recsync.pipeline p WHERE p.source_id = s.id)
-                 OR EXISTS (SELECT FROM recsync.member r WHERE r.source_id = s.id) FROM recsync.source s WHERE s.id = $1",
+                 OR EXISTS (SELECT FROM recsync.member r WHERE r.source_id = s.id)
+                 OR EXISTS (SELECT FROM recsync.watched_items w WHERE w.source_id = s.id) FROM recsync.source s WHERE s.id = $1",
             &[id.into()],
         )?
     };

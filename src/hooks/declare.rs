@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::body;
 use super::event::Event;
 use super::hook::{self, Hook};
+use super::watched;
 use crate::capture::wake;
 use crate::catalog::names::{self, quote, select_one};
 use crate::catalog::rights::As;
@@ -274,6 +275,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8::jsonb, CASE WHEN $9 THEN $11 END, $10)";
     let channel = free_channel(&wanted.name)?;
     arguments.push(channel.as_str().into());
     Spi::run_with_args(MAKE, &arguments)?;
+    watched::follow(&hook::find(&wanted.name)?)?;
     wake::after_catalog_change();
     Ok(wanted.name.clone())
 }
@@ -329,6 +331,7 @@ fn drop_hook(name: &str, if_exists: bool) {
         ] {
             Spi::run_with_args(sql, &[hook.id.into()])?;
         }
+        watched::follow(&hook)?;
         wake::after_catalog_change();
         Ok::<_, Error>(())
     })()

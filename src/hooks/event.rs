@@ -8,6 +8,8 @@ use serde_json::{Map, Value, json};
 pub const COLLABORATIVE: &str = "collab_recs:*";
 /// The scope of one user's lists is this and their id.
 pub const USER: &str = "user_recs:";
+/// Instead of an id: of all users.
+const ALL: &str = "*";
 
 /// What a hook may hear of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,5 +115,6 @@ impl Event {
 pub fn users(scopes: &[Value]) -> Vec<Value> {
     let texts = scopes.iter().filter_map(Value::as_str);
     let users = texts.filter_map(|scope| scope.strip_prefix(USER));
+    let users = users.filter(|user| *user != ALL);
     users.map(|user| json!(user)).collect()
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// A hook; `$1` narrows to one number.
 const LOAD: &str = "\
 SELECT pg_catalog.to_jsonb(h)::text FROM (
-    SELECT h.id, h.name, h.event, h.server, h.path, h.method, h.body, h.channel, h.paused, h.owner AS owner_name,
+    SELECT h.id, h.name, h.event, h.server, h.path, h.method, h.body, h.channel, h.paused, h.recommender_id, h.owner AS owner_name,
            pg_catalog.to_regrole(h.owner)::oid::bigint AS owner
       FROM recsync.hook h WHERE $1 IS NULL OR h.id = $1) h";
 
@@ -33,6 +33,7 @@ pub struct Hook {
     /// Of NOTIFY.
     pub channel: Option<String>,
     pub paused: bool,
+    recommender_id: Option<i32>,
     pub owner_name: String,
     owner: Option<i64>,
 }
@@ -45,6 +46,11 @@ impl Hook {
 
     pub fn event(&self) -> Event {
         Event::find(&self.event).unwrap_or(Event::Embedded)
+    }
+
+    /// `None`: of all that its owner owns, if of any.
+    pub fn hears_recommender(&self) -> Option<i32> {
+        self.recommender_id
     }
 
     pub fn has_own_body(&self) -> bool {
@@ -123,7 +129,7 @@ pub fn set_paused(name: &str, paused: bool) -> Result<()> {
     require_owner(&hook)?;
     let _as = As::extension();
     Spi::run_with_args(
-        "UPDATE recsync.hook SET paused = $2, paused_reason = NULL, paused_by_server = false WHERE id = $1",
+        "UPDATE recsync.hook SET paused = $2, paused_reason = NULL, paused_by_server = false, overflowed = overflowed AND $2 WHERE id = $1",
         &[hook.id.into(), paused.into()],
     )?;
     wake::after_catalog_change();

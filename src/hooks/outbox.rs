@@ -31,7 +31,7 @@ SELECT h.id, t.name
   FROM (SELECT relation AS name, relation AS owned FROM recsync.pipeline WHERE id = $2
         UNION ALL SELECT name, items FROM recsync.recommender WHERE id = $2) t
   JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(t.owned)
-  JOIN recsync.hook h ON h.event = $1 AND (h.pipeline_id = $2 OR h.recommender_id = $2 OR h.pipeline_id IS NULL AND h.recommender_id IS NULL)
+  JOIN recsync.hook h ON h.event = $1 AND NOT h.overflowed AND (h.pipeline_id = $2 OR h.recommender_id = $2 OR h.pipeline_id IS NULL AND h.recommender_id IS NULL)
  WHERE pg_catalog.pg_has_role(pg_catalog.to_regrole(h.owner)::oid, c.relowner, 'USAGE')";
 
 const WRITE: &str = "\
@@ -76,17 +76,23 @@ pub fn emit(event: Event, of: i32, keys: &[Value], data: Map<String, Value>) -> 
             .map(|part| json!(part).to_string())
             .collect(),
     };
-    let sequence = own_relation(c"delivery_number")
-        .ok_or_else(|| Error::Internal("recsync.delivery_number is missing".into()))?;
-    // SAFETY: an ordinary lock of a sequence that is there, kept until the transaction ends. It conflicts with itself
-    // and not with what nextval takes.
-    unsafe { pg_sys::LockRelationOid(sequence, pg_sys::ShareUpdateExclusiveLock as _) };
+    hold_order()?;
     let data = Value::Object(data).to_string();
     update(
         WRITE,
         &[hooks.into(), source.into(), parts.into(), data.into()],
     )?;
     WRITTEN.store(true, SeqCst);
+    Ok(())
+}
+
+/// Numbers are in the order of the commits: nobody else writes until this transaction ends.
+pub fn hold_order() -> Result<()> {
+    let sequence = own_relation(c"delivery_number")
+        .ok_or_else(|| Error::Internal("recsync.delivery_number is missing".into()))?;
+    // SAFETY: an ordinary lock of a sequence that is there, kept until the transaction ends. It conflicts with itself
+    // and not with what nextval takes.
+    unsafe { pg_sys::LockRelationOid(sequence, pg_sys::ShareUpdateExclusiveLock as _) };
     Ok(())
 }
 

@@ -55,16 +55,25 @@ impl Account<'_> {
     }
 }
 
-/// What is to be said first.
-pub fn notice(accounts: &[Account]) -> Option<Notice> {
-    let notices = accounts.iter().filter_map(Account::notice);
+/// What is to be said first, and of which of them.
+pub fn notice<'a>(accounts: &[Account<'a>]) -> Option<(Notice, Account<'a>)> {
+    let notices = accounts.iter();
+    let notices = notices.filter_map(|account| Some((account.notice()?, *account)));
     notices.reduce(|one, other| {
-        if other.stops && !one.stops {
+        if other.0.stops && !one.0.stops {
             other
         } else {
             one
         }
     })
+}
+
+/// What hooks are told of a notice.
+pub struct Figures {
+    pub server: String,
+    pub spent: f64,
+    pub budget: f64,
+    pub currency: String,
 }
 
 /// Notices by pipeline.

@@ -59,7 +59,7 @@ pub enum Worker {
     Standby,
 }
 
-/// A pipeline, or a recommender with all its tables of interactions.
+/// A pipeline, a recommender with all its tables of interactions, or a hook.
 #[derive(Debug, Default, Serialize)]
 pub struct PipelineView {
     pub kind: &'static str,
@@ -223,6 +223,7 @@ impl PipelineView {
         let kind = match meters.kind.load(SeqCst) {
             1 => "pipeline",
             2 => "recommender",
+            3 => "hook",
             _ => return None,
         };
         let provider = ProviderView::of(counters, meters, now);

@@ -6,6 +6,9 @@
 // Letters sent and landed.
 mod letters;
 
+// Items that have gone, and hooks for which too much is kept.
+mod upkeep;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -15,6 +18,7 @@ use pgrx::prelude::*;
 
 use super::leader::{Leader, report};
 use super::process::{Failed, transaction};
+use super::rest::works;
 use super::running::Lanes;
 use crate::catalog::server;
 use crate::embed::endpoint::Endpoint;
@@ -25,6 +29,7 @@ use crate::error::Result;
 use crate::hooks::hook::{self, Hook};
 use crate::hooks::outbox::{self, Stored};
 use crate::hooks::saying::{coalesced, letter_of};
+use crate::hooks::watched;
 use crate::settings;
 
 /// Letters of a hook that are looked at at a time: so many keys may wait for their turn before others do.
@@ -75,6 +80,10 @@ pub(super) struct Hooks {
     next: Option<Instant>,
     /// The worker has just begun.
     swept: bool,
+    /// Sources and recommenders whose items are watched.
+    watched: Vec<(i32, i32)>,
+    /// When it was last looked how much is kept.
+    bounded_at: Option<Instant>,
 }
 
 impl Default for Hooks {
@@ -91,6 +100,8 @@ impl Default for Hooks {
             last: 0,
             next: None,
             swept: false,
+            watched: Vec::new(),
+            bounded_at: None,
         }
     }
 }
@@ -109,7 +120,7 @@ impl Hooks {
         if !self.replies.is_empty() {
             return Some(Duration::ZERO);
         }
-        if !settings::enabled() {
+        if !works() {
             return None;
         }
         let unread = self.listening.values().any(Listening::may_read);
@@ -154,6 +165,7 @@ impl Leader {
     pub(super) fn load_hooks(&mut self) -> std::result::Result<(), Failed> {
         let (declared, loaded) = transaction(load)?;
         self.hooks.declared = declared;
+        self.hooks.watched = transaction(watched::load)?;
         let mut known = std::mem::take(&mut self.hooks.listening);
         let policy = settings::secret_policy();
         if policy != self.hooks.policy {
@@ -213,7 +225,8 @@ impl Leader {
             self.hooks.look();
         }
         self.hooks.next = None;
-        if !settings::enabled() || self.is_relieved() {
+        self.bound_hooks()?;
+        if !works() || self.is_relieved() {
             return Ok(());
         }
         let ids: Vec<i32> = self.hooks.listening.keys().copied().collect();

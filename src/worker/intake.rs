@@ -59,6 +59,7 @@ impl Leader {
         }
         let mut put_down = PutDown::new();
         self.advise_unseen(&page.blocks)?;
+        self.tell_of_gone_items(&page.blocks)?;
         for block in &page.blocks {
             self.busy_at = Instant::now();
             self.dispatch_block(block, ticket, &mut put_down);

@@ -17,6 +17,7 @@ use crate::catalog::names::select_one;
 use crate::catalog::pipeline;
 use crate::dispatch::backfill;
 use crate::error::Result;
+use crate::hooks::outbox;
 use crate::settings;
 
 /// How soon a swap is tried again that somebody's lock was in the way of.
@@ -190,7 +191,10 @@ fn step(running: &Running, readers: Option<Vec<String>>) -> Result<Step> {
         return Ok(Step::Waits(Some(readers), reason));
     }
     match swap(next, now)? {
-        None => Ok(Step::Done(now.relation.clone())),
+        None => {
+            outbox::generation(id, &running.endpoint.model, Some(next.generation))?;
+            Ok(Step::Done(now.relation.clone()))
+        }
         Some(reason) => Ok(Step::Waits(Some(readers), reason)),
     }
 }

@@ -3,6 +3,7 @@
 //! It never lets a store wait: bills go with the vectors, and by themselves where none are stored. What is in here when
 //! the worker dies, a second's worth at the most beside requests whose vectors were not stored yet, is not counted.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,9 +16,10 @@ use super::running::{Running, State};
 use crate::catalog::server;
 use crate::embed::sent::Sent;
 use crate::error::Result;
+use crate::hooks::outbox;
 use crate::ledger::asked::Asker;
 use crate::ledger::bill::{Bill, Bills, Open, Payer, Saved};
-use crate::ledger::budget::{self, Account, Notices};
+use crate::ledger::budget::{self, Account, Figures, Notice, Notices};
 use crate::ledger::log::{self, Spent};
 use crate::ledger::month::Month;
 
@@ -148,7 +150,7 @@ impl Spending {
     }
 
     /// What is to be said of a pipeline's budgets.
-    fn notice(&self, running: &Running) -> Option<budget::Notice> {
+    fn notice(&self, running: &Running) -> Option<(Notice, Figures)> {
         let (of_pipeline, of_server) = (
             running.pipeline.monthly_budget,
             running.endpoint.monthly_budget,
@@ -175,7 +177,14 @@ impl Spending {
             .collect();
         // What has no price, as a model of one's own, spends nothing.
         payer.price_per_million_tokens.as_ref()?;
-        budget::notice(&accounts)
+        let (notice, account) = budget::notice(&accounts)?;
+        let figures = Figures {
+            server: payer.server.clone(),
+            spent: account.spent,
+            budget: account.budget,
+            currency: currency.clone(),
+        };
+        Some((notice, figures))
     }
 }
 
@@ -194,18 +203,21 @@ impl Leader {
         if !std::mem::take(&mut self.spending.budgets_due) && again.is_none() {
             return Ok(());
         }
-        let mut notices = Notices::new();
+        let (mut notices, mut figures) = (Notices::new(), BTreeMap::new());
         for (id, state) in &mut self.pipelines {
             let Some(running) = state.running() else {
                 continue;
             };
             let notice = self.spending.notice(running);
-            let is_spent = notice.as_ref().is_some_and(|notice| notice.stops);
+            let is_spent = notice.as_ref().is_some_and(|(notice, _)| notice.stops);
             if running.is_spent && !is_spent {
                 running.claims.start_over();
             }
             running.is_spent = is_spent;
-            notices.extend(notice.map(|notice| (*id, notice)));
+            if let Some((notice, of_notice)) = notice {
+                notices.insert(*id, notice);
+                figures.insert(*id, of_notice);
+            }
         }
         if self.spending.notices.as_ref() == Some(&notices) || self.spending.say_again.is_some() {
             return Ok(());
@@ -213,7 +225,13 @@ impl Leader {
         let pipelines: Vec<i32> = self.pipelines.keys().copied().collect();
         let said = transaction(|| {
             Spi::run("SET LOCAL lock_timeout = '50ms'")?;
-            budget::publish(&pipelines, &notices, month)
+            let news = budget::publish(&pipelines, &notices, month)?;
+            for (id, _) in &news {
+                if let Some(of) = figures.get(id) {
+                    outbox::budget(*id, &of.server, of.spent, of.budget, &of.currency)?;
+                }
+            }
+            Ok(news)
         });
         let Ok(news) = said else {
             // Somebody has changed a budget and not committed yet: what is stopped is stopped, and is said later.

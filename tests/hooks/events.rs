@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::server;
-use crate::support::{Api, Database, PATIENCE, Receiver, Sql, shared, wait_until};
+use crate::support::{Api, Cluster, Database, PATIENCE, Receiver, Sql, shared, wait_until};
 
 /// Tables `product` and `event`, with a recommender over them and server `hooks`.
 fn shop(receiver: &Receiver, more: &str) -> Database<'static> {
@@ -192,4 +192,104 @@ fn an_item_that_is_described_otherwise_invalidates_the_lists_of_those_who_liked_
         receiver.keys().contains(&json!("user_recs:42"))
     });
     assert!(!receiver.keys().contains(&json!("user_recs:43")));
+}
+
+#[test]
+fn a_generation_that_is_swapped_in_is_told_of_once_and_the_hook_stays_with_the_pipeline() {
+    let (api, new, receiver) = (Api::start(), Api::of_model("new", 24), Receiver::start());
+    let mut db = shared().database();
+    db.items(&api, "");
+    db.server("new", &new, "");
+    db.run("ALTER SERVER new OPTIONS (SET model 'another')");
+    server(&mut db, &receiver, "");
+    db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 20) i");
+    db.settle("item_embedding");
+    for event in ["generation", "embedded"] {
+        db.run(&format!(
+            "SELECT recsync.create_hook('{event}', '{event}', 'hooks', '/{event}', listens_to => 'item_embedding')"
+        ));
+    }
+    let mut told = Vec::new();
+    for (number, change, model) in [
+        (
+            2,
+            "recsync.rebuild('item_embedding', server => 'new')",
+            "another",
+        ),
+        (1, "recsync.rollback_rebuild('item_embedding')", "test"),
+    ] {
+        db.run(&format!("SELECT {change}"));
+        told.push((json!(model), json!(number)));
+        wait_until(PATIENCE, "the swap is told of", || {
+            bodies(&receiver, "/generation").len() == told.len()
+        });
+        // What it tells of is in service by then.
+        let in_service = "SELECT generation FROM recsync.generation WHERE state = 'in service'";
+        assert_eq!(db.one::<i32>(in_service), number);
+    }
+    let letters = bodies(&receiver, "/generation");
+    let said = letters.iter().map(|body| {
+        assert_eq!(body["data"]["source"], "public.item_embedding");
+        assert_eq!(body["data"]["keys"], json!([body["data"]["model"]]));
+        (
+            body["data"]["model"].clone(),
+            body["data"]["generation"].clone(),
+        )
+    });
+    assert_eq!(said.collect::<Vec<_>>(), told);
+    db.run("SELECT recsync.drop_generation('item_embedding')");
+    db.run("INSERT INTO item VALUES (100, 'a late one')");
+    wait_until(PATIENCE, "the hook hears on", || {
+        bodies(&receiver, "/embedded")
+            .iter()
+            .any(|body| body["data"]["keys"] == json!(["100"]))
+    });
+    assert_eq!(bodies(&receiver, "/generation").len(), 2);
+}
+
+#[test]
+fn a_budget_is_told_of_once_at_80_percent_and_once_when_it_is_spent() {
+    let cluster = Cluster::start(&[]);
+    let (api, receiver) = (Api::start(), Receiver::start());
+    let mut db = cluster.database();
+    db.items(
+        &api,
+        "price_per_million_tokens '1000000', max_batch_inputs '1', max_concurrency '1', currency 'EUR'",
+    );
+    server(&mut db, &receiver, "");
+    db.run("SELECT recsync.set_budget('item_embedding', 100); SELECT recsync.create_hook('told', 'budget', 'hooks')");
+    // A text of 20 bytes costs 5.
+    let insert = |db: &mut Database, from: i32, to: i32| {
+        db.run(&format!(
+            "INSERT INTO item SELECT i, 'text number ' || lpad(i::text, 8) FROM generate_series({from}, {to}) i"
+        ));
+    };
+    insert(&mut db, 1, 16);
+    let at_80 = receiver.wait_for(1).remove(0);
+    let data = &at_80.body["data"];
+    assert_eq!(
+        (&data["source"], &data["server"], &data["keys"]),
+        (
+            &json!("public.item_embedding"),
+            &json!("api"),
+            &json!(["api"])
+        )
+    );
+    assert_eq!(
+        (&data["spent"], &data["budget"], &data["currency"]),
+        (&json!(80.0), &json!(100.0), &json!("EUR"))
+    );
+    insert(&mut db, 17, 40);
+    let spent = receiver.wait_for(2).remove(1);
+    assert!(spent.body["data"]["spent"].as_f64().unwrap() >= 100.0);
+    // Another worker says it no second time, and what has been retracted is said again.
+    let worker = db.worker();
+    db.run(&format!("SELECT pg_terminate_backend({worker})"));
+    wait_until(PATIENCE, "another worker runs", || {
+        db.worker_now().is_some_and(|pid| pid != worker)
+    });
+    db.run("SELECT recsync.set_budget('item_embedding', 90)");
+    let again = receiver.wait_for(3).remove(2);
+    assert_eq!(again.body["data"]["budget"], json!(90.0));
+    assert_eq!(receiver.taken().len(), 3);
 }

@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use postgres::fallible_iterator::FallibleIterator;
 use serde_json::{Value, json};
 
 use crate::support::Mishap::{Reset, ResetAfterwards, Silence, Status};
 use crate::support::{Api, Cluster, Database, PATIENCE, Receiver, Sql, shared, wait_until};
-use crate::{items, status};
+use crate::{items, server, status};
 
 #[track_caller]
 fn all_told(db: &mut Database) {
@@ -274,4 +275,133 @@ fn letters_are_told_as_fast_under_a_snapshot_that_somebody_holds() {
     let read: i64 = db.one("SELECT count(*) FROM recsync.delivery");
     assert_eq!(read, 0);
     assert!(times[3] < times[0] * 2, "{times:?}");
+}
+
+#[test]
+fn a_clone_at_another_site_tells_nobody_anything_until_it_is_adopted() {
+    let cluster = Cluster::start(&[]);
+    let (api, receiver) = (Api::start(), Receiver::start());
+    let mut db = items(&cluster, &api, &receiver, "");
+    db.run("SELECT recsync.create_hook('heard', 'embedded')");
+    receiver.play_always(Some(Status(503, "")));
+    db.run("INSERT INTO item VALUES (1, 'one')");
+    wait_until(PATIENCE, "it has failed", || !receiver.letters().is_empty());
+    let copy = cluster.copy();
+    copy.set_for_next_start("recsync.site", "staging");
+    copy.start_again();
+    receiver.play_always(None);
+    db.settle("item_embedding");
+    receiver.wait_for(1);
+
+    let letters = || receiver.letters().len();
+    let before = letters();
+    let mut clone = copy.database_named(&db.name);
+    let mut listener = clone.connect();
+    listener.run("LISTEN recsync_heard");
+    let waiting_for =
+        "SELECT waiting_for FROM recsync.status WHERE kind = 'hook' AND name = 'public.told'";
+    wait_until(PATIENCE, "the clone says whose it is", || {
+        let reason: Option<String> = clone.one(waiting_for);
+        reason.is_some_and(|reason| reason.contains("adopt_site"))
+    });
+    // Something to tell, of which only the letter that the original has sent was there before.
+    clone.run("INSERT INTO recsync.delivery (hook_id, source, keys, data) SELECT id, 'public.item_embedding', '[\"7\"]', '{}' FROM recsync.hook");
+    clone.run("INSERT INTO item VALUES (2, 'two')");
+    clone.pause(Duration::from_secs(2));
+    assert_eq!(letters(), before);
+    let mut heard = listener.notifications();
+    assert!(heard.iter().next().unwrap().is_none());
+    clone.run("SELECT recsync.adopt_site()");
+    wait_until(PATIENCE, "all has been told", || {
+        clone.one::<bool>("SELECT sum(pending) = 0 FROM recsync.status WHERE kind = 'hook'")
+            && told(&receiver).contains("\"2\"")
+    });
+    eprintln!(
+        "JOBS {:?}",
+        clone.column::<String>("SELECT j::text FROM recsync.job j")
+    );
+    assert!(told(&receiver).contains("\"7\""));
+    // The letter that was underway when the copy was made came from both, under one id.
+    let ids: Vec<String> = receiver
+        .letters()
+        .into_iter()
+        .filter(|l| l.taken && l.text.contains("[\"1\"]"))
+        .map(|l| l.id)
+        .collect();
+    assert_eq!(ids.len(), 2);
+    assert_eq!(ids[0], ids[1]);
+    drop(heard);
+    wait_until(PATIENCE, "it is heard", || {
+        listener
+            .notifications()
+            .timeout_iter(Duration::from_millis(20))
+            .next()
+            .unwrap()
+            .is_some()
+    });
+}
+
+#[test]
+fn no_more_is_kept_for_a_hook_than_the_setting_says_and_what_it_missed_is_said_when_it_is_resumed()
+{
+    let cluster = Cluster::start(&[("recsync.hook_limit", "5")]);
+    let receiver = Receiver::start();
+    let mut db = cluster.database();
+    server(&mut db, &receiver, "");
+    db.run(
+        "CREATE TABLE product (id int PRIMARY KEY, title text);
+         CREATE TABLE event (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id bigint, product_id int REFERENCES product, created_at timestamptz NOT NULL DEFAULT clock_timestamp());
+         INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 20) i;
+         SELECT recsync.create_recommender('shop', 'product', 'event');
+         SELECT recsync.create_hook('told', 'invalidated', 'hooks')",
+    );
+    receiver.play_always(Some(Status(503, "")));
+    let view = |db: &mut Database, user: i32| {
+        db.run(&format!(
+            "INSERT INTO event (user_id, product_id) VALUES ({user}, 1)"
+        ));
+        db.settle("shop");
+    };
+    let mut user = 0;
+    wait_until(PATIENCE, "the hook is paused", || {
+        user += 1;
+        view(&mut db, user);
+        db.pause(Duration::from_millis(200));
+        status(&mut db, "state") == "paused"
+    });
+    let reason = status(&mut db, "paused_reason");
+    assert!(
+        reason.contains("recsync.hook_limit") && reason.contains("recsync.resume"),
+        "{reason}"
+    );
+    let fault = "SELECT count(*) FROM recsync.health() WHERE check_name = 'hook' AND NOT ok AND subject LIKE '%public.told'";
+    wait_until(PATIENCE, "it is no healthy state", || {
+        db.one::<i64>(fault) == 1
+    });
+    let kept = status(&mut db, "pending");
+    for more in 1..=3 {
+        view(&mut db, 1_000 + more);
+    }
+    assert_eq!(status(&mut db, "pending"), kept);
+    // A change of the server is no reason to go on.
+    db.run("ALTER SERVER hooks OPTIONS (ADD max_attempts '4')");
+    receiver.play_always(None);
+    view(&mut db, 1_004);
+    assert_eq!(
+        (status(&mut db, "pending"), status(&mut db, "state")),
+        (kept.clone(), "paused".into())
+    );
+    cluster.set("recsync.hook_limit", "0");
+    db.run("SELECT recsync.resume('told')");
+    all_told(&mut db);
+    let told = receiver.taken();
+    assert_eq!(told.len().to_string(), kept);
+    let last = &told.last().unwrap().body["data"];
+    assert_eq!(last["keys"], json!(["user_recs:*", "collab_recs:*"]));
+    assert_eq!(last["users"], json!([]));
+    view(&mut db, 2_000);
+    wait_until(PATIENCE, "what is new is told of again", || {
+        receiver.keys().contains(&json!("user_recs:2000"))
+    });
+    assert!(!receiver.keys().contains(&json!("user_recs:1001")));
 }

@@ -14,6 +14,12 @@ mod letters;
 /// What is said of pipelines and recommenders, event by event.
 mod events;
 
+/// Items that have gone.
+mod items;
+
+/// From a click to the list after it.
+mod whole_loop;
+
 /// LISTEN.
 mod notices;
 

@@ -187,11 +187,20 @@ impl Source {
     }
 }
 
+/// Columns of watched items, under their new names.
+const CARRY_ITEMS: &str = "\
+UPDATE recsync.watched_items w
+   SET used_columns = ARRAY(SELECT COALESCE(n.name, u) FROM pg_catalog.unnest(w.used_columns) u
+                              LEFT JOIN ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) AS n (old, name) ON n.old = u ORDER BY 1)
+ WHERE w.source_id = $1";
+
 fn carry_source(source: &Source, key: Vec<String>, used: Vec<String>) -> Result<()> {
     let name = source.current.as_deref().unwrap_or_default();
     if source.stored != name || source.key_columns != key || source.used_columns != used {
         {
             let _as = As::extension();
+            let (was, is) = (source.used_columns.clone(), used.clone());
+            Spi::run_with_args(CARRY_ITEMS, &[source.id.into(), was.into(), is.into()])?;
             Spi::run_with_args(
                 "UPDATE recsync.source SET relation = $2, key_columns = $3, used_columns = $4 WHERE id = $1",
                 &[source.id.into(), name.into(), key.into(), used.into()],

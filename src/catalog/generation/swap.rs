@@ -75,16 +75,17 @@ pub fn swap(next: &Pipeline, now: &Pipeline) -> Result<Option<String>> {
     embedding::stop_noting_all(now)?;
     jobs::forget(now.id)?;
     pipeline::forget(now.id)?;
-    const SERVICE: [&str; 3] = [
+    const SERVICE: [&str; 4] = [
         "UPDATE recsync.pipeline SET relation = vectors, of_pipeline = $2, paused = false, paused_reason = NULL, paused_by_server = false WHERE id = $1",
         "UPDATE recsync.pipeline SET relation = $3, of_pipeline = NULL, builds = false, waits_for = NULL WHERE id = $2",
         "UPDATE recsync.recommender SET pipeline_id = CASE pipeline_id WHEN $1 THEN $2 ELSE pipeline_id END,
                 users_pipeline_id = CASE users_pipeline_id WHEN $1 THEN $2 ELSE users_pipeline_id END
           WHERE $1 IN (pipeline_id, users_pipeline_id)",
+        "UPDATE recsync.hook SET pipeline_id = $2 WHERE pipeline_id = $1",
     ];
     let (was, is) = (now.id.into(), next.id.into());
     let arguments = [was, is, now.relation.as_str().into()];
-    for (sql, count) in SERVICE.iter().zip([2, 3, 2]) {
+    for (sql, count) in SERVICE.iter().zip([2, 3, 2, 2]) {
         Spi::run_with_args(sql, &arguments[..count])?;
     }
     Ok(None)

@@ -15,6 +15,7 @@ use crate::catalog::rights::As;
 use crate::catalog::watch::{lock_in_tries, refresh, table_owner};
 use crate::dispatch::backfill;
 use crate::error::{Error, OrReport, Result};
+use crate::hooks::watched;
 use crate::recommend::interest::is_made_otherwise;
 
 /// What has to be computed again.
@@ -137,6 +138,7 @@ fn alter(name: &str, changes: &Changes) -> Result<()> {
     let owner = table_owner(source)?;
     refresh(source, &is.interactions, is.source_id, owner)?;
     let now = by_id(is.id)?.ok_or_else(|| Error::NoSuchRecommender(name.to_owned()))?;
+    watched::settle(&now)?;
     match again(&is, &now) {
         Again::Nothing => {}
         Again::Interests => tables::forget_interests(now.id)?,

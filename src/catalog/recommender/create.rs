@@ -22,6 +22,7 @@ use crate::catalog::watch::{
 };
 use crate::dispatch::backfill;
 use crate::error::{Error, OrReport, Result};
+use crate::hooks::watched;
 
 /// What create_recommender was asked for.
 struct Declaration<'a> {
@@ -196,6 +197,7 @@ fn create(wanted: &Declaration, if_not_exists: bool) -> Result<String> {
     functions::make(&load()?)?;
     embedding::note_changes(&load()?)?;
     users::set(&load()?, wanted.users)?;
+    watched::settle(&load()?)?;
     notice_of_source(source, &declared.interactions)?;
     if [wanted.user_column, wanted.item_column, wanted.at_column].contains(&None) {
         notice!(

@@ -11,6 +11,7 @@ use crate::catalog::pipeline;
 use crate::catalog::rights::As;
 use crate::catalog::watch::{release, table_owner};
 use crate::error::{Error, OrReport, Result};
+use crate::hooks::watched;
 use crate::recommend::shown;
 
 #[pg_extern(sql = r#"
@@ -56,6 +57,7 @@ pub fn end(recommender: &Recommender) -> Result<()> {
     for feed in feeds::of(recommender)? {
         feeds::end(&feed)?;
     }
+    watched::forget(recommender.id)?;
     functions::drop(recommender)?;
     tables::drop(recommender.id, &recommender.members())?;
     let _as = As::extension();
