@@ -192,6 +192,8 @@ CREATE TABLE watched_items (
 );
 COMMENT ON TABLE watched_items IS 'Recommenders whose items are watched, because a hook of event invalidated hears of them.';
 
+SELECT pg_catalog.pg_extension_config_dump('watched_items', '');
+
 -- Lists of users that are ready before they are asked for, of the recommenders that are there.
 DO $$
 DECLARE
@@ -220,7 +222,6 @@ SELECT pg_catalog.pg_extension_config_dump('usage_log', '');
 SELECT pg_catalog.pg_extension_config_dump('usage_day', '');
 SELECT pg_catalog.pg_extension_config_dump('usage_name', '');
 SELECT pg_catalog.pg_extension_config_dump('hook', '');
-SELECT pg_catalog.pg_extension_config_dump('watched_items', '');
 
 CREATE FUNCTION unseen_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'unseen_v1';
 COMMENT ON FUNCTION unseen_v1() IS 'Trigger function of a watched table: notes in the change log that a session with session_replication_role = replica has written to it. Made by create_pipeline and audit; its argument is the id of recsync.source.';
