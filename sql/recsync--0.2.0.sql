@@ -471,7 +471,8 @@ COMMENT ON TABLE delivery IS 'What hooks have not been told yet. Not dumped: a r
 CREATE TABLE watched_items (
     recommender_id integer PRIMARY KEY REFERENCES recommender ON DELETE CASCADE,
     source_id      integer NOT NULL REFERENCES source ON DELETE CASCADE, -- the items
-    used_columns   text[] NOT NULL                  -- of the recommender's eligible
+    used_columns   text[] NOT NULL,                 -- of the recommender's eligible
+    altered        boolean NOT NULL DEFAULT false   -- so was the recommender, and nobody has been told yet
 );
 COMMENT ON TABLE watched_items IS 'Recommenders whose items are watched, because a hook of event invalidated hears of them.';
 

@@ -10,6 +10,9 @@ mod bench;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+/// From a click to the list after it.
+mod whole;
+
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -50,6 +53,8 @@ struct Sizes {
     lists: usize,
     clicks_per_s: usize,
     clicks_s: usize,
+    /// Of the whole loop.
+    events_per_s: usize,
     new_items: usize,
 }
 
@@ -72,15 +77,17 @@ fn main() {
         lists: of("LISTS", 1_000, 50),
         clicks_per_s: of("CLICKS", 1_000, 200),
         clicks_s: of("SECONDS", 20, 3),
+        events_per_s: of("EVENTS", 500, 100),
         new_items: of("NEW_ITEMS", 50, 5),
     };
     println!("{}", conditions(SETTINGS));
     let mut shop = Shop::load(sizes);
-    let parts: [(&str, Part); 4] = [
+    let parts: [(&str, Part); 5] = [
         ("lists", Shop::lists),
         ("ready", Shop::ready),
         ("clicks", Shop::clicks),
         ("new", Shop::new_items),
+        ("loop", Shop::whole_loop),
     ];
     for (_, run) in parts.iter().filter(|(name, _)| is_wanted("PARTS", name)) {
         run(&mut shop);

@@ -3,17 +3,18 @@
 //!
 //! It never watches items of which nobody hears, and never says which item it was.
 
+use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::event::Event;
 use super::hook::Hook;
+use super::outbox;
 use crate::catalog::expression::{Wanted, parse_stored};
 use crate::catalog::names::select_one;
 use crate::catalog::recommender::{self, Recommender};
 use crate::catalog::rights::As;
 use crate::catalog::watch::{describe_source, lock_in_tries, refresh, release, table_owner, watch};
 use crate::error::Result;
-use pgrx::pg_sys;
 
 /// Whether a hook hears of recommender `$1`, whose items belong to `$2`.
 const IS_HEARD: &str = "\
@@ -109,18 +110,35 @@ pub fn has_gone(r: &Recommender, items: &[String]) -> Result<bool> {
     Ok(select_one::<bool>(&sql, &[items.to_vec().into()])? == Some(true))
 }
 
-/// The recommenders whose items are watched, with the number of their table's source.
+/// Lists of a recommender are made otherwise from this transaction's commit on: the worker tells it.
+pub fn note_altered(recommender: i32) -> Result<()> {
+    let _as = As::extension();
+    Ok(Spi::run_with_args(
+        "UPDATE recsync.watched_items SET altered = true WHERE recommender_id = $1",
+        &[recommender.into()],
+    )?)
+}
+
+/// The recommenders whose items are watched, with the number of their table's source. What has been altered is told.
 pub fn load() -> Result<Vec<(i32, i32)>> {
-    Spi::connect(|client| {
-        let rows = client.select(
-            "SELECT source_id, recommender_id FROM recsync.watched_items",
-            None,
-            &[],
-        )?;
-        let mut watched = Vec::new();
-        for row in rows {
+    const LOAD: &str = "SELECT source_id, recommender_id, altered FROM recsync.watched_items";
+    const TAKE: &str = "\
+WITH taken AS (SELECT recommender_id FROM recsync.watched_items WHERE altered FOR UPDATE SKIP LOCKED),
+     told AS (UPDATE recsync.watched_items w SET altered = false FROM taken t WHERE w.recommender_id = t.recommender_id RETURNING w.recommender_id)
+SELECT pg_catalog.array_agg(recommender_id) FROM told";
+    let (mut watched, mut some_altered) = (Vec::new(), false);
+    Spi::connect(|client| -> Result<()> {
+        for row in client.select(LOAD, None, &[])? {
             watched.extend(row.get::<i32>(1)?.zip(row.get::<i32>(2)?));
+            some_altered |= row.get::<bool>(3)? == Some(true);
         }
-        Ok(watched)
-    })
+        Ok(())
+    })?;
+    if some_altered {
+        let altered = Spi::get_one::<Vec<i32>>(TAKE)?.unwrap_or_default();
+        altered
+            .into_iter()
+            .try_for_each(outbox::invalidated_neighbours)?;
+    }
+    Ok(watched)
 }

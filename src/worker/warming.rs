@@ -56,7 +56,8 @@ impl Warming {
         let most = settings::warm_limit();
         let at = Instant::now() + QUIET;
         for user in users {
-            if most > 0 && self.users.insert(user.clone()) {
+            // Of too many the first are made: those who come in between would have all of them wait for ever.
+            if self.due.len() < most && self.users.insert(user.clone()) {
                 self.due.push_back((at, user.clone()));
             }
         }

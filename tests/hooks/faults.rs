@@ -316,10 +316,6 @@ fn a_clone_at_another_site_tells_nobody_anything_until_it_is_adopted() {
         clone.one::<bool>("SELECT sum(pending) = 0 FROM recsync.status WHERE kind = 'hook'")
             && told(&receiver).contains("\"2\"")
     });
-    eprintln!(
-        "JOBS {:?}",
-        clone.column::<String>("SELECT j::text FROM recsync.job j")
-    );
     assert!(told(&receiver).contains("\"7\""));
     // The letter that was underway when the copy was made came from both, under one id.
     let ids: Vec<String> = receiver

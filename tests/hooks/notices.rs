@@ -94,6 +94,33 @@ fn what_is_much_or_long_is_heard_in_parts_below_the_limit() {
 }
 
 #[test]
+fn what_has_happened_since_is_heard_at_once_and_each_key_once() {
+    let api = Api::start();
+    let mut db = shared().database();
+    db.items(&api, "");
+    db.run("SELECT recsync.create_hook('told', 'embedded'); SELECT recsync.pause('told')");
+    for change in [
+        "INSERT INTO item VALUES (1, 'one'), (2, 'two')",
+        "UPDATE item SET title = 'another' WHERE id = 1",
+        "INSERT INTO item VALUES (3, 'three')",
+    ] {
+        db.run(change);
+        db.settle("item_embedding");
+    }
+    assert!(db.one::<i64>("SELECT count(*) FROM recsync.delivery") >= 3);
+    let mut listener = db.connect();
+    listener.run("LISTEN recsync_told");
+    db.run("SELECT recsync.resume('told')");
+    let heard = hear(&mut listener, "recsync_told", |heard| !heard.is_empty());
+    wait_until(PATIENCE, "all has been told", || {
+        status(&mut db, "pending") == "0"
+    });
+    let mut keys: Vec<String> = keys(&heard).iter().map(ToString::to_string).collect();
+    keys.sort();
+    assert_eq!((heard.len(), keys.concat().as_str()), (1, r#""1""2""3""#));
+}
+
+#[test]
 fn channels_of_all_names_can_be_listened_to_and_are_never_shared() {
     let mut db = shared().database();
     let long = "n".repeat(63);

@@ -194,6 +194,15 @@ fn pipeline_of_a_recommender_gets_no_chunks() {
         let error = db.refused(&format!("SELECT recsync.{call}"));
         assert_eq!(error.code().code(), "2BP01", "{call}: {error:?}");
     }
+    // Nor those that it had before.
+    db.run("SELECT recsync.drop_recommender('shop')");
+    alter(&mut db, "long_text => 'chunks'");
+    wait_for_generation(&mut db, 2);
+    alter(&mut db, "long_text => 'truncate'");
+    wait_for_generation(&mut db, 3);
+    db.run("SELECT recsync.create_recommender('shop', 'e', 'event')");
+    let error = db.refused("SELECT recsync.rollback_rebuild('e')");
+    assert_eq!(error.code().code(), "2BP01", "{error:?}");
     // One that comes meanwhile keeps the chunks from their place.
     db.run("SELECT recsync.drop_recommender('shop')");
     let other = Api::of_model("new", 16);
@@ -206,7 +215,7 @@ fn pipeline_of_a_recommender_gets_no_chunks() {
     wait_until(PATIENCE, "it waits", || {
         db.one("SELECT COALESCE(bool_or(waits_for LIKE '%shop%'), false) FROM recsync.generation WHERE state = 'building'")
     });
-    assert_eq!(states(&mut db), ["1 in service", "2 building"]);
+    assert_eq!(states(&mut db), ["3 in service", "4 building"]);
 }
 
 #[test]

@@ -45,10 +45,14 @@ fn owners(db: &mut Database) -> Vec<String> {
 
 /// Why the pipeline is paused, once it is.
 fn paused_because(db: &mut Database) -> String {
+    let mut reason = None;
     wait_until(PATIENCE, "it is paused", || {
-        db.one("SELECT count(*) = 1 FROM recsync.status WHERE state = 'paused' AND paused_reason IS NOT NULL")
+        reason = db
+            .column("SELECT paused_reason FROM recsync.status WHERE state = 'paused' AND paused_reason IS NOT NULL")
+            .pop();
+        reason.is_some()
     });
-    db.one("SELECT paused_reason FROM recsync.status")
+    reason.unwrap()
 }
 
 #[test]

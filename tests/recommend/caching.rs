@@ -352,3 +352,23 @@ fn no_more_lists_are_kept_than_the_setting_allows_those_of_who_was_there_last() 
     items(&mut db, "shop_recommend('joe')");
     assert_eq!(counted(&mut db)[0], ready);
 }
+
+#[test]
+fn no_more_lists_are_made_in_a_minute_than_the_setting_allows() {
+    let cluster = Cluster::start(&[("recsync.warm_limit", "70")]);
+    let mut db = shop(&cluster, 20);
+    db.run("INSERT INTO event (user_id, product_id) SELECT 'u' || i, 1 + i % 20 FROM generate_series(1, 70) i");
+    db.settle("shop");
+    let id = number(&mut db);
+    let lists = format!("SELECT count(*) FROM recsync.list_{id}");
+    wait_until(PATIENCE, "all lists are ready", || {
+        db.one::<i64>(&lists) == 70
+    });
+    // What goes now would be made again three seconds later, had all of them not been made a moment ago.
+    db.run("INSERT INTO event (user_id, product_id) SELECT 'u' || i, 1 + (i + 1) % 20 FROM generate_series(1, 20) i");
+    db.settle("shop");
+    db.pause(Duration::from_secs(8));
+    let warmed = "SELECT warmed FROM recsync.list_cache WHERE recommender = 'public.shop'";
+    assert_eq!((db.one::<i64>(warmed), db.one::<i64>(&lists)), (70, 50));
+    assert_eq!(items(&mut db, "shop_recommend('u1', k => 5)").len(), 5);
+}

@@ -139,6 +139,7 @@ fn alter(name: &str, changes: &Changes) -> Result<()> {
     refresh(source, &is.interactions, is.source_id, owner)?;
     let now = by_id(is.id)?.ok_or_else(|| Error::NoSuchRecommender(name.to_owned()))?;
     watched::settle(&now)?;
+    watched::note_altered(now.id)?;
     match again(&is, &now) {
         Again::Nothing => {}
         Again::Interests => tables::forget_interests(now.id)?,

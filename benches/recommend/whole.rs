@@ -1,0 +1,230 @@
+//! The whole loop at a steady rate of clicks: each comes by apply_events; of some it is measured when the user's interest
+//! has moved, when a hook has been told, and when a list that knows of it is ready.
+//!
+//! It never asks the worker anything: it looks at what others see, tables and letters.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use postgres::Client;
+use serde_json::json;
+
+use super::Shop;
+use super::bench::setting::percentile;
+use super::bench::tables::{most, table};
+use super::support::{Receiver, Sql, wait_until};
+
+/// Users who click all the time; those of whom it is measured click once.
+const AT_IT: i64 = 100;
+/// Of so many clicks one is measured.
+const MEASURED: u64 = 20;
+/// Lists that are made a minute at the most, so that the budget is not what is measured.
+const LISTS: usize = 5_000;
+/// How long it is waited for the last of them.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Click {
+    user: i64,
+    item: i64,
+    /// Before the call and after it, in seconds since 1970, and after it.
+    from: f64,
+    to: f64,
+    committed: Instant,
+}
+
+impl Shop {
+    pub fn whole_loop(&mut self) {
+        let id: i32 = self.client.one("SELECT id FROM recsync.recommender");
+        let receiver = Receiver::start();
+        self.client.run(&format!(
+            "CREATE SERVER hooks FOREIGN DATA WRAPPER recsync OPTIONS (api 'webhook', url '{}', api_key_env 'TEST_HOOK_API_KEY');
+             SELECT recsync.create_hook('warm', 'invalidated', 'hooks', '/predictions/warm', listens_to => 'shop', body => '{{\"user_ids\": \"{{{{users}}}}\"}}')",
+            receiver.url()
+        ));
+        self.client
+            .run(&format!("ALTER SYSTEM SET recsync.warm_limit = {LISTS}"));
+        self.client
+            .run("SELECT pg_reload_conf(); SELECT recsync.resume('shop')");
+        let ready = format!("SELECT count(*) FROM recsync.list_{id} WHERE user_id % 2 = 0");
+        let wanted = self.sizes.users.min(1_000) as i64 / 4;
+        wait_until(PATIENCE * 10, "lists are ready", || {
+            sleep(Duration::from_millis(100));
+            self.client.one::<i64>(&ready) >= wanted
+        });
+        let users: Vec<i64> = self.client.column(&format!(
+            "SELECT user_id FROM recsync.list_{id} WHERE user_id % 2 = 0 ORDER BY active_at DESC"
+        ));
+        let moved = format!(
+            "SELECT p.n::int4 FROM ROWS FROM (unnest($1::bigint[]), unnest($2::bigint[]), unnest($3::float8[])) WITH ORDINALITY AS p (user_id, item_id, at, n)
+               JOIN recsync.interaction_{id} e ON e.user_id = p.user_id AND e.item_id = p.item_id AND e.at >= to_timestamp(p.at)
+               JOIN recsync.interest_{id} i ON i.user_id = p.user_id AND NOT i.stale"
+        );
+        let listed = format!(
+            "SELECT p.n::int4 FROM ROWS FROM (unnest($1::bigint[]), unnest($2::bigint[]), unnest($3::float8[])) WITH ORDINALITY AS p (user_id, item_id, at, n)
+               JOIN recsync.list_{id} l ON l.user_id = p.user_id AND l.made_at >= to_timestamp(p.at)"
+        );
+        let clicks: Mutex<Vec<Click>> = Mutex::default();
+        let stop = AtomicBool::new(false);
+        let connect = || self.cluster.connect("postgres");
+        let (mut clicker, looks) = (connect(), [connect(), connect()]);
+        let (rate, seconds) = (self.sizes.events_per_s, self.sizes.clicks_s);
+        let items = self.sizes.items as i64;
+        let (reached, mut times) = thread::scope(|scope| {
+            let [one, other] = looks;
+            let (clicks, stop) = (&clicks, &stop);
+            let moves = scope.spawn(move || {
+                let from = |click: &Click| click.from;
+                watch(one, &moved, from, clicks, stop, Duration::from_millis(2))
+            });
+            let lists = scope.spawn(move || {
+                let to = |click: &Click| click.to;
+                watch(other, &listed, to, clicks, stop, Duration::from_millis(20))
+            });
+            let reached = click(&mut clicker, &users, items, rate, seconds, clicks);
+            stop.store(true, SeqCst);
+            (reached, [moves.join().unwrap(), lists.join().unwrap()])
+        });
+        let clicks = clicks.into_inner().unwrap();
+        let mut told = Vec::new();
+        wait_until(PATIENCE, "all have been told of", || {
+            told = letters(&receiver, &clicks);
+            told.len() == clicks.len()
+        });
+        let [moves, lists] = &mut times;
+        let mut rows = Vec::new();
+        for (name, goal, times) in [
+            ("interest moved", 500.0, moves),
+            ("hook received", 500.0, &mut told),
+            ("list ready again", 10_000.0, lists),
+        ] {
+            times.sort_by(f64::total_cmp);
+            let at = |percent| percentile(times, percent);
+            rows.push(format!(
+                "{name} | {} of {} | {:.1} | {:.1} | {:.1}",
+                times.len(),
+                clicks.len(),
+                at(50),
+                at(90),
+                at(99)
+            ));
+            self.goals
+                .push(most(&format!("click → {name}: ms at p99"), goal, at(99)));
+        }
+        let title = format!(
+            "the whole loop, {reached:.0} clicks a second by apply_events, one event a call, in ms from the commit"
+        );
+        table(&title, "until | clicks | p50 | p90 | p99", &rows);
+        self.client
+            .run("SELECT recsync.drop_hook('warm'); DROP SERVER hooks; ALTER SYSTEM RESET recsync.warm_limit");
+        self.client.run("SELECT pg_reload_conf()");
+    }
+}
+
+/// Clicks at a steady rate, as far as one session comes; how many a second. Those of `users` are measured.
+fn click(
+    client: &mut Client,
+    users: &[i64],
+    items: i64,
+    rate: usize,
+    seconds: usize,
+    clicks: &Mutex<Vec<Click>>,
+) -> f64 {
+    let apply = client
+        .prepare("SELECT recsync.apply_events($1::text::jsonb)")
+        .unwrap();
+    let pause = Duration::from_secs(1) / rate as u32;
+    let started = Instant::now();
+    let mut measured = users.iter();
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut n = 0;
+    while started.elapsed() < Duration::from_secs(seconds as u64) {
+        n += 1;
+        let own = match n % MEASURED {
+            0 => measured.next().copied(),
+            _ => None,
+        };
+        let user = own.unwrap_or_else(|| 1 + 2 * rng.i64(0..AT_IT));
+        let item = rng.i64(1..=items);
+        let event = json!({"event_id": n, "operation": "insert", "table": "event", "data": {"user_id": user, "item_id": item}});
+        let from = epoch();
+        client.execute(&apply, &[&event.to_string()]).unwrap();
+        let click = Click {
+            user,
+            item,
+            from,
+            to: epoch(),
+            committed: Instant::now(),
+        };
+        if own.is_some() {
+            clicks.lock().unwrap().push(click);
+        }
+        sleep((pause * n as u32).saturating_sub(started.elapsed()));
+    }
+    n as f64 / started.elapsed().as_secs_f64()
+}
+
+fn epoch() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap().as_secs_f64()
+}
+
+/// When `sql` finds each click, in ms from its commit; those that it does not find in time are left out.
+fn watch(
+    mut client: Client,
+    sql: &str,
+    since: impl Fn(&Click) -> f64,
+    clicks: &Mutex<Vec<Click>>,
+    stop: &AtomicBool,
+    poll: Duration,
+) -> Vec<f64> {
+    let find = client.prepare(sql).unwrap();
+    let (mut known, mut waiting, mut times) = (0, Vec::new(), Vec::new());
+    let mut stopped: Option<Instant> = None;
+    loop {
+        let new = clicks.lock().unwrap();
+        for click in &new[known..] {
+            waiting.push((click.user, click.item, since(click), click.committed));
+        }
+        known = new.len();
+        drop(new);
+        let users: Vec<i64> = waiting.iter().map(|one| one.0).collect();
+        let items: Vec<i64> = waiting.iter().map(|one| one.1).collect();
+        let from: Vec<f64> = waiting.iter().map(|one| one.2).collect();
+        let found = client.query(&find, &[&users, &items, &from]).unwrap();
+        let mut found: Vec<usize> = found
+            .iter()
+            .map(|row| row.get::<_, i32>(0) as usize - 1)
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        for n in found.into_iter().rev() {
+            let (.., committed) = waiting.swap_remove(n);
+            times.push(committed.elapsed().as_secs_f64() * 1e3);
+        }
+        if stop.load(SeqCst) {
+            let stopped = stopped.get_or_insert_with(Instant::now);
+            if waiting.is_empty() || stopped.elapsed() > PATIENCE {
+                return times;
+            }
+        }
+        sleep(poll);
+    }
+}
+
+/// When a letter that names its user came, in ms from each click's commit.
+fn letters(receiver: &Receiver, clicks: &[Click]) -> Vec<f64> {
+    let mut came = std::collections::HashMap::new();
+    for letter in receiver.taken() {
+        for user in letter.body["user_ids"].as_array().unwrap() {
+            let user = user.as_str().map(|id| id.parse::<i64>().unwrap());
+            came.entry(user).or_insert(letter.at);
+        }
+    }
+    let of_clicks = clicks.iter().filter_map(|click| {
+        let at = came.get(&Some(click.user))?;
+        Some(at.saturating_duration_since(click.committed).as_secs_f64() * 1e3)
+    });
+    of_clicks.collect()
+}
