@@ -222,18 +222,28 @@ fn vector_of(client: &SpiClient, sql: &str, user: &str) -> Result<Option<Numbers
 
 /// The vector that is kept of user `$1`, where it is right.
 fn kept(r: &Recommender, vectors: &Vectors) -> Result<String> {
-    let (user, item, schema) = (r.user_key()?, r.item_key()?, &vectors.schema);
+    let (user, schema) = (r.user_key()?, &vectors.schema);
     Ok(format!(
         "SELECT i.interest::{schema}.vector FROM {interests} i
-          WHERE i.user_id {equals} $1::{kind} AND NOT i.stale
-            AND NOT EXISTS (SELECT FROM {revised} v JOIN {interactions} e ON e.item_id {item_equals} v.item_id
-                             WHERE e.user_id {equals} $1::{kind})",
+          WHERE i.user_id {equals} $1::{kind} AND NOT i.stale AND {known}",
         interests = tables::interests(r.of),
-        revised = tables::revised(r.of),
-        interactions = r.interactions(),
         equals = user.equals,
         kind = user.type_name,
+        known = is_known(r, "$1")?,
+    ))
+}
+
+/// Whether it is known of all items of `user` that have got another vector.
+pub fn is_known(r: &Recommender, user: &str) -> Result<String> {
+    let (key, item) = (r.user_key()?, r.item_key()?);
+    Ok(format!(
+        "NOT EXISTS (SELECT FROM {revised} v JOIN {interactions} e ON e.item_id {item_equals} v.item_id
+                      WHERE e.user_id {equals} {user}::{kind})",
+        revised = tables::revised(r.of),
+        interactions = r.interactions(),
         item_equals = item.equals,
+        equals = key.equals,
+        kind = key.type_name,
     ))
 }
 

@@ -227,8 +227,7 @@ impl Leader {
         }
         let may = self.recommenders.iter().filter(|(id, keeping)| {
             let r = &keeping.recommender;
-            // With what users are like, lists are made when they are asked for.
-            r.of == **id && r.backfilled && r.users.is_none() && !self.counts_elsewhere(**id)
+            r.of == **id && r.backfilled && warm::is_told(r) && !self.counts_elsewhere(**id)
         });
         may.filter_map(|(id, keeping)| Some((*id, keeping.warming.next()?)))
             .min_by_key(|(_, wait)| *wait)

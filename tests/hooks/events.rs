@@ -48,7 +48,8 @@ fn an_interaction_invalidates_its_users_lists_and_then_what_others_are_shown_by_
             receiver.keys().contains(scope)
         });
     }
-    assert!(receiver.keys().iter().all(|scope| scopes.contains(scope)));
+    let told = receiver.keys();
+    assert!(told.iter().all(|scope| scopes.contains(scope)), "{told:?}");
     // What is derived was there when it was said.
     let first = receiver.taken().remove(0);
     assert_eq!(first.body["data"]["source"], "public.shop");

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use postgres::Client;
 
+use crate::interests::settle;
 use crate::shop::{change_at_random, items, number, shop, tables, views};
 use crate::support::{Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
@@ -171,6 +172,44 @@ fn what_a_user_does_takes_their_list_in_the_transaction_in_which_it_counts() {
     let before = counted(&mut db);
     assert!(!items(&mut db, "shop_recommend('ann')").contains(&5));
     assert_eq!(counted(&mut db), [before[0] + 1, before[1]]);
+}
+
+#[test]
+fn another_vector_of_an_item_that_the_user_has_seen_counts_before_the_worker_has_come_to_it() {
+    let mut db = tables(shared());
+    db.run(
+        "INSERT INTO product SELECT i, 'product ' || i, i FROM generate_series(1, 60) i;
+         CREATE SERVER local FOREIGN DATA WRAPPER recsync OPTIONS (api 'builtin');
+         SELECT recsync.create_recommender('shop', 'product', 'event', text => '{title}', server => 'local')",
+    );
+    views(&mut db, "ann", &[1, 2]);
+    settle(&mut db);
+    wait_for_list(&mut db, "ann");
+    let before = counted(&mut db);
+    items(&mut db, "shop_recommend('ann')");
+    assert_eq!(counted(&mut db), [before[0] + 1, before[1]], "it is ready");
+    let (id, pipeline) = (
+        number(&mut db),
+        db.one::<String>("SELECT relation FROM recsync.pipeline"),
+    );
+    let mut holder = db.connect();
+    let mut hold = holder.transaction().unwrap();
+    hold.execute(
+        &format!("SELECT FROM recsync.list_{id} WHERE user_id = 'ann' FOR UPDATE"),
+        &[],
+    )
+    .unwrap();
+    db.run("UPDATE product SET title = 'something else altogether' WHERE id = 1");
+    db.settle(&pipeline);
+    items(&mut db, "shop_recommend('ann')");
+    assert!(has_list(&mut db, "ann"));
+    assert_eq!(
+        counted(&mut db),
+        [before[0] + 1, before[1] + 1],
+        "it was made now"
+    );
+    hold.rollback().unwrap();
+    wait_until(PATIENCE, "it has gone", || !has_list(&mut db, "ann"));
 }
 
 #[test]

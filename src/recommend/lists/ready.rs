@@ -12,10 +12,11 @@ use super::question::Question;
 use super::selection::Selection;
 use super::sieve::{Candidate, Sieve};
 use super::statements::{self, Parts};
-use super::warm::KEPT;
+use super::warm::{self, KEPT};
 use crate::catalog::recommender::{Recommender, tables};
 use crate::catalog::rights::{As, with_settings};
 use crate::error::Result;
+use crate::recommend::interest;
 use crate::settings;
 use crate::shared;
 use crate::statement::{Finds, Statement};
@@ -46,12 +47,12 @@ pub fn list(
 }
 
 /// Whether a list that was made for the user alone answers this. Where the items have vectors, a filter says which of them
-/// are candidates; what users are like is looked up for each list.
+/// are candidates.
 fn may_be_ready(r: &Recommender, question: &Question) -> bool {
     question.is_plain()
         && question.up_to() <= KEPT
         && (question.filter.is_none() || r.vectors.is_none())
-        && r.users.is_none()
+        && warm::is_told(r)
         && !settings::list_age().is_zero()
 }
 
@@ -115,7 +116,8 @@ fn open(r: &Recommender, user: &str, from: usize, to: usize) -> Result<Option<Ve
 }
 
 /// Of candidates $6 to $7 of the list of generation $4 that is not older than $5 seconds: which of them may be listed, by
-/// their numbers from 1, and what they are.
+/// their numbers from 1, and what they are. A list goes when it becomes known which users liked an item that has got
+/// another vector: until then it is not served.
 fn select(r: &Recommender) -> Result<String> {
     let parts = Parts::new(r)?;
     let Parts {
@@ -129,7 +131,11 @@ fn select(r: &Recommender) -> Result<String> {
            FROM (SELECT l.items[$6:$7] AS items, l.scores[$6:$7] AS scores, l.places[($6 - 1) * {width} + 1:$7 * {width}] AS places
                    FROM {lists} l
                   WHERE l.user_id {user_equals} $1::{user_type} AND l.generation = $4
-                    AND l.made_at > pg_catalog.statement_timestamp() - pg_catalog.make_interval(secs => $5)) l",
+                    AND l.made_at > pg_catalog.statement_timestamp() - pg_catalog.make_interval(secs => $5){known}) l",
+        known = match r.vectors {
+            Some(_) => format!(" AND {}", interest::is_known(r, "$1")?),
+            None => String::new(),
+        },
         hidden = parts.hidden(r)?,
         open = parts.open(r),
         lists = tables::lists(r.of),

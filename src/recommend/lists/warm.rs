@@ -19,6 +19,12 @@ use crate::statement::{Finds, Statement};
 /// Candidates of a list.
 pub const KEPT: usize = 200;
 
+/// Whether all that changes a list is told of. What users are like, and vectors in a column of the items, are looked up
+/// for each list.
+pub fn is_told(r: &Recommender) -> bool {
+    r.users.is_none() && r.vectors.as_ref().is_none_or(|vectors| vectors.noted)
+}
+
 /// Makes a user's list, in a transaction of its own. False where there is none to make: for who has done nothing, and
 /// where the vector of the user's interests is not right at the moment.
 pub fn make(r: &Recommender, user: &str) -> Result<bool> {
@@ -74,7 +80,7 @@ pub fn make(r: &Recommender, user: &str) -> Result<bool> {
 
 /// What makes an interest wrong marks it, and takes the list away that was made when it was right.
 fn has_interest(r: &Recommender, user: &str) -> Result<bool> {
-    if !r.vectors.as_ref().is_some_and(|vectors| vectors.noted) {
+    if r.vectors.is_none() {
         return Ok(true);
     }
     let key = r.user_key()?;
