@@ -41,7 +41,8 @@ fn indexes(db: &mut Database) -> Vec<(String, bool)> {
 
 #[track_caller]
 fn wait_for_index(db: &mut Database) -> String {
-    wait_until(PATIENCE, "the index is there", || {
+    // A graph of MANY rows is half a minute's work where other tests are at work, too.
+    wait_until(4 * PATIENCE, "the index is there", || {
         matches!(&indexes(db)[..], [(_, true)])
     });
     // Not before its process has ended: what it holds, a next command would wait for.

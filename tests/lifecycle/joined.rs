@@ -371,7 +371,9 @@ fn what_its_generations_cost_is_the_pipelines_and_counts_for_its_budget() {
     wait_for_generation(&mut db, 2);
     const STATUS: &str = "SELECT concat_ws(' ', state, month_tokens, month_cost, monthly_budget, warning) FROM recsync.status WHERE kind = 'pipeline'";
     wait_for_usage(&mut db, &["public.e 100"]);
-    assert_eq!(db.one::<String>(STATUS), "running 100 100 500");
+    wait_until(PATIENCE, "it runs", || {
+        db.one::<String>(STATUS) == "running 100 100 500"
+    });
     // The one before is gone, and what it has cost is not.
     db.run("SELECT recsync.drop_generation('e')");
     assert_eq!(usage(&mut db), ["public.e 100"]);
