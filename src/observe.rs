@@ -20,6 +20,9 @@ mod filling;
 // status and the numbers that the worker keeps.
 mod status;
 
+// How many jobs wait.
+mod jobs;
+
 // How far the build of an index is.
 mod generations;
 

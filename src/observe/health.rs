@@ -62,7 +62,7 @@ pub fn checks(snapshot: &Snapshot) -> Vec<Check> {
         for pipeline in &database.pipelines {
             let subject = format!("{}: {}", database.name, pipeline.name);
             checks.push(state(pipeline, subject.clone()));
-            if pipeline.kind == "pipeline" && pipeline.state != State::Stopped {
+            if pipeline.kind != "recommender" && pipeline.state != State::Stopped {
                 checks.push(provider(pipeline, subject));
             }
         }

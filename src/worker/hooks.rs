@@ -7,6 +7,7 @@
 mod letters;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -16,16 +17,18 @@ use pgrx::prelude::*;
 use super::leader::{Leader, report};
 use super::process::{Failed, transaction};
 use super::running::Lanes;
+use super::watching::show_provider;
 use crate::catalog::server;
 use crate::embed::endpoint::Endpoint;
 use crate::embed::lane::{Lane, Reply};
-use crate::embed::rate::Grant;
+use crate::embed::rate::{self, Grant};
 use crate::embed::secret::SecretPolicy;
 use crate::error::Result;
 use crate::hooks::hook::{self, Hook};
 use crate::hooks::outbox::{self, Stored};
 use crate::hooks::saying::{coalesced, letter_of};
 use crate::settings;
+use crate::shared::meters::now_us;
 
 /// Letters of a hook that are looked at at a time: so many keys may wait for their turn before others do.
 const WINDOW: usize = 64;
@@ -224,6 +227,37 @@ impl Leader {
             self.send_letters(id);
         }
         Ok(())
+    }
+
+    /// Receivers now, for those who watch.
+    pub(in crate::worker) fn show_hooks(&mut self) {
+        let database = self.database_oid();
+        for id in &self.hooks.declared {
+            let Some(counters) = self.shared.counters(database, *id) else {
+                continue;
+            };
+            let meters = self.shared.meters(counters);
+            let listening = self.hooks.listening.get(id);
+            let lane = listening.and_then(|one| one.lane);
+            let Some(lane) = lane.and_then(|number| self.hooks.lanes.get(number)) else {
+                meters.provider.reset();
+                counters.rests_since_us.store(0, SeqCst);
+                continue;
+            };
+            let since = counters.rests_since_us.load(SeqCst);
+            match (lane.breaker.is_open(), since) {
+                (true, 0) => counters.rests_since_us.store(now_us(), SeqCst),
+                (false, since) if since != 0 => counters.rests_since_us.store(0, SeqCst),
+                _ => {}
+            }
+            let grant = listening.and_then(|one| one.grant.as_ref());
+            let limited = grant.map_or(Duration::ZERO, |grant| {
+                rate::until(grant.at(), rate::now())
+            });
+            let endpoint = listening.and_then(|one| one.endpoint.as_ref());
+            let most = endpoint.map_or(0, |endpoint| endpoint.max_concurrency);
+            show_provider(&meters.provider, lane, most, limited);
+        }
     }
 
     fn read_events(&mut self, id: i32) -> std::result::Result<(), Failed> {

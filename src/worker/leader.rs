@@ -151,7 +151,7 @@ impl Leader {
             swaps: Swaps::default(),
             trainer: Trainer::default(),
             standbys: Standbys::default(),
-            spending: Spending::new(spent),
+            spending: Spending::new(spent, shared, pg_sys::Oid::from(database.oid.load(SeqCst))),
             latency: Latency::default(),
             watching: Watching::default(),
             hooks: Hooks::default(),
