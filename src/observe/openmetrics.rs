@@ -294,9 +294,9 @@ fn latencies(writer: &mut Writer) -> Result {
         "recsync_embed",
         Some(Unit::Seconds),
         MetricType::Histogram,
-        "Time of a worker's request to the provider, with retries after a refused key, answered well or not.",
+        "Time of a worker's request to the provider, or to a hook's receiver, with retries after a refused key, answered well or not.",
         |snapshot, metric| {
-            for (database, view) in snapshot.pipelines().filter(|(_, view)| is_pipeline(view)) {
+            for (database, view) in snapshot.pipelines().filter(|(_, view)| is_sender(view)) {
                 histogram(metric, &labels(database, view), &view.request_time)?;
             }
             Ok(())
