@@ -73,9 +73,7 @@ pub fn look(shared: &Shared, database: &Database, make: bool) -> Result<()> {
 fn look_at_money(money: &Money, row: &SpiHeapTupleData) -> Result<()> {
     let count = |column| Ok::<_, Error>(row.get::<i64>(column)?.unwrap_or(0).unsigned_abs());
     let amount = |column| Ok::<_, Error>(row.get::<f64>(column)?.unwrap_or(0.0));
-    money
-        .currency
-        .set(row.get::<&str>(10)?.unwrap_or_default());
+    money.currency.set(row.get::<&str>(10)?.unwrap_or_default());
     let month = &money.month;
     month.tokens.store(count(11)?, SeqCst);
     month.cost.set(amount(12)?);

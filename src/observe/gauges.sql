@@ -17,11 +17,12 @@ WITH month AS MATERIALIZED (
 ), dead AS MATERIALIZED (
      SELECT pipeline_id, pg_catalog.count(*) AS dead FROM recsync.dead_letter_log GROUP BY pipeline_id
 )
-SELECT p.id, 1, p.relation, p.server, CASE WHEN NOT p.paused THEN 0 WHEN p.paused_reason IS NULL THEN 1 ELSE 2 END, COALESCE(d.dead, 0), j.jobs, j.oldest, NULL::timestamptz,
+SELECT p.id, 1, p.relation, p.server, CASE WHEN NOT p.paused THEN CASE WHEN g.stops THEN 3 ELSE 0 END WHEN p.paused_reason IS NULL THEN 1 ELSE 2 END, COALESCE(d.dead, 0), j.jobs, j.oldest, NULL::timestamptz,
        v.currency, m.tokens, m.cost, m.spared_tokens, m.spared_cost, p.monthly_budget::float8, v.cost, v.monthly_budget
   FROM recsync.pipeline p
   LEFT JOIN recsync.job_counts() j ON j.pipeline_id = p.id
   LEFT JOIN dead d ON d.pipeline_id = p.id
+  LEFT JOIN recsync.budget_notice g ON g.pipeline_id = p.id AND g.month = pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date
   LEFT JOIN server v ON v.name = p.server
   LEFT JOIN of_pipeline m ON m.pipeline_id = COALESCE(p.account, p.id) AND m.currency = v.currency AND p.of_pipeline IS NULL
 UNION ALL

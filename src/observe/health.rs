@@ -128,6 +128,11 @@ fn state(pipeline: &PipelineView, subject: String) -> Check {
             "recsync has paused it, because it cannot go on",
             "paused_reason in recsync.status says why; mend that, then call recsync.resume.",
         ),
+        State::BudgetSpent => Check::fine(
+            pipeline.kind,
+            subject,
+            "its monthly budget, or its server's, is spent: it waits for the next month or a higher one",
+        ),
         State::Disabled => Check::fine(pipeline.kind, subject, "it rests, by recsync.enabled"),
         State::Waiting => Check::fine(pipeline.kind, subject, "it waits for the worker"),
         State::ProviderDown | State::Running => Check::fine(pipeline.kind, subject, "it runs"),

@@ -454,10 +454,11 @@ const LISTS: [OfLists; 3] = [
     ),
 ];
 
-const STATES: [(State, &str); 6] = [
+const STATES: [(State, &str); 7] = [
     (State::Running, "running"),
     (State::Paused, "paused"),
     (State::Stopped, "stopped"),
+    (State::BudgetSpent, "budget_spent"),
     (State::ProviderDown, "provider_down"),
     (State::Disabled, "disabled"),
     (State::Waiting, "waiting"),

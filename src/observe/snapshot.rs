@@ -156,6 +156,8 @@ pub enum State {
     Paused,
     /// recsync has paused it, for a reason that `recsync.status` shows.
     Stopped,
+    /// The month's budget is spent.
+    BudgetSpent,
     /// Its server fails, and is left alone for the moment.
     ProviderDown,
     /// `recsync.enabled` is off.
@@ -285,6 +287,7 @@ impl PipelineView {
         let state = match meters.paused.load(SeqCst) {
             1 => State::Paused,
             2 => State::Stopped,
+            3 => State::BudgetSpent,
             _ if !enabled => State::Disabled,
             _ if !matches!(worker, Worker::Runs | Worker::GaveWay) => State::Waiting,
             _ if provider.failing_seconds > 0.0 => State::ProviderDown,

@@ -48,7 +48,7 @@ impl Op {
 pub struct Meters {
     /// 0: its worker has not said yet; 1: a pipeline; 2: a recommender; 3: a hook.
     pub kind: AtomicU32,
-    /// 1: somebody has paused it; 2: recsync has, for a reason.
+    /// 1: somebody has paused it; 2: recsync has, for a reason; 3: the month's budget is spent.
     pub paused: AtomicU32,
     pub name: Text<256>,
     pub server: Text<64>,

@@ -251,9 +251,8 @@ impl Leader {
                 _ => {}
             }
             let grant = listening.and_then(|one| one.grant.as_ref());
-            let limited = grant.map_or(Duration::ZERO, |grant| {
-                rate::until(grant.at(), rate::now())
-            });
+            let limited =
+                grant.map_or(Duration::ZERO, |grant| rate::until(grant.at(), rate::now()));
             let endpoint = listening.and_then(|one| one.endpoint.as_ref());
             let most = endpoint.map_or(0, |endpoint| endpoint.max_concurrency);
             show_provider(&meters.provider, lane, most, limited);

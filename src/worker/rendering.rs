@@ -20,8 +20,8 @@ use crate::dispatch::render::{Rendered, know};
 use crate::embed::long_text::{Mode, Part};
 use crate::embed::parts::{MOST_PARTS, MOST_TOKENS};
 use crate::embed::token_rate::TokenRate;
-use crate::ledger::bill::Saved;
 use crate::hooks::outbox;
+use crate::ledger::bill::Saved;
 use crate::shared::Counters;
 use crate::store::Embedded;
 

@@ -28,6 +28,9 @@ mod metrics;
 /// The same over HTTP, and the status page.
 mod watching;
 
+/// The page in a browser.
+mod browsing;
+
 /// What embedding would come to.
 mod estimating;
 
