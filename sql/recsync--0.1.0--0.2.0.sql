@@ -371,8 +371,8 @@ COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
 'Ends a pipeline: its view, its vectors of all generations (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin, 2BP01 where a recommender uses it.';
 REVOKE ALL ON FUNCTION health() FROM PUBLIC;
 REVOKE ALL ON FUNCTION metrics() FROM PUBLIC;
-COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up.';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed.';
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
 COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz, text[]) IS
 'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. A hook''s are letters by their webhook-id (without msg_): what was told since comes before them. Returns how many. Errors: 42704 unknown pipeline or hook, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
 COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
@@ -581,6 +581,10 @@ GRANT SELECT ON usage, overview, generation, list_cache TO PUBLIC;
 GRANT SELECT ON errors TO PUBLIC;
 GRANT EXECUTE ON FUNCTION health() TO pg_monitor, recsync_admin;
 GRANT EXECUTE ON FUNCTION metrics() TO pg_monitor, recsync_admin;
+COMMENT ON FUNCTION estimate(regclass, text[], text, text, text, text, text) IS
+'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline (42704, 42501, 22023, 55000), and what the expressions raise.';
+COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
+'Forgets rows that were given up, those before a time or all; they stay without a current vector until they change. Returns how many. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
 
 -- What recsync keeps for itself, for those who look around with psql: \dt+ and \dv+ of recsync. Names that a user meets have
 -- their COMMENT where they are made.

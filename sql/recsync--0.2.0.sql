@@ -748,7 +748,7 @@ CREATE FUNCTION estimate(source regclass, columns text[] DEFAULT NULL, content t
 RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'estimate_source_wrapper';
 COMMENT ON FUNCTION estimate(regclass, text[], text, text, text, text, text) IS
-'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline, and what the expressions raise.';
+'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline (42704, 42501, 22023, 55000), and what the expressions raise.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -879,7 +879,7 @@ AS 'MODULE_PATHNAME', 'owner_of_wrapper';
 -- recsync::catalog::change::pause
 
 CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'pause_wrapper';
-COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up.';
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -927,7 +927,7 @@ GRANT SELECT ON presets TO PUBLIC;
 
 CREATE FUNCTION purge_dead_letters(name text, before timestamptz DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'purge_dead_letters_wrapper';
 COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
-'Forgets rows that were given up, those before a time or all; they stay without a current vector until they change. Returns how many.';
+'Forgets rows that were given up, those before a time or all; they stay without a current vector until they change. Returns how many. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -977,7 +977,7 @@ AS 'MODULE_PATHNAME', 'repair_wrapper';
 -- recsync::catalog::change::resume
 
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', 'resume_wrapper';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
 /* </end connected objects> */
 
 /* <begin connected objects> */

@@ -128,7 +128,7 @@ fn counters_v2() -> TableIterator<
 }
 
 /// The last reply's failure, as dead letters show theirs.
-fn failure(number: i64) -> Option<String> {
+pub fn failure(number: i64) -> Option<String> {
     let class = match number / 1_000 {
         1 => Class::Temporary,
         2 => Class::Permanent,

@@ -17,6 +17,7 @@ use pgrx::prelude::*;
 use super::leader::{Leader, report};
 use super::process::{Failed, transaction};
 use super::running::Lanes;
+use super::telling::{Seen, Turned, tell_turned};
 use super::watching::show_provider;
 use crate::catalog::server;
 use crate::embed::endpoint::Endpoint;
@@ -27,8 +28,10 @@ use crate::error::Result;
 use crate::hooks::hook::{self, Hook};
 use crate::hooks::outbox::{self, Stored};
 use crate::hooks::saying::{coalesced, letter_of};
+use crate::observe::status::failure;
 use crate::settings;
 use crate::shared::meters::now_us;
+use crate::shared::{self, Shared};
 
 /// Letters of a hook that are looked at at a time: so many keys may wait for their turn before others do.
 const WINDOW: usize = 64;
@@ -134,9 +137,17 @@ impl Hooks {
 /// A hook that runs: where its letters go.
 type Loaded = (Hook, std::result::Result<Option<Endpoint>, String>);
 
-fn load() -> Result<(HashSet<i32>, Vec<Loaded>)> {
+fn load() -> Result<(Vec<Seen>, Vec<Loaded>)> {
     let hooks = hook::load_all()?;
-    let declared = hooks.iter().map(|hook| hook.id).collect();
+    let declared = hooks
+        .iter()
+        .map(|hook| Seen {
+            id: hook.id,
+            name: hook.name.clone(),
+            paused: hook.paused,
+            for_a_reason: hook.paused_reason.is_some(),
+        })
+        .collect();
     let running = hooks.into_iter().filter(|hook| !hook.paused);
     let with_endpoint = running.map(|hook| {
         let endpoint = match (hook.owner(), &hook.server) {
@@ -156,7 +167,8 @@ impl Leader {
     /// Takes up what is declared. Letters of before may have been tried again by somebody: all are looked at.
     pub(super) fn load_hooks(&mut self) -> std::result::Result<(), Failed> {
         let (declared, loaded) = transaction(load)?;
-        self.hooks.declared = declared;
+        self.telling.look("hook", &declared);
+        self.hooks.declared = declared.iter().map(|hook| hook.id).collect();
         let mut known = std::mem::take(&mut self.hooks.listening);
         let policy = settings::secret_policy();
         if policy != self.hooks.policy {
@@ -232,6 +244,7 @@ impl Leader {
     /// Receivers now, for those who watch.
     pub(in crate::worker) fn show_hooks(&mut self) {
         let database = self.database_oid();
+        let mut turned = Vec::new();
         for id in &self.hooks.declared {
             let Some(counters) = self.shared.counters(database, *id) else {
                 continue;
@@ -245,10 +258,17 @@ impl Leader {
                 continue;
             };
             let since = counters.rests_since_us.load(SeqCst);
-            match (lane.breaker.is_open(), since) {
-                (true, 0) => counters.rests_since_us.store(now_us(), SeqCst),
-                (false, since) if since != 0 => counters.rests_since_us.store(0, SeqCst),
-                _ => {}
+            let fails = lane.breaker.is_open();
+            if fails != (since != 0) {
+                let since = if fails { now_us() } else { 0 };
+                counters.rests_since_us.store(since, SeqCst);
+                turned.extend(listening.map(|one| Turned {
+                    lane: one.lane.unwrap_or(0),
+                    what: format!("hook {}", one.hook.name),
+                    server: one.hook.server.clone().unwrap_or_default(),
+                    fails,
+                    failure: failure(counters.failure.load(SeqCst)),
+                }));
             }
             let grant = listening.and_then(|one| one.grant.as_ref());
             let limited =
@@ -257,6 +277,7 @@ impl Leader {
             let most = endpoint.map_or(0, |endpoint| endpoint.max_concurrency);
             show_provider(&meters.provider, lane, most, limited);
         }
+        tell_turned(turned);
     }
 
     fn read_events(&mut self, id: i32) -> std::result::Result<(), Failed> {
@@ -374,9 +395,10 @@ impl Listening {
 }
 
 fn note_pause(hook: &Hook, reason: &str) -> std::result::Result<(), Failed> {
-    log!(
-        "recsync worker: hook {} is paused, see recsync.status",
-        hook.name
-    );
-    transaction(|| hook::pause_for(hook.id, reason))
+    transaction(|| hook::pause_for(hook.id, reason))?;
+    // The next look at what is declared finds it, and says so.
+    if let Some(database) = shared::shared().and_then(Shared::own_database) {
+        database.catalog_changed.store(true, SeqCst);
+    }
+    Ok(())
 }

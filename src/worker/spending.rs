@@ -239,6 +239,8 @@ impl Leader {
             let is_spent = notice.as_ref().is_some_and(|notice| notice.stops);
             if running.is_spent && !is_spent {
                 running.claims.start_over();
+                let name = &running.pipeline.relation;
+                log!("recsync worker: pipeline {name} has a budget again");
             }
             running.is_spent = is_spent;
             notices.extend(notice.map(|notice| (*id, notice)));
@@ -275,9 +277,13 @@ impl Leader {
             if of_server && told.contains(&text) {
                 continue;
             }
-            log!(
-                "recsync worker: pipeline {}: {text}",
-                running.pipeline.relation
+            ereport!(
+                WARNING,
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                format!(
+                    "recsync worker: pipeline {}: {text}",
+                    running.pipeline.relation
+                )
             );
             told.push(text);
         }

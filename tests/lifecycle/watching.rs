@@ -1,6 +1,8 @@
 //! recsync.metrics_listen: what is served over HTTP, to whom, when, and that it is in nobody's way.
 
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::numbers::{Numbers, ask, free_address, get, get_json};
@@ -310,10 +312,38 @@ fn readme_dashboard_and_alerts_speak_of_metrics_that_exist_and_the_readme_of_all
             "nobody describes {name}"
         );
     }
+    checked_by_promtool(&alerts);
     for alert in parts(&alerts, "- alert: ", "") {
         assert!(
             section.contains(&format!("| `{alert}` |")),
             "the README does not say what to do about {alert}"
         );
     }
+}
+
+/// Where it is to be had: that Prometheus would load the rules. (Its check of metrics reads the older text format only.)
+fn checked_by_promtool(alerts: &str) {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/setup/promtool.sh");
+    let found = Command::new(script).output().expect(script);
+    let promtool = String::from_utf8(found.stdout).unwrap().trim().to_owned();
+    if promtool.is_empty() {
+        println!("not checked by promtool, which is not to be had here");
+        return;
+    }
+    let mut child = Command::new(&promtool)
+        .args(["check", "rules", "/dev/stdin"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(alerts.as_bytes()).unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(
+        output.status.success() && said.contains("rules found"),
+        "{said}"
+    );
 }
