@@ -352,17 +352,10 @@ COMMENT ON FUNCTION health() IS
 CREATE FUNCTION hook_channel(name text) RETURNS text LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'hook_channel_wrapper';
 COMMENT ON FUNCTION hook_channel(text) IS
 'The channel on which a hook is heard: LISTEN it, quoted as an identifier (format(''LISTEN %I'', …)). NULL where it was made with notify => false. Errors: 42704 where it does not exist, 42501 for others than its owner and recsync_admin.';
-CREATE  FUNCTION "index_progress"(
-	"relation" TEXT /* & str */
-) RETURNS TABLE (
-	"valid" bool,  /* bool */
-	"phase" TEXT,  /* Option < String > */
-	"done" double precision  /* Option < f64 > */
-)
-STRICT VOLATILE
-LANGUAGE c /* Rust */
-AS 'MODULE_PATHNAME', 'index_progress_wrapper';
-COMMENT ON FUNCTION index_progress(text) IS 'Whether a table has a valid index over vectors, and how far its build is; for recsync.generation.';
+CREATE FUNCTION index_states() RETURNS TABLE (pipeline_id integer, valid boolean, phase text, done double precision) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'index_states_wrapper';
+COMMENT ON FUNCTION index_states() IS 'Whether the table of each generation that the caller may see has a valid index over vectors, and the phase of its build with how much of the table that has read, from 0 to 1; for recsync.generation.';
+CREATE FUNCTION job_counts() RETURNS TABLE (pipeline_id integer, jobs bigint, oldest timestamptz) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'job_counts_wrapper';
+COMMENT ON FUNCTION job_counts() IS 'How many jobs a pipeline has and since when the oldest waits, of the pipelines that the caller may see and that have some. Up to 10,000 of all pipelines together are counted; of a pipeline that has more than its share of these it is estimated, by the statistics of the last ANALYZE. See recsync.status.';
 CREATE FUNCTION list_counters() RETURNS TABLE (recommender_id integer, ready bigint, made bigint, warmed bigint) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'list_counters_wrapper';
 COMMENT ON FUNCTION list_counters() IS 'Numbers of lists in shared memory, of the recommenders that the caller may see; see recsync.list_cache.';
 CREATE FUNCTION metrics() RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'metrics_wrapper';
@@ -383,15 +376,15 @@ CREATE  FUNCTION "visible_pipelines"() RETURNS SETOF INT /* i32 */
 STRICT STABLE
 LANGUAGE c /* Rust */
 AS 'MODULE_PATHNAME', 'visible_pipelines_wrapper';
-COMMENT ON FUNCTION visible_pipelines() IS 'The pipelines whose bills the caller may see; for recsync.usage.';
+COMMENT ON FUNCTION visible_pipelines() IS 'The numbers of pipelines that the caller owns, by which recsync.usage shows their bills.';
 
 -- What others say of themselves.
 COMMENT ON FUNCTION drop_pipeline(text, boolean, boolean) IS
 'Ends a pipeline: its view, its vectors of all generations (unless keep_vectors, or they are in a column of the source, which stays as it is), its work, and the triggers when no other pipeline needs them. Errors: 42704 where it does not exist (unless if_exists), 42501 for others than its owner and recsync_admin, 2BP01 where a recommender uses it.';
 REVOKE ALL ON FUNCTION health() FROM PUBLIC;
 REVOKE ALL ON FUNCTION metrics() FROM PUBLIC;
-COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up.';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed.';
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
 COMMENT ON FUNCTION retry_dead_letters(text, text, timestamptz, text[]) IS
 'Tries rows again that were given up, with all their attempts: those of a class (permanent, temporary, provider), those before a time, those of these keys (as recsync.dead_letter shows them in record_key; several as ARRAY[''1'', ''2''] where a key has one column, else as an array of keys, such as array_agg(record_key)), or all. A hook''s are letters by their webhook-id (without msg_): what was told since comes before them. Returns how many. Errors: 42704 unknown pipeline or hook, 42501 for others than its owner and recsync_admin, 22023 for an unknown class, or keys that are none.';
 COMMENT ON FUNCTION search(text, text, integer, jsonb) IS
@@ -419,8 +412,9 @@ CREATE VIEW errors WITH (security_barrier) AS
     SELECT p.kind, p.name, f.class, f.status, f.sqlstate, f.message, f.at, f.count
       FROM failures() f
       JOIN (SELECT id, 'pipeline' AS kind, relation AS name FROM pipeline
-            UNION ALL SELECT m.id, 'recommender', r.name FROM member m JOIN recommender r ON r.id = m.recommender_id) p ON p.id = f.pipeline_id;
-COMMENT ON VIEW errors IS 'What has gone wrong lately: of each pipeline and recommender the last eight kinds of failure since the server started, by class, HTTP status and SQLSTATE, with when the last was and how often it came. message says what the class means, and nothing of a row''s. Readable by the owner of the pipeline or of the recommender''s items, recsync_admin and pg_monitor.';
+            UNION ALL SELECT m.id, 'recommender', r.name FROM member m JOIN recommender r ON r.id = m.recommender_id
+            UNION ALL SELECT id, 'hook', name FROM hook) p ON p.id = f.pipeline_id;
+COMMENT ON VIEW errors IS 'What has gone wrong lately: of each pipeline, recommender and hook the last eight kinds of failure since the server started, by class, HTTP status and SQLSTATE, with when the last was and how often it came. message says what the class means, and nothing of a row''s. Readable by the owner of the pipeline, of the hook or of the recommender''s items, recsync_admin and pg_monitor.';
 CREATE OR REPLACE VIEW change_log WITH (security_barrier) AS
     SELECT l.transaction_id, l.sequence + COALESCE(c.n, 1) - 1 AS sequence, l.changed_at, l.changed_by, l.application_name,
            CASE WHEN r.oid IS NOT NULL THEN l.relation::regclass END AS table_name,
@@ -466,18 +460,25 @@ COMMENT ON VIEW usage IS 'What was spent on embeddings and what was saved, a row
 CREATE OR REPLACE VIEW status WITH (security_barrier) AS
     WITH month AS MATERIALIZED (
          SELECT pipeline_id, server, currency, pg_catalog.sum(tokens)::bigint AS tokens, pg_catalog.sum(cost) AS cost FROM ledger
-          WHERE day >= pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date GROUP BY pipeline_id, server, currency)
+          WHERE day >= (SELECT pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) GROUP BY pipeline_id, server, currency),
+    number AS MATERIALIZED (SELECT * FROM counters()),
+    given_up AS MATERIALIZED (SELECT pipeline_id, pg_catalog.count(*) AS dead FROM dead_letter_log GROUP BY pipeline_id),
+    ahead AS MATERIALIZED ( -- what the log has that was not dispatched yet
+         SELECT l.source_id, pg_catalog.sum(l.changes)::bigint AS undispatched, pg_catalog.min(l.changed_at) AS oldest
+           FROM checkpoint k, log l
+          WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND NOT l.audit_only
+            AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot) GROUP BY l.source_id)
     SELECT 'pipeline'::text AS kind, p.relation AS name,
            CASE WHEN p.paused OR g.stops OR p.backfill_held IS NOT NULL THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting'
                 WHEN b.finished_at IS NULL AND b.pipeline_id IS NOT NULL THEN 'backfill' ELSE 'running' END AS state,
-           j.jobs + GREATEST(COALESCE(n.pending, 0), l.undispatched - COALESCE(n.in_flight, 0)) AS pending,
+           COALESCE(j.jobs, 0) + GREATEST(COALESCE(n.pending, 0), COALESCE(l.undispatched, 0) - COALESCE(n.in_flight, 0)) AS pending,
            COALESCE(n.in_flight, 0) AS in_flight,
-           d.dead,
+           COALESCE(d.dead, 0) AS dead,
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - LEAST(l.oldest, j.oldest)), 0) AS lag_seconds,
            b.done AS backfilled,
            COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
            n.last_change, n.last_embedded,
-           COALESCE(n.failure, d.last_error) AS last_error, COALESCE(p.paused_reason, CASE WHEN g.stops AND NOT p.paused THEN g.notice END, p.backfill_held) AS paused_reason,
+           COALESCE(n.failure, CASE WHEN d.dead > 0 THEN (SELECT e.class || COALESCE(' (HTTP ' || e.status || ')', '') FROM dead_letter_log e WHERE e.pipeline_id = p.id ORDER BY e.failed_at DESC LIMIT 1) END) AS last_error, COALESCE(p.paused_reason, CASE WHEN g.stops AND NOT p.paused THEN g.notice END, p.backfill_held) AS paused_reason,
            COALESCE(w.missing, f.waits_for) AS waiting_for,
            GREATEST(b.total, b.done) AS backfill_total, f.rate AS backfill_rate,
            CASE WHEN b.finished_at IS NULL AND f.rate > 0 THEN GREATEST(b.total - b.done, 0) / f.rate * interval '1 s' END AS backfill_eta,
@@ -497,57 +498,47 @@ CREATE OR REPLACE VIEW status WITH (security_barrier) AS
                    FROM month o GROUP BY o.pipeline_id, o.currency) m ON m.pipeline_id = COALESCE(p.account, p.id) AND m.currency = v.currency
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN filling() f ON f.pipeline_id = p.id
-      LEFT JOIN counters() n ON n.pipeline_id = p.id
+      LEFT JOIN number n ON n.pipeline_id = p.id
+      LEFT JOIN job_counts() j ON j.pipeline_id = p.id
+      LEFT JOIN given_up d ON d.pipeline_id = p.id
+      LEFT JOIN ahead l ON l.source_id = p.source_id
       CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
       CROSS JOIN (SELECT worker_missing() AS missing) w
-      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS jobs, pg_catalog.min(created_at) AS oldest FROM job WHERE pipeline_id = p.id) j
-      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead,
-                                 (pg_catalog.array_agg(class || COALESCE(' (HTTP ' || status || ')', '') ORDER BY failed_at DESC))[1] AS last_error
-                            FROM dead_letter_log WHERE pipeline_id = p.id) d
-      CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.changes), 0)::bigint AS undispatched, pg_catalog.min(l.changed_at) AS oldest
-                            FROM checkpoint k, log l
-                           WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id = p.source_id AND NOT l.audit_only
-                             AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
      WHERE p.of_pipeline IS NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'))
     UNION ALL
     SELECT 'recommender', r.name,
            CASE WHEN r.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' WHEN NOT b.finished THEN 'backfill' ELSE 'running' END,
-           GREATEST(COALESCE(n.pending, 0), l.undispatched), 0, d.dead,
+           GREATEST(COALESCE(n.pending, 0), COALESCE(l.undispatched, 0)), 0, COALESCE(d.dead, 0),
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - l.oldest), 0), b.done, 0, 0, 0,
-           n.last_change, NULL, COALESCE(m.error, d.last_error), r.paused_reason, w.missing,
+           n.last_change, NULL, COALESCE(m.error, (SELECT e.class FROM dead_letter_log e WHERE e.pipeline_id IN (SELECT m.id FROM member m WHERE m.recommender_id = r.id) ORDER BY e.failed_at DESC LIMIT 1)), r.paused_reason, w.missing,
            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0
       FROM recommender r
       CROSS JOIN LATERAL (SELECT pg_catalog.bool_and(f.finished_at IS NOT NULL) AS finished, pg_catalog.sum(f.done)::bigint AS done
                             FROM member m JOIN backfill f ON f.pipeline_id = m.id WHERE m.recommender_id = r.id) b
       CROSS JOIN LATERAL (SELECT pg_catalog.sum(c.pending)::bigint AS pending, pg_catalog.max(c.last_change) AS last_change
-                            FROM member m JOIN counters() c ON c.pipeline_id = m.id WHERE m.recommender_id = r.id) n
+                            FROM member m JOIN number c ON c.pipeline_id = m.id WHERE m.recommender_id = r.id) n
       CROSS JOIN LATERAL (SELECT owner_of(r.items) AS owner) o
       CROSS JOIN (SELECT worker_missing() AS missing) w
-      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead, (pg_catalog.array_agg(class ORDER BY failed_at DESC))[1] AS last_error
-                            FROM dead_letter_log WHERE pipeline_id IN (SELECT m.id FROM member m WHERE m.recommender_id = r.id)) d
+      CROSS JOIN LATERAL (SELECT pg_catalog.sum(g.dead)::bigint AS dead FROM member m JOIN given_up g ON g.pipeline_id = m.id WHERE m.recommender_id = r.id) d
       CROSS JOIN LATERAL (SELECT pg_catalog.min(error) AS error FROM trained_model WHERE recommender_id = r.id) m
-      CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.changes), 0)::bigint AS undispatched, pg_catalog.min(l.changed_at) AS oldest
-                            FROM checkpoint k, log l
-                           WHERE l.transaction_id >= pg_catalog.pg_snapshot_xmin(k.snapshot) AND l.source_id IN (SELECT m.source_id FROM member m WHERE m.recommender_id = r.id) AND NOT l.audit_only
-                             AND NOT pg_catalog.pg_visible_in_snapshot(l.transaction_id, k.snapshot)) l
+      CROSS JOIN LATERAL (SELECT pg_catalog.sum(l.undispatched)::bigint AS undispatched, pg_catalog.min(l.oldest) AS oldest
+                            FROM ahead l WHERE l.source_id IN (SELECT m.source_id FROM member m WHERE m.recommender_id = r.id)) l
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE')
     UNION ALL
     SELECT 'hook', h.name, CASE WHEN h.paused THEN 'paused' WHEN w.missing IS NOT NULL THEN 'waiting' ELSE 'running' END,
-           q.waiting, COALESCE(n.in_flight, 0), d.dead,
+           q.waiting, COALESCE(n.in_flight, 0), COALESCE(d.dead, 0),
            COALESCE(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() - q.oldest), 0), NULL,
-           COALESCE(n.embedded, 0), COALESCE(n.requests, 0), 0, q.newest, n.last_embedded, COALESCE(n.failure, d.last_error), h.paused_reason, w.missing,
+           COALESCE(n.embedded, 0), COALESCE(n.requests, 0), 0, q.newest, n.last_embedded, COALESCE(n.failure, CASE WHEN d.dead > 0 THEN (SELECT e.class || COALESCE(' (HTTP ' || e.status || ')', '') FROM dead_letter_log e WHERE e.pipeline_id = h.id ORDER BY e.failed_at DESC LIMIT 1) END), h.paused_reason, w.missing,
            NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0
       FROM hook h
-      LEFT JOIN counters() n ON n.pipeline_id = h.id
+      LEFT JOIN number n ON n.pipeline_id = h.id
+      LEFT JOIN given_up d ON d.pipeline_id = h.id
       CROSS JOIN (SELECT worker_missing() AS missing) w
       CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS waiting, pg_catalog.min(created_at) AS oldest, pg_catalog.max(created_at) AS newest
                             FROM delivery WHERE hook_id = h.id AND available_at < 'infinity') q
-      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead,
-                                 (pg_catalog.array_agg(class || COALESCE(' (HTTP ' || status || ')', '') ORDER BY failed_at DESC))[1] AS last_error
-                            FROM dead_letter_log WHERE pipeline_id = h.id) d
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(pg_catalog.to_regrole(h.owner)::oid, 'USAGE')
     UNION ALL
@@ -556,25 +547,38 @@ CREATE OR REPLACE VIEW status WITH (security_barrier) AS
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
-COMMENT ON VIEW status IS 'One row a pipeline, recommender, hook or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent; and of how many texts only the beginning was sent (truncated). Of a hook, embedded counts the letters that have arrived.';
+COMMENT ON VIEW status IS 'One row a pipeline, recommender, hook or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent; and of how many texts only the beginning was sent (truncated). pending is counted, but for rows that wait as jobs: of more than 10,000 of these, shared out among the pipelines, it is estimated how many they are. Of a hook, embedded counts the letters that have arrived.';
+CREATE VIEW overview WITH (security_barrier) AS
+    WITH told AS (
+         SELECT s.name, s.kind, s.state, s.pending, s.dead, s.lag_seconds AS lag,
+                COALESCE(s.paused_reason, s.waiting_for, s.last_error, s.warning, 'advised: ' || s.needs_verify,
+                         CASE WHEN s.state = 'backfill' THEN 'backfill: ' || COALESCE(100 * s.backfilled / NULLIF(s.backfill_total, 0) || '%', s.backfilled || ' rows') END, '') AS note
+           FROM status s)
+    SELECT CASE WHEN pg_catalog.length(t.name) > 30 THEN pg_catalog.left(t.name, 29) || '…' ELSE t.name END AS name, t.kind, t.state, t.pending, t.dead,
+           CASE WHEN t.lag < 0.5 THEN '' WHEN t.lag < 120 THEN pg_catalog.round(t.lag) || ' s' WHEN t.lag < 7200 THEN pg_catalog.round(t.lag / 60) || ' min'
+                WHEN t.lag < 172800 THEN pg_catalog.round(t.lag / 3600) || ' h' ELSE pg_catalog.round(t.lag / 86400) || ' d' END AS lag,
+           CASE WHEN pg_catalog.length(t.note) > 31 THEN pg_catalog.left(t.note, 30) || '…' ELSE t.note END AS note
+      FROM (SELECT pg_catalog.regexp_replace(o.name, '[[:cntrl:]]', ' ', 'g') AS name, o.kind, o.state, o.pending, o.dead, o.lag,
+                   pg_catalog.regexp_replace(o.note, '[[:cntrl:]]', ' ', 'g') AS note FROM told o) t;
+COMMENT ON VIEW overview IS 'recsync.status for a terminal of 120 columns: what each pipeline, recommender, hook and audited table does, how many rows wait, how many were given up, how old the oldest change is that does not show yet, and in a few words what is wrong. Long names and notes are cut off with an ellipsis: recsync.status has them in full.';
 CREATE VIEW generation WITH (security_barrier) AS
     SELECT COALESCE(s.relation, p.relation) AS pipeline, p.generation,
            CASE WHEN s.id IS NULL THEN 'in service' WHEN p.builds AND p.generation < s.generation THEN 'rolling back'
                 WHEN p.builds THEN 'building' ELSE 'kept' END AS state,
            p.vectors, p.server, p.dimensions, p.storage, p.index, p.distance, p.index_options,
            b.done AS backfilled, b.finished_at AS backfilled_at,
-           CASE WHEN s.id IS NULL OR p.builds THEN COALESCE(n.pending, 0) + j.jobs END AS pending, d.dead,
+           CASE WHEN s.id IS NULL OR p.builds THEN COALESCE(n.pending, 0) + COALESCE(j.jobs, 0) END AS pending, COALESCE(d.dead, 0) AS dead,
            COALESCE(n.embedded, 0) AS embedded, COALESCE(n.requests, 0) AS requests, COALESCE(n.tokens, 0) AS tokens,
-           i.valid AS indexed, i.phase AS index_phase, i.done AS index_done,
+           COALESCE(i.valid, false) AS indexed, i.phase AS index_phase, i.done AS index_done,
            COALESCE(p.paused_reason, p.waits_for) AS waits_for, p.created_at
       FROM pipeline p
       LEFT JOIN pipeline s ON s.id = p.of_pipeline
       LEFT JOIN backfill b ON b.pipeline_id = p.id
       LEFT JOIN counters() n ON n.pipeline_id = p.id
       CROSS JOIN LATERAL (SELECT owner_of(p.relation) AS owner) o
-      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS jobs FROM job WHERE pipeline_id = p.id) j
-      CROSS JOIN LATERAL (SELECT pg_catalog.count(*) AS dead FROM dead_letter_log WHERE pipeline_id = p.id) d
-      CROSS JOIN LATERAL index_progress(p.vectors) i
+      LEFT JOIN job_counts() j ON j.pipeline_id = p.id
+      LEFT JOIN (SELECT pipeline_id, pg_catalog.count(*) AS dead FROM dead_letter_log GROUP BY pipeline_id) d ON d.pipeline_id = p.id
+      LEFT JOIN index_states() i ON i.pipeline_id = p.id
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW generation IS 'One row a generation of a pipeline''s vectors: the one in service, one that rebuild makes (building) or rollback_rebuild brings into step (rolling back), and the one before, which is kept until the next rebuild. What it is made by; rows that its backfill has come to, when that ended, what is pending, dead letters, what was embedded by how many requests and tokens since the server''s start; whether there is a valid index, else the phase of its build (as in pg_stat_progress_create_index) and how much of the table it has read, from 0 to 1; and what keeps it from taking its place.';
@@ -585,8 +589,51 @@ CREATE VIEW list_cache WITH (security_barrier) AS
      WHERE pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
         OR pg_catalog.pg_has_role(o.owner, 'USAGE');
 COMMENT ON VIEW list_cache IS 'One row a recommender: how many of the lists that recommend has given were ready before they were asked for, how many were made then, and how many the worker has made before they were asked for, since its start or that of the server.';
-GRANT SELECT ON usage, generation, list_cache TO PUBLIC;
+GRANT SELECT ON usage, overview, generation, list_cache TO PUBLIC;
 GRANT SELECT ON errors TO PUBLIC;
 GRANT EXECUTE ON FUNCTION health() TO pg_monitor, recsync_admin;
 GRANT EXECUTE ON FUNCTION metrics() TO pg_monitor, recsync_admin;
+COMMENT ON FUNCTION estimate(regclass, text[], text, text, text, text, text) IS
+'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline (42704, 42501, 22023, 55000), and what the expressions raise.';
+COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
+'Forgets rows that were given up, those before a time or all; they stay without a current vector until they change. Returns how many. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
+
+-- What recsync keeps for itself, for those who look around with psql: \dt+ and \dv+ of recsync. Names that a user meets have
+-- their COMMENT where they are made.
+COMMENT ON TABLE source IS 'A table that is watched, for pipelines, recommenders or its audit: its key, which columns texts use, and what is logged of a change. Its trigger carries the id. Made by create_pipeline, create_recommender, add_interactions and audit.';
+COMMENT ON SEQUENCE source_id_seq IS 'The numbers of recsync.source.';
+COMMENT ON TABLE pipeline IS 'A pipeline, or another generation of its vectors, as it was declared: see create_pipeline, alter_pipeline and rebuild. How it does is in recsync.status and recsync.generation.';
+COMMENT ON SEQUENCE pipeline_id_seq IS 'The numbers of pipelines, recommenders, their tables of interactions, and hooks: all of them are known by one number.';
+COMMENT ON TABLE recommender IS 'A recommender as it was declared: see create_recommender and alter_recommender. How it does is in recsync.status and recsync.model.';
+COMMENT ON TABLE feed IS 'Another table of interactions of a recommender: see add_interactions.';
+COMMENT ON VIEW member IS 'The tables of interactions of all recommenders, the first of each under the recommender''s own number.';
+COMMENT ON TABLE trained_model IS 'What has become of the models of recommenders: see recsync.model. Not dumped, as the models are not.';
+COMMENT ON TABLE backfill IS 'How far the rows that were there have been looked at, of each pipeline and table of interactions: see backfill, and recsync.status.';
+COMMENT ON TABLE job IS 'Rows that wait for an embedding outside of the worker''s memory: put aside, scheduled, or tried again. Deleted when they are done.';
+COMMENT ON TABLE dead_letter_log IS 'Rows and letters that were given up: see recsync.dead_letter.';
+COMMENT ON TABLE checkpoint IS 'Up to where the change log has been worked off: what is visible in this snapshot. One row; of another cluster or database it counts as none.';
+COMMENT ON TABLE rendering IS 'The settings by which the worker makes texts of rows, such as DateStyle and TimeZone: verify makes them by the same.';
+COMMENT ON TABLE secret IS 'The key of the hashes of texts, so that a hash tells nobody a short text. Readable by recsync''s owner only.';
+COMMENT ON VIEW known_text IS 'Vectors that rows have had, by a digest of text and model, so that a text is not paid for twice: see recsync.known_text_size.';
+COMMENT ON TABLE known_text_0 IS 'Half of recsync.known_text: one takes what is new, until it is full and the other is emptied. Unlogged, since a crash costs no more than calls.';
+COMMENT ON TABLE known_text_1 IS 'The other half of recsync.known_text.';
+COMMENT ON VIEW log IS 'The change log as it is stored, a row a block of changes: see recsync.change_log.';
+COMMENT ON SEQUENCE change_log_sequence IS 'The order of changes: a value stands for 2^20 numbers, which sessions draw from shared memory.';
+COMMENT ON TABLE log_0 IS 'The change log, a ring of eight tables of which one is written and the oldest are emptied as a whole after recsync.log_retention: see recsync.change_log.';
+COMMENT ON TABLE log_1 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_2 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_3 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_4 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_5 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_6 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_7 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE shown_log IS 'What log_shown has noted, a row a showing: see recsync.shown. Kept for recsync.shown_retention.';
+COMMENT ON SEQUENCE shown_log_number_seq IS 'The numbers of recsync.shown_log.';
+COMMENT ON SEQUENCE delivery_number IS 'The order in which hooks are told: that of the commits.';
+COMMENT ON TABLE event_0 IS 'Which events apply_events has applied, by event_id: a ring of four tables, of which one is written and the oldest is emptied as a whole, see recsync.event_retention.';
+COMMENT ON TABLE event_1 IS 'Applied events: see recsync.event_0.';
+COMMENT ON TABLE event_2 IS 'Applied events: see recsync.event_0.';
+COMMENT ON TABLE event_3 IS 'Applied events: see recsync.event_0.';
+COMMENT ON TABLE event_register IS 'Since when each of recsync.event_0 to event_3 has been written.';
+
 DROP FUNCTION counters_of_0_1_0();

@@ -18,7 +18,10 @@ pub mod estimate;
 mod filling;
 
 // status and the numbers that the worker keeps.
-mod status;
+pub mod status;
+
+// How many jobs wait.
+mod jobs;
 
 // How far the build of an index is.
 mod generations;

@@ -23,6 +23,9 @@ pub mod histogram;
 // What has gone wrong lately.
 pub mod failures;
 
+// Tokens and money.
+pub mod money;
+
 // When transactions were committed.
 pub mod commits;
 

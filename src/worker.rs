@@ -102,6 +102,9 @@ mod latency;
 // Numbers that only the tables know, for those who watch.
 mod watching;
 
+// What the server's log says.
+mod telling;
+
 // What keeps the log and the tables small.
 mod upkeep;
 

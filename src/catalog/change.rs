@@ -83,7 +83,7 @@ pub fn end(pipeline: &Pipeline, keep_vectors: bool) -> Result<()> {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION pause(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up.';
+COMMENT ON FUNCTION pause(text) IS 'Stops the work for a pipeline, recommender or hook; capture goes on, so nothing is lost. resume(name) picks up. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
 "#)]
 fn pause(name: &str) {
     set_paused(name, true).or_report();
@@ -91,7 +91,7 @@ fn pause(name: &str) {
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION resume(name text) RETURNS void LANGUAGE c VOLATILE STRICT AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
-COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed.';
+COMMENT ON FUNCTION resume(text) IS 'Lets a paused pipeline, recommender or hook run again. All rows of the first two are looked at; texts that are unchanged cost no call. Where only the backfill of a pipeline waits, it begins, or goes on. A hook is told what it has missed. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
 "#)]
 fn resume(name: &str) {
     set_paused(name, false).or_report();

@@ -9,6 +9,11 @@ use crate::error::{Error, Result};
 use crate::shared;
 
 extension_sql_file!("tables.sql", name = "tables", bootstrap);
+extension_sql_file!(
+    "comments.sql",
+    name = "comments",
+    requires = ["tables", "event_tables", "hook_tables"]
+);
 extension_sql_file!("views.sql", name = "views", finalize);
 
 #[pg_extern(sql = r#"

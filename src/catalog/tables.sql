@@ -8,6 +8,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'recsync_admin') THEN
         BEGIN
             CREATE ROLE recsync_admin NOLOGIN;
+            COMMENT ON ROLE recsync_admin IS 'May declare servers of recsync, set budgets, and pause, resume and watch everything of recsync''s, in all databases. DROP EXTENSION leaves it.';
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
             NULL; -- another database's CREATE EXTENSION was quicker
         END;

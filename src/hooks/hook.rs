@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// A hook; `$1` narrows to one number.
 const LOAD: &str = "\
 SELECT pg_catalog.to_jsonb(h)::text FROM (
-    SELECT h.id, h.name, h.event, h.server, h.path, h.method, h.body, h.channel, h.paused, h.recommender_id, h.owner AS owner_name,
+    SELECT h.id, h.name, h.event, h.server, h.path, h.method, h.body, h.channel, h.paused, h.paused_reason, h.recommender_id, h.owner AS owner_name,
            pg_catalog.to_regrole(h.owner)::oid::bigint AS owner
       FROM recsync.hook h WHERE $1 IS NULL OR h.id = $1) h";
 
@@ -33,6 +33,7 @@ pub struct Hook {
     /// Of NOTIFY.
     pub channel: Option<String>,
     pub paused: bool,
+    pub paused_reason: Option<String>,
     recommender_id: Option<i32>,
     pub owner_name: String,
     owner: Option<i64>,

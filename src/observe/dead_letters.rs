@@ -129,7 +129,7 @@ fn json_keys(values: &[Option<String>], columns: usize) -> Result<Vec<String>> {
 #[pg_extern(sql = r#"
 CREATE FUNCTION purge_dead_letters(name text, before timestamptz DEFAULT NULL) RETURNS bigint LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION purge_dead_letters(text, timestamptz) IS
-'Forgets rows that were given up, those before a time or all; they stay without a current vector until they change. Returns how many.';
+'Forgets rows that were given up, those before a time or all; they stay without a current vector until they change. Returns how many. Errors: 42704 unknown name, 42501 for others than its owner and recsync_admin.';
 "#)]
 fn purge_dead_letters(name: Option<&str>, before: Option<TimestampWithTimeZone>) -> i64 {
     (|| -> Result<i64> {

@@ -91,10 +91,11 @@ CREATE VIEW errors WITH (security_barrier) AS
     SELECT p.kind, p.name, f.class, f.status, f.sqlstate, f.message, f.at, f.count
       FROM failures() f
       JOIN (SELECT id, 'pipeline' AS kind, relation AS name FROM pipeline
-            UNION ALL SELECT m.id, 'recommender', r.name FROM member m JOIN recommender r ON r.id = m.recommender_id) p ON p.id = f.pipeline_id;
-COMMENT ON VIEW errors IS 'What has gone wrong lately: of each pipeline and recommender the last eight kinds of failure since the server started, by class, HTTP status and SQLSTATE, with when the last was and how often it came. message says what the class means, and nothing of a row''s. Readable by the owner of the pipeline or of the recommender''s items, recsync_admin and pg_monitor.';
+            UNION ALL SELECT m.id, 'recommender', r.name FROM member m JOIN recommender r ON r.id = m.recommender_id
+            UNION ALL SELECT id, 'hook', name FROM hook) p ON p.id = f.pipeline_id;
+COMMENT ON VIEW errors IS 'What has gone wrong lately: of each pipeline, recommender and hook the last eight kinds of failure since the server started, by class, HTTP status and SQLSTATE, with when the last was and how often it came. message says what the class means, and nothing of a row''s. Readable by the owner of the pipeline, of the hook or of the recommender''s items, recsync_admin and pg_monitor.';
 GRANT SELECT ON errors TO PUBLIC;
 "#,
     name = "errors_view",
-    requires = [failures, "tables"]
+    requires = [failures, "hook_tables"]
 );

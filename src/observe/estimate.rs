@@ -74,7 +74,7 @@ CREATE FUNCTION estimate(source regclass, columns text[] DEFAULT NULL, content t
 RETURNS TABLE (rows bigint, characters bigint, tokens bigint, cost numeric, duration interval, disk_bytes bigint, wal_bytes bigint, tokens_error bigint)
 LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
 COMMENT ON FUNCTION estimate(regclass, text[], text, text, text, text, text) IS
-'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline, and what the expressions raise.';
+'The same for a pipeline that create_pipeline would make of these arguments: all rows that pass row_filter and have a text. Errors: those of create_pipeline (42704, 42501, 22023, 55000), and what the expressions raise.';
 "#)]
 #[allow(clippy::type_complexity, clippy::too_many_arguments)] // the columns and arguments of an SQL function
 fn estimate_source(

@@ -5,10 +5,12 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use pgrx::spi::SpiHeapTupleData;
 use std::sync::atomic::Ordering::SeqCst;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shared::meters::now_us;
+use crate::shared::money::Money;
 use crate::shared::{Database, Shared};
 
 const OF_PIPELINES: &str = include_str!("gauges.sql");
@@ -44,6 +46,7 @@ pub fn look(shared: &Shared, database: &Database, make: bool) -> Result<()> {
             meters.jobs.store(row.get::<i64>(7)?.unwrap_or(0), SeqCst);
             meters.job_since_us.store(microseconds(row.get(8)?), SeqCst);
             meters.trained_us.store(microseconds(row.get(9)?), SeqCst);
+            look_at_money(&meters.money, &row)?;
             if make {
                 meters.name.set(row.get::<&str>(3)?.unwrap_or_default());
                 meters.server.set(row.get::<&str>(4)?.unwrap_or_default());
@@ -64,6 +67,22 @@ pub fn look(shared: &Shared, database: &Database, make: bool) -> Result<()> {
         facts.looked_us.store(now_us(), SeqCst);
         Ok(())
     })
+}
+
+/// Tokens and money of the month, and the budgets.
+fn look_at_money(money: &Money, row: &SpiHeapTupleData) -> Result<()> {
+    let count = |column| Ok::<_, Error>(row.get::<i64>(column)?.unwrap_or(0).unsigned_abs());
+    let amount = |column| Ok::<_, Error>(row.get::<f64>(column)?.unwrap_or(0.0));
+    money.currency.set(row.get::<&str>(10)?.unwrap_or_default());
+    let month = &money.month;
+    month.tokens.store(count(11)?, SeqCst);
+    month.cost.set(amount(12)?);
+    month.spared_tokens.store(count(13)?, SeqCst);
+    month.spared_cost.set(amount(14)?);
+    money.budget.set(row.get::<f64>(15)?);
+    month.server_cost.set(amount(16)?);
+    money.server_budget.set(row.get::<f64>(17)?);
+    Ok(())
 }
 
 /// 0 where there is none.

@@ -1,50 +1,60 @@
-//! How far the index over a generation's vectors is, for recsync.generation.
+//! How far the indexes over vectors are, for recsync.generation.
 //!
 //! It never tells more of a build than how much of the table it has read.
 
 use pgrx::prelude::*;
 
-use crate::catalog::names::select_kept;
+use super::status::visible;
 use crate::catalog::rights::As;
 use crate::error::{OrReport, Result};
 
 /// Whether there is one, and its build, which only recsync's own processes and roles like pg_monitor see otherwise.
-const PROGRESS: &str = "\
-SELECT pg_catalog.jsonb_build_array(
-         COALESCE((SELECT pg_catalog.bool_or(i.indisvalid) FROM pg_catalog.pg_index i
-                     JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_am m ON m.oid = x.relam
-                    WHERE i.indrelid = t.oid AND m.amname = 'hnsw'), false),
-         p.phase, p.blocks_done::float8 / NULLIF(p.blocks_total, 0))::text
-  FROM (SELECT pg_catalog.to_regclass($1)::oid AS oid) t
-  LEFT JOIN pg_catalog.pg_stat_progress_create_index p ON p.relid = t.oid AND p.datname = pg_catalog.current_database()
- LIMIT 1";
+const STATES: &str = "\
+WITH build AS MATERIALIZED (
+     SELECT relid, phase, blocks_done::float8 / NULLIF(blocks_total, 0) AS done
+       FROM pg_catalog.pg_stat_progress_create_index WHERE datname = pg_catalog.current_database()
+), ready AS MATERIALIZED (
+     SELECT i.indrelid FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+       JOIN pg_catalog.pg_am m ON m.oid = x.relam AND m.amname = 'hnsw' WHERE i.indisvalid GROUP BY i.indrelid
+)
+SELECT p.id, r.indrelid IS NOT NULL, b.phase, b.done
+  FROM (SELECT id, pg_catalog.to_regclass(vectors)::oid AS vectors FROM recsync.pipeline) p
+  LEFT JOIN ready r ON r.indrelid = p.vectors LEFT JOIN build b ON b.relid = p.vectors";
 
-/// A valid index over vectors, or the phase of its build and how much of the table that has read.
-#[pg_extern(volatile, strict)]
-fn index_progress(
-    relation: &str,
-) -> TableIterator<
+type Row = (i32, bool, Option<String>, Option<f64>);
+
+#[pg_extern(sql = r#"
+CREATE FUNCTION index_states() RETURNS TABLE (pipeline_id integer, valid boolean, phase text, done double precision) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+COMMENT ON FUNCTION index_states() IS 'Whether the table of each generation that the caller may see has a valid index over vectors, and the phase of its build with how much of the table that has read, from 0 to 1; for recsync.generation.';
+"#)]
+fn index_states() -> TableIterator<
     'static,
     (
+        name!(pipeline_id, i32),
         name!(valid, bool),
         name!(phase, Option<String>),
         name!(done, Option<f64>),
     ),
 > {
-    TableIterator::once(progress(relation).or_report())
+    TableIterator::new(states().or_report())
 }
 
-fn progress(relation: &str) -> Result<(bool, Option<String>, Option<f64>)> {
+fn states() -> Result<Vec<Row>> {
+    let visible = visible()?;
     let _as = As::extension();
-    let found = select_kept::<String>(PROGRESS, &[relation.into()])?;
-    let found = found.and_then(|json| serde_json::from_str(&json).ok());
-    Ok(found.unwrap_or_default())
+    Spi::connect(|client| {
+        let mut rows = Vec::new();
+        for row in client.select(STATES, None, &[])? {
+            let id = row.get::<i32>(1)?.unwrap_or(0);
+            if visible.contains(&id) {
+                rows.push((
+                    id,
+                    row.get::<bool>(2)?.unwrap_or(false),
+                    row.get(3)?,
+                    row.get(4)?,
+                ));
+            }
+        }
+        Ok(rows)
+    })
 }
-
-extension_sql!(
-    r#"
-COMMENT ON FUNCTION index_progress(text) IS 'Whether a table has a valid index over vectors, and how far its build is; for recsync.generation.';
-"#,
-    name = "index_progress_comment",
-    requires = [index_progress]
-);

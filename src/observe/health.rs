@@ -62,7 +62,7 @@ pub fn checks(snapshot: &Snapshot) -> Vec<Check> {
         for pipeline in &database.pipelines {
             let subject = format!("{}: {}", database.name, pipeline.name);
             checks.push(state(pipeline, subject.clone()));
-            if pipeline.kind == "pipeline" && pipeline.state != State::Stopped {
+            if pipeline.kind != "recommender" && pipeline.state != State::Stopped {
                 checks.push(provider(pipeline, subject));
             }
         }
@@ -127,6 +127,11 @@ fn state(pipeline: &PipelineView, subject: String) -> Check {
             subject,
             "recsync has paused it, because it cannot go on",
             "paused_reason in recsync.status says why; mend that, then call recsync.resume.",
+        ),
+        State::BudgetSpent => Check::fine(
+            pipeline.kind,
+            subject,
+            "its monthly budget, or its server's, is spent: it waits for the next month or a higher one",
         ),
         State::Disabled => Check::fine(pipeline.kind, subject, "it rests, by recsync.enabled"),
         State::Waiting => Check::fine(pipeline.kind, subject, "it waits for the worker"),

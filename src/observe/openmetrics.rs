@@ -4,6 +4,9 @@
 //!
 //! Source: OpenMetrics 1.0 (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
 
+// Tokens and money.
+mod money;
+
 use std::fmt::Result;
 
 use prometheus_client::collector::Collector;
@@ -47,7 +50,8 @@ impl Collector for Numbers {
         of_databases(&mut writer)?;
         latencies(&mut writer)?;
         of_pipelines(&mut writer)?;
-        of_providers(&mut writer)
+        of_providers(&mut writer)?;
+        money::write(&mut writer)
     }
 }
 
@@ -58,6 +62,15 @@ struct Writer<'a, 'e> {
 
 fn is_pipeline(view: &PipelineView) -> bool {
     view.kind == "pipeline"
+}
+
+fn is_hook(view: &PipelineView) -> bool {
+    view.kind == "hook"
+}
+
+/// What sends requests to a server.
+fn is_sender(view: &PipelineView) -> bool {
+    !is_recommender(view)
 }
 
 fn is_recommender(view: &PipelineView) -> bool {
@@ -281,9 +294,9 @@ fn latencies(writer: &mut Writer) -> Result {
         "recsync_embed",
         Some(Unit::Seconds),
         MetricType::Histogram,
-        "Time of a worker's request to the provider, with retries after a refused key, answered well or not.",
+        "Time of a worker's request to the provider, or to a hook's receiver, with retries after a refused key, answered well or not.",
         |snapshot, metric| {
-            for (database, view) in snapshot.pipelines().filter(|(_, view)| is_pipeline(view)) {
+            for (database, view) in snapshot.pipelines().filter(|(_, view)| is_sender(view)) {
                 histogram(metric, &labels(database, view), &view.request_time)?;
             }
             Ok(())
@@ -296,7 +309,7 @@ fn of_pipelines(writer: &mut Writer) -> Result {
     writer.gauge(
         "recsync_pending",
         None,
-        "Rows that wait: changes, backfill, retries.",
+        "Rows that wait: changes, backfill, retries; of a hook letters. What stands in a long queue of jobs is estimated, as recsync.status says.",
         all,
         |view| Some(view.pending as f64),
     )?;
@@ -310,14 +323,14 @@ fn of_pipelines(writer: &mut Writer) -> Result {
     writer.gauge(
         "recsync_dead_letters",
         None,
-        "Rows that were given up.",
+        "Rows, or letters of a hook, that were given up.",
         all,
         |view| Some(view.dead as f64),
     )?;
     writer.gauge(
         "recsync_lag",
         Some(Unit::Seconds),
-        "Age of the oldest change that does not show yet.",
+        "Age of the oldest change that does not show yet, or of a hook's oldest letter.",
         all,
         |view| Some(view.lag_seconds),
     )?;
@@ -325,7 +338,7 @@ fn of_pipelines(writer: &mut Writer) -> Result {
         "recsync_state",
         None,
         MetricType::Gauge,
-        "What a pipeline or recommender does: stopped means that recsync has paused it for a reason, paused that somebody has.",
+        "What a pipeline, recommender or hook does: stopped means that recsync has paused it for a reason, paused that somebody has.",
         |snapshot, metric| {
             for (database, view) in snapshot.pipelines() {
                 for (state, name) in STATES {
@@ -355,8 +368,8 @@ fn of_pipelines(writer: &mut Writer) -> Result {
     )?;
     writer.counter(
         "recsync_requests",
-        "Requests to the provider.",
-        is_pipeline,
+        "Requests of the worker to the provider, or to a hook's receiver.",
+        is_sender,
         |view| view.requests,
     )?;
     writer.counter(
@@ -408,14 +421,44 @@ fn of_pipelines(writer: &mut Writer) -> Result {
         "How long ago the oldest model in service of a recommender was trained.",
         is_recommender,
         |view| view.trained_seconds_ago,
-    )
-    // Here follow recsync_cost_total and the money that was saved, once the worker counts money.
+    )?;
+    writer.counter(
+        "recsync_deliveries",
+        "Letters of a hook that have arrived.",
+        is_hook,
+        |view| view.embedded,
+    )?;
+    for (name, help, value) in LISTS {
+        writer.counter(name, help, is_recommender, value)?;
+    }
+    Ok(())
 }
 
-const STATES: [(State, &str); 6] = [
+type OfLists = (&'static str, &'static str, fn(&PipelineView) -> u64);
+
+const LISTS: [OfLists; 3] = [
+    (
+        "recsync_lists_ready",
+        "Lists of a recommender that were ready when they were asked for.",
+        |view| view.lists.ready,
+    ),
+    (
+        "recsync_lists_made",
+        "Lists of a recommender that were made when they were asked for.",
+        |view| view.lists.made,
+    ),
+    (
+        "recsync_lists_warmed",
+        "Lists of a recommender that the worker has made before anybody asked for them.",
+        |view| view.lists.warmed,
+    ),
+];
+
+const STATES: [(State, &str); 7] = [
     (State::Running, "running"),
     (State::Paused, "paused"),
     (State::Stopped, "stopped"),
+    (State::BudgetSpent, "budget_spent"),
     (State::ProviderDown, "provider_down"),
     (State::Disabled, "disabled"),
     (State::Waiting, "waiting"),
@@ -425,8 +468,8 @@ fn of_providers(writer: &mut Writer) -> Result {
     writer.gauge(
         "recsync_breaker_open",
         None,
-        "Whether the pipeline's server is left alone because it fails: 1 open, 0.5 being probed, 0 closed.",
-        is_pipeline,
+        "Whether the server of a pipeline or hook is left alone because it fails: 1 open, 0.5 being probed, 0 closed.",
+        is_sender,
         |view| {
             Some(match view.provider.breaker {
                 "open" => 1.0,
@@ -438,36 +481,36 @@ fn of_providers(writer: &mut Writer) -> Result {
     writer.gauge(
         "recsync_provider_failing",
         Some(Unit::Seconds),
-        "Since when the pipeline's server fails; 0 where it does not.",
-        is_pipeline,
+        "Since when the server of a pipeline or hook fails; 0 where it does not.",
+        is_sender,
         |view| Some(view.provider.failing_seconds),
     )?;
     writer.gauge(
         "recsync_provider_rest",
         Some(Unit::Seconds),
         "How long no request is sent, for the server's failures or its limits.",
-        is_pipeline,
+        is_sender,
         |view| Some(view.provider.rest_seconds),
     )?;
     writer.gauge(
         "recsync_concurrency",
         None,
-        "Requests that the pipeline's server gets at a time at the most, as it bears them.",
-        is_pipeline,
+        "Requests that the server of a pipeline or hook gets at a time at the most, as it bears them.",
+        is_sender,
         |view| Some(view.provider.window.into()),
     )?;
     writer.gauge(
         "recsync_concurrency_limit",
         None,
         "The most that it ever gets: max_concurrency.",
-        is_pipeline,
+        is_sender,
         |view| Some(view.provider.most.into()),
     )?;
     writer.gauge(
         "recsync_requests_in_flight",
         None,
-        "Requests that the pipeline's server has not answered yet, of all pipelines that share it.",
-        is_pipeline,
+        "Requests that the server of a pipeline or hook has not answered yet, of all pipelines that share it.",
+        is_sender,
         |view| Some(view.provider.flights.into()),
     )
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::shared::failures::{Failure, Kind};
 use crate::shared::histogram::Distribution;
 use crate::shared::meters::{Meters, Op, now_us};
+use crate::shared::money::{Money, REASONS};
 use crate::shared::{Counters, Database, Presence, Shared};
 
 const SECOND_US: f64 = 1_000_000.0;
@@ -59,7 +60,7 @@ pub enum Worker {
     Standby,
 }
 
-/// A pipeline, a recommender with all its tables of interactions, or a hook.
+/// A pipeline, a hook, or a recommender with all its tables of interactions.
 #[derive(Debug, Default, Serialize)]
 pub struct PipelineView {
     pub kind: &'static str,
@@ -89,9 +90,63 @@ pub struct PipelineView {
     pub errors: [u64; Kind::ALL.len()],
     pub failures: Vec<FailureView>,
     pub provider: ProviderView,
+    pub money: MoneyView,
+    pub lists: ListsView,
 }
 
-/// What a pipeline or recommender does.
+/// See [`Money`].
+#[derive(Debug, Default, Serialize)]
+pub struct MoneyView {
+    /// Empty: of no price is known anything.
+    pub currency: String,
+    pub cost: f64,
+    pub queries: u64,
+    pub query_tokens: u64,
+    /// By [`REASONS`].
+    pub spared: [u64; REASONS.len()],
+    pub spared_tokens: [u64; REASONS.len()],
+    pub spared_cost: [f64; REASONS.len()],
+    pub month_tokens: u64,
+    pub month_cost: f64,
+    pub month_spared_tokens: u64,
+    pub month_spared_cost: f64,
+    pub budget: Option<f64>,
+    pub server_month_cost: f64,
+    pub server_budget: Option<f64>,
+}
+
+impl MoneyView {
+    fn of(money: &Money) -> MoneyView {
+        let number = |number: &std::sync::atomic::AtomicU64| number.load(SeqCst);
+        MoneyView {
+            currency: money.currency.get(),
+            cost: money.cost.get(),
+            queries: number(&money.queries),
+            query_tokens: number(&money.query_tokens),
+            spared: money.spared.each_ref().map(number),
+            spared_tokens: money.spared_tokens.each_ref().map(number),
+            spared_cost: money.spared_cost.each_ref().map(|amount| amount.get()),
+            month_tokens: number(&money.month.tokens),
+            month_cost: money.month.cost.get(),
+            month_spared_tokens: number(&money.month.spared_tokens),
+            month_spared_cost: money.month.spared_cost.get(),
+            budget: money.budget.get(),
+            server_month_cost: money.month.server_cost.get(),
+            server_budget: money.server_budget.get(),
+        }
+    }
+}
+
+/// A recommender's lists since the server started: those that were ready when they were asked for, those that were made
+/// then, and those that the worker has made before.
+#[derive(Debug, Default, Serialize)]
+pub struct ListsView {
+    pub ready: u64,
+    pub made: u64,
+    pub warmed: u64,
+}
+
+/// What a pipeline, recommender or hook does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -101,6 +156,8 @@ pub enum State {
     Paused,
     /// recsync has paused it, for a reason that `recsync.status` shows.
     Stopped,
+    /// The month's budget is spent.
+    BudgetSpent,
     /// Its server fails, and is left alone for the moment.
     ProviderDown,
     /// `recsync.enabled` is off.
@@ -230,6 +287,7 @@ impl PipelineView {
         let state = match meters.paused.load(SeqCst) {
             1 => State::Paused,
             2 => State::Stopped,
+            3 => State::BudgetSpent,
             _ if !enabled => State::Disabled,
             _ if !matches!(worker, Worker::Runs | Worker::GaveWay) => State::Waiting,
             _ if provider.failing_seconds > 0.0 => State::ProviderDown,
@@ -276,6 +334,12 @@ impl PipelineView {
                 })
                 .collect(),
             provider,
+            money: MoneyView::of(&meters.money),
+            lists: ListsView {
+                ready: number(&counters.lists_ready),
+                made: number(&counters.lists_made),
+                warmed: number(&counters.lists_warmed),
+            },
         })
     }
 
@@ -301,6 +365,9 @@ impl PipelineView {
         for (one, other) in self.errors.iter_mut().zip(other.errors) {
             *one += other;
         }
+        self.lists.ready += other.lists.ready;
+        self.lists.made += other.lists.made;
+        self.lists.warmed += other.lists.warmed;
         self.failures.extend(other.failures);
         self.failures
             .sort_by(|one, other| one.seconds_ago.total_cmp(&other.seconds_ago));

@@ -2,9 +2,10 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;
 
-use crate::catalog::names::select_one;
+use crate::catalog::names::{select_kept, select_one};
 use crate::catalog::rights::As;
 use crate::catalog::site;
 use crate::embed::failure::Class;
@@ -30,28 +31,55 @@ fn owner_of(relation: &str) -> Option<pg_sys::Oid> {
     const OWNER: &str =
         "SELECT relowner FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
     let _as = As::extension();
-    select_one::<pg_sys::Oid>(OWNER, &[relation.into()]).or_report()
+    select_kept::<pg_sys::Oid>(OWNER, &[relation.into()]).or_report()
 }
 
-/// The pipelines, recommenders and hooks whose numbers the caller may see: all of them for pg_monitor and recsync_admin, otherwise their own.
-pub(super) fn visible() -> Result<Vec<i32>> {
-    const VISIBLE: &str = "SELECT pg_catalog.array_agg(DISTINCT p.id)
+/// The pipelines, recommenders and hooks whose numbers somebody may see.
+pub(super) enum Visible {
+    /// For pg_monitor and recsync_admin.
+    All,
+    /// Their own.
+    Those(HashSet<i32>),
+}
+
+impl Visible {
+    pub fn contains(&self, id: &i32) -> bool {
+        match self {
+            Visible::All => true,
+            Visible::Those(ids) => ids.contains(id),
+        }
+    }
+}
+
+/// What the caller may see.
+pub(super) fn visible() -> Result<Visible> {
+    const ALL: &str = "SELECT pg_catalog.pg_has_role($1, 'recsync_admin', 'USAGE') OR pg_catalog.pg_has_role($1, 'pg_monitor', 'USAGE')";
+    // SAFETY: the current user's OID.
+    let user = unsafe { pg_sys::GetUserId() };
+    if select_one::<bool>(ALL, &[user.into()])? == Some(true) {
+        return Ok(Visible::All);
+    }
+    Ok(Visible::Those(owned(user)?))
+}
+
+fn owned(user: pg_sys::Oid) -> Result<HashSet<i32>> {
+    const OWNED: &str = "SELECT pg_catalog.array_agg(DISTINCT p.id)
           FROM (SELECT id, relation, NULL AS role FROM recsync.pipeline UNION ALL SELECT account, relation, NULL FROM recsync.pipeline WHERE account IS NOT NULL
                 UNION ALL SELECT m.id, r.items, NULL FROM recsync.member m JOIN recsync.recommender r ON r.id = m.recommender_id
                 UNION ALL SELECT id, NULL, owner FROM recsync.hook) p
           LEFT JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(p.relation)
-         WHERE pg_catalog.pg_has_role($1, 'recsync_admin', 'USAGE') OR pg_catalog.pg_has_role($1, 'pg_monitor', 'USAGE')
-            OR pg_catalog.pg_has_role($1, COALESCE(pg_catalog.to_regrole(p.role)::oid, c.relowner), 'USAGE')";
-    // SAFETY: the current user's OID.
-    let user = unsafe { pg_sys::GetUserId() };
+         WHERE pg_catalog.pg_has_role($1, COALESCE(pg_catalog.to_regrole(p.role)::oid, c.relowner), 'USAGE')";
     let _as = As::extension();
-    Ok(select_one::<Vec<i32>>(VISIBLE, &[user.into()])?.unwrap_or_default())
+    let found = select_one::<Vec<i32>>(OWNED, &[user.into()])?;
+    Ok(found.unwrap_or_default().into_iter().collect())
 }
 
-/// The pipelines whose bills the caller may see; for recsync.usage.
+/// The pipelines that the caller owns, whose bills they may see; for recsync.usage.
 #[pg_extern(stable)]
 fn visible_pipelines() -> SetOfIterator<'static, i32> {
-    SetOfIterator::new(visible().or_report())
+    // SAFETY: the current user's OID.
+    let user = unsafe { pg_sys::GetUserId() };
+    SetOfIterator::new(owned(user).or_report())
 }
 
 /// The numbers that this database's worker keeps.
@@ -100,7 +128,7 @@ fn counters_v2() -> TableIterator<
 }
 
 /// The last reply's failure, as dead letters show theirs.
-fn failure(number: i64) -> Option<String> {
+pub fn failure(number: i64) -> Option<String> {
     let class = match number / 1_000 {
         1 => Class::Temporary,
         2 => Class::Permanent,
@@ -165,7 +193,7 @@ pub fn worker_missing() -> Option<String> {
 extension_sql!(
     r#"
 COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memory, of the pipelines and recommenders that the caller may see; see recsync.status.';
-COMMENT ON FUNCTION visible_pipelines() IS 'The pipelines whose bills the caller may see; for recsync.usage.';
+COMMENT ON FUNCTION visible_pipelines() IS 'The numbers of pipelines that the caller owns, by which recsync.usage shows their bills.';
 COMMENT ON FUNCTION owner_of(text) IS 'The owner of a pipeline''s relation; for the views of recsync.';
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
 "#,

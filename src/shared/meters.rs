@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed, Orde
 
 use super::failures::Failures;
 use super::histogram::Histogram;
+use super::money::Money;
 use super::text::Text;
 use crate::embed::traffic::Traffic;
 
@@ -42,16 +43,16 @@ impl Op {
     }
 }
 
-/// Of a pipeline, or of a table of a recommender's interactions.
+/// Of a pipeline, of a table of a recommender's interactions, or of a hook.
 #[repr(C)]
 pub struct Meters {
-    /// 0: its worker has not said yet; 1: a pipeline; 2: a recommender.
+    /// 0: its worker has not said yet; 1: a pipeline; 2: a recommender; 3: a hook.
     pub kind: AtomicU32,
-    /// 1: somebody has paused it; 2: recsync has, for a reason.
+    /// 1: somebody has paused it; 2: recsync has, for a reason; 3: the month's budget is spent.
     pub paused: AtomicU32,
     pub name: Text<256>,
     pub server: Text<64>,
-    /// Dead letters, and rows of the job table: as of the last look at them.
+    /// Dead letters, and rows of the job table (of a hook: what it has not been told yet): as of the last look at them.
     pub dead: AtomicI64,
     pub jobs: AtomicI64,
     /// Since when the oldest of these waits, and the oldest change in the worker's memory; 0: there is none.
@@ -69,6 +70,7 @@ pub struct Meters {
     pub requests: Histogram,
     pub failures: Failures,
     pub provider: Provider,
+    pub money: Money,
 }
 
 /// A pipeline's server, as its worker sees it.
@@ -132,6 +134,7 @@ impl Meters {
         self.estimated.store(0, Relaxed);
         self.unmeasured.store(0, Relaxed);
         self.provider.reset();
+        self.money.reset();
     }
 }
 

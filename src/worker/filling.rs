@@ -225,9 +225,7 @@ impl Leader {
                 report(Some(&relation), &failed);
                 return match filter {
                     Some(_) => self.hold_for_filter(id, &failed),
-                    None => self
-                        .pause_unless_changed(id, &relation, &failed.message)
-                        .map(drop),
+                    None => self.pause_unless_changed(id, &failed.message).map(drop),
                 };
             }
         };

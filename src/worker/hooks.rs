@@ -10,6 +10,7 @@ mod letters;
 mod upkeep;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -20,17 +21,22 @@ use super::leader::{Leader, report};
 use super::process::{Failed, transaction};
 use super::rest::works;
 use super::running::Lanes;
+use super::telling::{Seen, Turned, tell_turned};
+use super::watching::show_provider;
 use crate::catalog::server;
 use crate::embed::endpoint::Endpoint;
 use crate::embed::lane::{Lane, Reply};
-use crate::embed::rate::Grant;
+use crate::embed::rate::{self, Grant};
 use crate::embed::secret::SecretPolicy;
 use crate::error::Result;
 use crate::hooks::hook::{self, Hook};
 use crate::hooks::outbox::{self, Stored};
 use crate::hooks::saying::{coalesced, letter_of};
 use crate::hooks::watched;
+use crate::observe::status::failure;
 use crate::settings;
+use crate::shared::meters::now_us;
+use crate::shared::{self, Shared};
 
 /// Letters of a hook that are looked at at a time: so many keys may wait for their turn before others do.
 const WINDOW: usize = 64;
@@ -142,9 +148,17 @@ impl Hooks {
 /// A hook that runs: where its letters go.
 type Loaded = (Hook, std::result::Result<Option<Endpoint>, String>);
 
-fn load() -> Result<(HashSet<i32>, Vec<Loaded>)> {
+fn load() -> Result<(Vec<Seen>, Vec<Loaded>)> {
     let hooks = hook::load_all()?;
-    let declared = hooks.iter().map(|hook| hook.id).collect();
+    let declared = hooks
+        .iter()
+        .map(|hook| Seen {
+            id: hook.id,
+            name: hook.name.clone(),
+            paused: hook.paused,
+            for_a_reason: hook.paused_reason.is_some(),
+        })
+        .collect();
     let running = hooks.into_iter().filter(|hook| !hook.paused);
     let with_endpoint = running.map(|hook| {
         let endpoint = match (hook.owner(), &hook.server) {
@@ -164,7 +178,8 @@ impl Leader {
     /// Takes up what is declared. Letters of before may have been tried again by somebody: all are looked at.
     pub(super) fn load_hooks(&mut self) -> std::result::Result<(), Failed> {
         let (declared, loaded) = transaction(load)?;
-        self.hooks.declared = declared;
+        self.telling.look("hook", &declared);
+        self.hooks.declared = declared.iter().map(|hook| hook.id).collect();
         self.hooks.watched = transaction(watched::load)?;
         let mut known = std::mem::take(&mut self.hooks.listening);
         let policy = settings::secret_policy();
@@ -237,6 +252,45 @@ impl Leader {
             self.send_letters(id);
         }
         Ok(())
+    }
+
+    /// Receivers now, for those who watch.
+    pub(in crate::worker) fn show_hooks(&mut self) {
+        let database = self.database_oid();
+        let mut turned = Vec::new();
+        for id in &self.hooks.declared {
+            let Some(counters) = self.shared.counters(database, *id) else {
+                continue;
+            };
+            let meters = self.shared.meters(counters);
+            let listening = self.hooks.listening.get(id);
+            let lane = listening.and_then(|one| one.lane);
+            let Some(lane) = lane.and_then(|number| self.hooks.lanes.get(number)) else {
+                meters.provider.reset();
+                counters.rests_since_us.store(0, SeqCst);
+                continue;
+            };
+            let since = counters.rests_since_us.load(SeqCst);
+            let fails = lane.breaker.is_open();
+            if fails != (since != 0) {
+                let since = if fails { now_us() } else { 0 };
+                counters.rests_since_us.store(since, SeqCst);
+                turned.extend(listening.map(|one| Turned {
+                    lane: one.lane.unwrap_or(0),
+                    what: format!("hook {}", one.hook.name),
+                    server: one.hook.server.clone().unwrap_or_default(),
+                    fails,
+                    failure: failure(counters.failure.load(SeqCst)),
+                }));
+            }
+            let grant = listening.and_then(|one| one.grant.as_ref());
+            let limited =
+                grant.map_or(Duration::ZERO, |grant| rate::until(grant.at(), rate::now()));
+            let endpoint = listening.and_then(|one| one.endpoint.as_ref());
+            let most = endpoint.map_or(0, |endpoint| endpoint.max_concurrency);
+            show_provider(&meters.provider, lane, most, limited);
+        }
+        tell_turned(turned);
     }
 
     fn read_events(&mut self, id: i32) -> std::result::Result<(), Failed> {
@@ -354,9 +408,10 @@ impl Listening {
 }
 
 fn note_pause(hook: &Hook, reason: &str) -> std::result::Result<(), Failed> {
-    log!(
-        "recsync worker: hook {} is paused, see recsync.status",
-        hook.name
-    );
-    transaction(|| hook::pause_for(hook.id, reason))
+    transaction(|| hook::pause_for(hook.id, reason))?;
+    // The next look at what is declared finds it, and says so.
+    if let Some(database) = shared::shared().and_then(Shared::own_database) {
+        database.catalog_changed.store(true, SeqCst);
+    }
+    Ok(())
 }

@@ -28,6 +28,7 @@ use crate::error::{Error, Result, sqlstate_text};
 use crate::hooks::outbox;
 use crate::recommend::interest::is_made_otherwise;
 use crate::recommend::keep::{Keeper, Rows};
+use crate::shared::{self, Shared};
 
 /// Interactions taken at once.
 const CHUNK: usize = 256;
@@ -474,9 +475,10 @@ pub(super) fn report(recommender: &Recommender, failed: &Failed) {
 }
 
 fn note_pause(recommender: &Recommender, reason: &str) -> std::result::Result<(), Failed> {
-    log!(
-        "recsync worker: recommender {} is paused, see recsync.status",
-        recommender.name
-    );
-    transaction(|| recommender::pause_for(recommender.id, reason))
+    transaction(|| recommender::pause_for(recommender.id, reason))?;
+    // The next look at what is declared finds it, and says so.
+    if let Some(database) = shared::shared().and_then(Shared::own_database) {
+        database.catalog_changed.store(true, SeqCst);
+    }
+    Ok(())
 }

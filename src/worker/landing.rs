@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Instant;
 
+use pgrx::prelude::*;
+
 use super::flights::{Landed, Verdict};
 use super::leader::Leader;
 use super::process::{Failed, transaction};
@@ -70,6 +72,12 @@ impl Leader {
                 continue; // paused or dropped meanwhile: `load` let go of its rows
             };
             let relation = running.pipeline.relation.clone();
+            for took in &landed.took {
+                let milliseconds = took.as_millis();
+                debug1!(
+                    "recsync worker: pipeline {relation}: a batch was answered after {milliseconds} ms"
+                );
+            }
             let mut saved = landed.saved;
             let known = waits_for_these(running, &landed.embedded, &mut saved);
             self.spending.saved(&running.payer, saved);
@@ -88,7 +96,7 @@ impl Leader {
                 self.decide(id, landed.verdicts)?;
             }
             if let Some(reason) = landed.configuration {
-                self.pause(id, &relation, &reason, Cause::Server)?;
+                self.pause(id, &reason, Cause::Server)?;
                 self.database.catalog_changed.store(true, SeqCst);
             }
         }

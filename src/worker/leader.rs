@@ -23,6 +23,7 @@ use super::rebuilding::Swaps;
 use super::rest::works;
 use super::running::{Lanes, State, Turns};
 use super::spending::Spending;
+use super::telling::{Telling, Turned, tell_turned};
 use super::trainer::Trainer;
 use super::upkeep::{self, Checkpoint};
 use super::watching::Watching;
@@ -34,6 +35,7 @@ use crate::dispatch::read::Reader;
 use crate::embed::lane::Reply;
 use crate::embed::secret::SecretPolicy;
 use crate::error::{Error, Result};
+use crate::observe::status::failure;
 use crate::settings;
 use crate::shared::{Database, Presence, Shared};
 use crate::store::known;
@@ -83,6 +85,7 @@ pub(super) struct Leader {
     pub(super) spending: Spending,
     pub(super) latency: Latency,
     pub(super) watching: Watching,
+    pub(super) telling: Telling,
     pub(super) hooks: Hooks,
     pub(super) queue: Queue,
     pub(super) reader: Reader,
@@ -151,9 +154,10 @@ impl Leader {
             swaps: Swaps::default(),
             trainer: Trainer::default(),
             standbys: Standbys::default(),
-            spending: Spending::new(spent),
+            spending: Spending::new(spent, shared, pg_sys::Oid::from(database.oid.load(SeqCst))),
             latency: Latency::default(),
             watching: Watching::default(),
+            telling: Telling::default(),
             hooks: Hooks::default(),
             queue: Queue::default(),
             reader: Reader::new(from),
@@ -268,6 +272,7 @@ impl Leader {
     fn publish(&mut self) {
         self.publish_recommenders();
         let database = self.database_oid();
+        let mut turned = Vec::new();
         for (id, state) in &self.pipelines {
             let State::Runs(running) = state else {
                 if let Some(counters) = self.shared.counters(database, *id) {
@@ -290,6 +295,13 @@ impl Leader {
                 counters
                     .rests_since_us
                     .store(if rests { now } else { 0 }, SeqCst);
+                turned.push(Turned {
+                    lane: running.lane,
+                    what: format!("pipeline {}", running.pipeline.relation),
+                    server: running.payer.server.clone(),
+                    fails: rests,
+                    failure: failure(counters.failure.load(SeqCst)),
+                });
             }
             let waiting = self.queue.waiting(*id);
             counters
@@ -302,6 +314,7 @@ impl Leader {
                 .in_flight
                 .store((running.in_flight + unstored) as i64, SeqCst);
         }
+        tell_turned(turned);
     }
 
     /// How long nothing is due.

@@ -11,6 +11,7 @@ use super::leader::Leader;
 use super::process::{Failed, transaction};
 use super::rest;
 use super::running::{Running, State};
+use super::telling::Seen;
 use super::unstored::{Cost, Unstored};
 use crate::catalog::change::Cause;
 use crate::catalog::install::installed_version;
@@ -24,10 +25,9 @@ use crate::embed::lane::Lane;
 use crate::embed::long_text::LongText;
 use crate::ledger::bill::Payer;
 use crate::settings;
-use crate::shared::Presence;
+use crate::shared::{self, Presence, Shared};
 use crate::store::Writer;
 use crate::store::known::Recipe;
-use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -83,6 +83,18 @@ impl Leader {
             }
             return Ok(true);
         }
+        self.telling.look("pipeline", &seen(&pipelines));
+        let of_recommenders: Vec<Seen> = recommenders
+            .iter()
+            .filter(|recommender| recommender.id == recommender.of)
+            .map(|recommender| Seen {
+                id: recommender.id,
+                name: recommender.name.clone(),
+                paused: recommender.paused,
+                for_a_reason: recommender.paused_reason.is_some(),
+            })
+            .collect();
+        self.telling.look("recommender", &of_recommenders);
         transaction(environment::note)?;
         rest::look(self.database)?;
         self.secret = secret;
@@ -184,7 +196,7 @@ impl Leader {
                 .or_insert_with(Instant::now);
             match trouble {
                 Trouble::Broken(reason) if ran_as.is_some() || since.elapsed() > RESTORE => {
-                    note_pause(pipeline.id, &pipeline.relation, &reason, Cause::Declaration)?;
+                    note_pause(pipeline.id, &reason, Cause::Declaration)?;
                 }
                 _ => {
                     self.restoring = true;
@@ -197,14 +209,14 @@ impl Leader {
         let endpoint = match pipeline.endpoint() {
             Ok(endpoint) => endpoint,
             Err(reason) => {
-                note_pause(pipeline.id, &pipeline.relation, &reason, Cause::Server)?;
+                note_pause(pipeline.id, &reason, Cause::Server)?;
                 return Ok(State::Off);
             }
         };
         let schedule = match pipeline.when.schedule() {
             Ok(schedule) => schedule,
             Err(reason) => {
-                note_pause(pipeline.id, &pipeline.relation, &reason, Cause::Declaration)?;
+                note_pause(pipeline.id, &reason, Cause::Declaration)?;
                 return Ok(State::Off);
             }
         };
@@ -308,7 +320,6 @@ impl Leader {
     pub(super) fn pause_unless_changed(
         &mut self,
         id: i32,
-        relation: &str,
         reason: &str,
     ) -> std::result::Result<bool, Failed> {
         self.database.catalog_changed.store(true, SeqCst);
@@ -324,7 +335,7 @@ impl Leader {
         if let Some(running) = running
             && running.pipeline.is_declared_as(declared)
         {
-            self.pause(id, relation, reason, Cause::Declaration)?;
+            self.pause(id, reason, Cause::Declaration)?;
             return Ok(true);
         }
         Ok(false)
@@ -334,11 +345,10 @@ impl Leader {
     pub(super) fn pause(
         &mut self,
         id: i32,
-        relation: &str,
         reason: &str,
         cause: Cause,
     ) -> std::result::Result<(), Failed> {
-        note_pause(id, relation, reason, cause)?;
+        note_pause(id, reason, cause)?;
         transaction(|| jobs::take_back_leases(Some(id)))?;
         if let Some(state) = self.pipelines.get_mut(&id) {
             *state = State::Off;
@@ -384,14 +394,26 @@ fn advise_where_lost(pipeline: &Pipeline) -> std::result::Result<bool, Failed> {
     })
 }
 
-fn note_pause(
-    id: i32,
-    relation: &str,
-    reason: &str,
-    cause: Cause,
-) -> std::result::Result<(), Failed> {
-    if transaction(|| change::pause_for(id, reason, cause))? {
-        log!("recsync worker: pipeline {relation} is paused, see recsync.status");
+fn seen(pipelines: &[pipeline::Pipeline]) -> Vec<Seen> {
+    let in_service = pipelines
+        .iter()
+        .filter(|pipeline| pipeline.of_pipeline.is_none());
+    in_service
+        .map(|pipeline| Seen {
+            id: pipeline.id,
+            name: pipeline.relation.clone(),
+            paused: pipeline.paused,
+            for_a_reason: pipeline.paused_reason.is_some(),
+        })
+        .collect()
+}
+
+fn note_pause(id: i32, reason: &str, cause: Cause) -> std::result::Result<(), Failed> {
+    // The next look at what is declared finds it, and says so.
+    if transaction(|| change::pause_for(id, reason, cause))?
+        && let Some(database) = shared::shared().and_then(Shared::own_database)
+    {
+        database.catalog_changed.store(true, SeqCst);
     }
     Ok(())
 }

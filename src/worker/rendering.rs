@@ -203,9 +203,7 @@ impl Leader {
             Err(failed) if is_definition(failed.code) || is_passing(failed.code) => {
                 let relation = running.pipeline.relation.clone();
                 report(Some(&relation), &failed);
-                if is_definition(failed.code)
-                    && self.pause_unless_changed(id, &relation, &failed.message)?
-                {
+                if is_definition(failed.code) && self.pause_unless_changed(id, &failed.message)? {
                     return Ok(());
                 }
                 write_down(id, &jobs, Duration::from_secs(1), Again::Then)?;

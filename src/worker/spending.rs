@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::pg_sys;
@@ -22,6 +23,8 @@ use crate::ledger::bill::{Bill, Bills, Open, Payer, Saved};
 use crate::ledger::budget::{self, Account, Figures, Notice, Notices};
 use crate::ledger::log::{self, Spent};
 use crate::ledger::month::Month;
+use crate::shared::Shared;
+use crate::shared::money::Money;
 
 /// How long a bill waits for a store that takes it along.
 const AGE: Duration = Duration::from_secs(1);
@@ -54,6 +57,9 @@ pub struct Spending {
     took_asked: Option<Instant>,
     /// When somebody last waited for the work to be done: who has waited finds in the ledger what came of it.
     hurried: Option<Instant>,
+    /// Where it is counted for those who watch.
+    shared: &'static Shared,
+    database: pg_sys::Oid,
 }
 
 impl Spending {
@@ -63,8 +69,14 @@ impl Spending {
         Ok((month, Spent::read(month)?, log::has_rows()?))
     }
 
-    pub fn new((month, spent, has_rows): (Month, Spent, bool)) -> Spending {
+    pub fn new(
+        (month, spent, has_rows): (Month, Spent, bool),
+        shared: &'static Shared,
+        database: pg_sys::Oid,
+    ) -> Spending {
         Spending {
+            shared,
+            database,
             open: Open::default(),
             rows: 0,
             fold_at: has_rows.then(Instant::now),
@@ -81,7 +93,25 @@ impl Spending {
 
     /// A request has been answered.
     pub fn sent(&mut self, payer: &Rc<Payer>, sent: Sent) {
+        if let Some(money) = self.money_of(payer.pipeline) {
+            money.cost.add(payer.cost(sent.tokens));
+        }
         self.add(payer, sent, 0);
+    }
+
+    /// Sessions have asked, for a pipeline that runs under that number.
+    fn asked(&mut self, payer: &Rc<Payer>, sent: Sent, pipeline: Option<i32>) {
+        if let Some(money) = pipeline.and_then(|id| self.money_of(id)) {
+            money.queries.fetch_add(sent.requests, Relaxed);
+            money.query_tokens.fetch_add(sent.tokens, Relaxed);
+            money.cost.add(payer.cost(sent.tokens));
+        }
+        self.add(payer, sent, sent.requests);
+    }
+
+    fn money_of(&self, pipeline: i32) -> Option<&'static Money> {
+        let counters = self.shared.counters(self.database, pipeline)?;
+        Some(&self.shared.meters(counters).money)
     }
 
     fn add(&mut self, payer: &Rc<Payer>, sent: Sent, queries: u64) {
@@ -99,6 +129,19 @@ impl Spending {
 
     /// Something did not have to be sent.
     pub fn saved(&mut self, payer: &Rc<Payer>, saved: Saved) {
+        if saved == Saved::default() {
+            return;
+        }
+        if let Some(money) = self.money_of(payer.pipeline) {
+            for (reason, spared) in [saved.coalesced, saved.unchanged, saved.known]
+                .iter()
+                .enumerate()
+            {
+                money.spared[reason].fetch_add(spared.count, Relaxed);
+                money.spared_tokens[reason].fetch_add(spared.tokens, Relaxed);
+                money.spared_cost[reason].add(payer.cost(spared.tokens));
+            }
+        }
         let bill = Bill {
             saved,
             ..Bill::default()
@@ -212,6 +255,8 @@ impl Leader {
             let is_spent = notice.as_ref().is_some_and(|(notice, _)| notice.stops);
             if running.is_spent && !is_spent {
                 running.claims.start_over();
+                let name = &running.pipeline.relation;
+                log!("recsync worker: pipeline {name} has a budget again");
             }
             running.is_spent = is_spent;
             if let Some((notice, of_notice)) = notice {
@@ -257,9 +302,13 @@ impl Leader {
             if of_server && told.contains(&text) {
                 continue;
             }
-            log!(
-                "recsync worker: pipeline {}: {text}",
-                running.pipeline.relation
+            ereport!(
+                WARNING,
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                format!(
+                    "recsync worker: pipeline {}: {text}",
+                    running.pipeline.relation
+                )
             );
             told.push(text);
         }
@@ -290,10 +339,19 @@ impl Leader {
         let payers: Vec<Option<Payer>> = payers;
         for (payer, (_, sent)) in payers.into_iter().zip(asked) {
             if let Some(payer) = payer {
-                self.spending.add(&Rc::new(payer), sent, sent.requests);
+                let id = self.runs_for_account(payer.account);
+                self.spending.asked(&Rc::new(payer), sent, id);
             }
         }
         Ok(())
+    }
+
+    /// Under which number the pipeline runs that has this account: that of its generation in service.
+    fn runs_for_account(&mut self, account: i32) -> Option<i32> {
+        let mut running = self.pipelines.values_mut().filter_map(State::running);
+        let serves =
+            |one: &&mut Running| one.payer.account == account && one.pipeline.of_pipeline.is_none();
+        running.find(serves).map(|running| running.pipeline.id)
     }
 
     /// Bills that no store takes along, or all of them; and what was appended becomes days when it is time.

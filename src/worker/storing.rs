@@ -5,6 +5,7 @@
 //! pipeline's.
 
 use pgrx::pg_sys;
+use pgrx::prelude::*;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -195,6 +196,8 @@ impl Leader {
         }
         if let Some(running) = self.pipelines.get_mut(&id).and_then(State::running) {
             running.index.stored(written.inserted);
+            let (name, count) = (&running.pipeline.relation, written.count());
+            debug1!("recsync worker: pipeline {name}: {count} vectors were stored");
         }
         if let Some(counters) = self.shared.counters_or_new(self.database_oid(), id) {
             for (counter, count) in [
@@ -239,7 +242,7 @@ impl Leader {
         report(Some(&relation), &failed);
         self.jobs_ended = true;
         let definition = is_definition(failed.code);
-        if definition && self.pause_unless_changed(id, &relation, &failed.message)? {
+        if definition && self.pause_unless_changed(id, &failed.message)? {
             return Ok(());
         }
         if definition || is_passing(failed.code) {

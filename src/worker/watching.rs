@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::leader::Leader;
 use super::process::{Failed, transaction};
-use super::running::{Running, ServerLane, State};
+use super::running::{ServerLane, State};
 use crate::observe::gauges;
 use crate::shared::meters::{Provider, now_us};
 
@@ -90,12 +90,14 @@ impl Leader {
             match state.running() {
                 Some(running) => {
                     if let Some(lane) = self.lanes.get(running.lane) {
-                        show_provider(provider, lane, running);
+                        let most = running.endpoint.max_concurrency;
+                        show_provider(provider, lane, most, running.limited_for());
                     }
                 }
                 None => provider.reset(),
             }
         }
+        self.show_hooks();
         let waits = !self.latency.is_empty();
         let due = self.watching.lag.is_none_or(|at| at.elapsed() >= LAG);
         if waits != self.watching.waits || waits && due {
@@ -106,8 +108,13 @@ impl Leader {
     }
 }
 
-/// A pipeline's server, as its worker sees it now.
-fn show_provider(provider: &Provider, lane: &mut ServerLane, running: &Running) {
+/// The server of a pipeline or hook, as its worker sees it now; `most`: requests at a time.
+pub(super) fn show_provider(
+    provider: &Provider,
+    lane: &mut ServerLane,
+    most: usize,
+    limited_for: Duration,
+) {
     let breaker = match lane.breaker.as_str() {
         "closed" => 0,
         "half-open" => 1,
@@ -115,13 +122,12 @@ fn show_provider(provider: &Provider, lane: &mut ServerLane, running: &Running) 
     };
     provider.breaker.store(breaker, SeqCst);
     provider.window.store(lane.window.size() as u32, SeqCst);
-    let most = running.endpoint.max_concurrency as u32;
-    provider.most.store(most, SeqCst);
+    provider.most.store(most as u32, SeqCst);
     let flights = lane.lane.in_flight() as u32;
     provider.flights.store(flights, SeqCst);
     let rests = lane.rests_until();
     let rests = rests.map(|until| until.saturating_duration_since(Instant::now()));
-    let rests = rests.unwrap_or_default().max(running.limited_for());
+    let rests = rests.unwrap_or_default().max(limited_for);
     let until = match rests.is_zero() {
         true => 0,
         false => now_us() + rests.as_micros() as i64,

@@ -25,8 +25,20 @@ mod budgets;
 /// metrics, health and errors.
 mod metrics;
 
+/// Tokens, money, hooks and lists in the metrics.
+mod metering;
+
+/// What psql shows of it: widths, comments, long queues.
+mod showing;
+
+/// What the server's log says.
+mod logging;
+
 /// The same over HTTP, and the status page.
 mod watching;
+
+/// The page in a browser.
+mod browsing;
 
 /// What embedding would come to.
 mod estimating;

@@ -80,6 +80,13 @@ impl Leader {
                 (failure.class as i64 + 1) * 1_000 + i64::from(failure.status.unwrap_or(0))
             });
             counters.failure.store(failure, SeqCst);
+            let meters = self.shared.meters(counters);
+            meters.requests.observe(reply.took.as_micros() as i64);
+            if let Err(failure) = &reply.result {
+                let class = failure.class.into();
+                let at = crate::shared::meters::now_us();
+                meters.failures.note(class, failure.status, None, at);
+            }
             if reply.result.is_ok() {
                 counters.embedded.fetch_add(1, SeqCst);
                 // SAFETY: the server's clock.

@@ -1,0 +1,37 @@
+-- What recsync keeps for itself, for those who look around with psql: \dt+ and \dv+ of recsync. Names that a user meets have
+-- their COMMENT where they are made.
+COMMENT ON TABLE source IS 'A table that is watched, for pipelines, recommenders or its audit: its key, which columns texts use, and what is logged of a change. Its trigger carries the id. Made by create_pipeline, create_recommender, add_interactions and audit.';
+COMMENT ON SEQUENCE source_id_seq IS 'The numbers of recsync.source.';
+COMMENT ON TABLE pipeline IS 'A pipeline, or another generation of its vectors, as it was declared: see create_pipeline, alter_pipeline and rebuild. How it does is in recsync.status and recsync.generation.';
+COMMENT ON SEQUENCE pipeline_id_seq IS 'The numbers of pipelines, recommenders, their tables of interactions, and hooks: all of them are known by one number.';
+COMMENT ON TABLE recommender IS 'A recommender as it was declared: see create_recommender and alter_recommender. How it does is in recsync.status and recsync.model.';
+COMMENT ON TABLE feed IS 'Another table of interactions of a recommender: see add_interactions.';
+COMMENT ON VIEW member IS 'The tables of interactions of all recommenders, the first of each under the recommender''s own number.';
+COMMENT ON TABLE trained_model IS 'What has become of the models of recommenders: see recsync.model. Not dumped, as the models are not.';
+COMMENT ON TABLE backfill IS 'How far the rows that were there have been looked at, of each pipeline and table of interactions: see backfill, and recsync.status.';
+COMMENT ON TABLE job IS 'Rows that wait for an embedding outside of the worker''s memory: put aside, scheduled, or tried again. Deleted when they are done.';
+COMMENT ON TABLE dead_letter_log IS 'Rows and letters that were given up: see recsync.dead_letter.';
+COMMENT ON TABLE checkpoint IS 'Up to where the change log has been worked off: what is visible in this snapshot. One row; of another cluster or database it counts as none.';
+COMMENT ON TABLE rendering IS 'The settings by which the worker makes texts of rows, such as DateStyle and TimeZone: verify makes them by the same.';
+COMMENT ON TABLE secret IS 'The key of the hashes of texts, so that a hash tells nobody a short text. Readable by recsync''s owner only.';
+COMMENT ON VIEW known_text IS 'Vectors that rows have had, by a digest of text and model, so that a text is not paid for twice: see recsync.known_text_size.';
+COMMENT ON TABLE known_text_0 IS 'Half of recsync.known_text: one takes what is new, until it is full and the other is emptied. Unlogged, since a crash costs no more than calls.';
+COMMENT ON TABLE known_text_1 IS 'The other half of recsync.known_text.';
+COMMENT ON VIEW log IS 'The change log as it is stored, a row a block of changes: see recsync.change_log.';
+COMMENT ON SEQUENCE change_log_sequence IS 'The order of changes: a value stands for 2^20 numbers, which sessions draw from shared memory.';
+COMMENT ON TABLE log_0 IS 'The change log, a ring of eight tables of which one is written and the oldest are emptied as a whole after recsync.log_retention: see recsync.change_log.';
+COMMENT ON TABLE log_1 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_2 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_3 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_4 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_5 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_6 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_7 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE shown_log IS 'What log_shown has noted, a row a showing: see recsync.shown. Kept for recsync.shown_retention.';
+COMMENT ON SEQUENCE shown_log_number_seq IS 'The numbers of recsync.shown_log.';
+COMMENT ON SEQUENCE delivery_number IS 'The order in which hooks are told: that of the commits.';
+COMMENT ON TABLE event_0 IS 'Which events apply_events has applied, by event_id: a ring of four tables, of which one is written and the oldest is emptied as a whole, see recsync.event_retention.';
+COMMENT ON TABLE event_1 IS 'Applied events: see recsync.event_0.';
+COMMENT ON TABLE event_2 IS 'Applied events: see recsync.event_0.';
+COMMENT ON TABLE event_3 IS 'Applied events: see recsync.event_0.';
+COMMENT ON TABLE event_register IS 'Since when each of recsync.event_0 to event_3 has been written.';
