@@ -422,6 +422,60 @@ COMMENT ON FUNCTION unseen_v1() IS 'Trigger function of a watched table: notes i
 -- requires:
 --   tables
 
+-- The register of applied events, a ring of four tables. A row is an event that was applied, or a key of a table with the
+-- sequence of the last event that was applied to it; both by a digest of whose it is, so that no value of anybody's
+-- stands here. Written by apply_events as recsync's owner; nobody else has rights on it. Not dumped: what it names is
+-- named by numbers of this database.
+CREATE TABLE event_0 (
+    digest   uuid PRIMARY KEY,
+    sequence bigint,                  -- of a key
+    previous bigint                   -- that before the last change
+) WITH (fillfactor = 80);
+CREATE TABLE event_1 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
+CREATE TABLE event_2 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
+CREATE TABLE event_3 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
+
+-- Which of them is written: the one that is open. Those that are closed are read; one that has been emptied is neither.
+CREATE TABLE event_register (
+    number    integer PRIMARY KEY,
+    opened_at timestamptz,
+    closed_at timestamptz,
+    CHECK (opened_at IS NOT NULL OR closed_at IS NULL)
+);
+INSERT INTO event_register (number, opened_at)
+SELECT n, CASE n WHEN 0 THEN pg_catalog.now() END FROM pg_catalog.generate_series(0, 3) AS n;
+
+-- Events that could not be applied and were put aside. They hold what was sent.
+CREATE TABLE event_dead_letter (
+    digest     uuid PRIMARY KEY,      -- of who sent what: one that comes again is counted
+    event_id   text,
+    event      jsonb NOT NULL,
+    sent_by    text NOT NULL,
+    sqlstate   text NOT NULL,
+    message    text NOT NULL,
+    attempts   integer NOT NULL DEFAULT 1,
+    failed_at  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE event_dead_letter IS 'Events that apply_events(…, on_error => ''dead_letter'') could not apply, with the reason. They hold what was sent: readable by recsync_admin only, who may delete them, too.';
+GRANT SELECT, DELETE ON event_dead_letter TO recsync_admin;
+SELECT pg_catalog.pg_extension_config_dump('event_dead_letter', '');
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
+
+CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
+LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
+COMMENT ON FUNCTION embed(text, text, text) IS
+'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
 -- What listens, and what it has not been told yet.
 
 -- A hook. Its id is one of the pipelines' numbers: dead letters and the worker's counters know all by one number. It
@@ -484,64 +538,55 @@ SELECT pg_catalog.pg_extension_config_dump('watched_items', '');
 /* <begin connected objects> */
 -- requires:
 --   tables
+--   event_tables
+--   hook_tables
+
+-- What recsync keeps for itself, for those who look around with psql: \dt+ and \dv+ of recsync. Names that a user meets have
+-- their COMMENT where they are made.
+COMMENT ON TABLE source IS 'A table that is watched, for pipelines, recommenders or its audit: its key, which columns texts use, and what is logged of a change. Its trigger carries the id. Made by create_pipeline, create_recommender, add_interactions and audit.';
+COMMENT ON SEQUENCE source_id_seq IS 'The numbers of recsync.source.';
+COMMENT ON TABLE pipeline IS 'A pipeline, or another generation of its vectors, as it was declared: see create_pipeline, alter_pipeline and rebuild. How it does is in recsync.status and recsync.generation.';
+COMMENT ON SEQUENCE pipeline_id_seq IS 'The numbers of pipelines, recommenders, their tables of interactions, and hooks: all of them are known by one number.';
+COMMENT ON TABLE recommender IS 'A recommender as it was declared: see create_recommender and alter_recommender. How it does is in recsync.status and recsync.model.';
+COMMENT ON TABLE feed IS 'Another table of interactions of a recommender: see add_interactions.';
+COMMENT ON VIEW member IS 'The tables of interactions of all recommenders, the first of each under the recommender''s own number.';
+COMMENT ON TABLE trained_model IS 'What has become of the models of recommenders: see recsync.model. Not dumped, as the models are not.';
+COMMENT ON TABLE backfill IS 'How far the rows that were there have been looked at, of each pipeline and table of interactions: see backfill, and recsync.status.';
+COMMENT ON TABLE job IS 'Rows that wait for an embedding outside of the worker''s memory: put aside, scheduled, or tried again. Deleted when they are done.';
+COMMENT ON TABLE dead_letter_log IS 'Rows and letters that were given up: see recsync.dead_letter.';
+COMMENT ON TABLE checkpoint IS 'Up to where the change log has been worked off: what is visible in this snapshot. One row; of another cluster or database it counts as none.';
+COMMENT ON TABLE rendering IS 'The settings by which the worker makes texts of rows, such as DateStyle and TimeZone: verify makes them by the same.';
+COMMENT ON TABLE secret IS 'The key of the hashes of texts, so that a hash tells nobody a short text. Readable by recsync''s owner only.';
+COMMENT ON VIEW known_text IS 'Vectors that rows have had, by a digest of text and model, so that a text is not paid for twice: see recsync.known_text_size.';
+COMMENT ON TABLE known_text_0 IS 'Half of recsync.known_text: one takes what is new, until it is full and the other is emptied. Unlogged, since a crash costs no more than calls.';
+COMMENT ON TABLE known_text_1 IS 'The other half of recsync.known_text.';
+COMMENT ON VIEW log IS 'The change log as it is stored, a row a block of changes: see recsync.change_log.';
+COMMENT ON SEQUENCE change_log_sequence IS 'The order of changes: a value stands for 2^20 numbers, which sessions draw from shared memory.';
+COMMENT ON TABLE log_0 IS 'The change log, a ring of eight tables of which one is written and the oldest are emptied as a whole after recsync.log_retention: see recsync.change_log.';
+COMMENT ON TABLE log_1 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_2 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_3 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_4 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_5 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_6 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE log_7 IS 'The change log: see recsync.log_0.';
+COMMENT ON TABLE shown_log IS 'What log_shown has noted, a row a showing: see recsync.shown. Kept for recsync.shown_retention.';
+COMMENT ON SEQUENCE shown_log_number_seq IS 'The numbers of recsync.shown_log.';
+COMMENT ON SEQUENCE delivery_number IS 'The order in which hooks are told: that of the commits.';
+COMMENT ON TABLE event_0 IS 'Which events apply_events has applied, by event_id: a ring of four tables, of which one is written and the oldest is emptied as a whole, see recsync.event_retention.';
+COMMENT ON TABLE event_1 IS 'Applied events: see recsync.event_0.';
+COMMENT ON TABLE event_2 IS 'Applied events: see recsync.event_0.';
+COMMENT ON TABLE event_3 IS 'Applied events: see recsync.event_0.';
+COMMENT ON TABLE event_register IS 'Since when each of recsync.event_0 to event_3 has been written.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
 
 
 CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
 COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   tables
-
-
-CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
-LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
-COMMENT ON FUNCTION embed(text, text, text) IS
-'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   tables
-
--- The register of applied events, a ring of four tables. A row is an event that was applied, or a key of a table with the
--- sequence of the last event that was applied to it; both by a digest of whose it is, so that no value of anybody's
--- stands here. Written by apply_events as recsync's owner; nobody else has rights on it. Not dumped: what it names is
--- named by numbers of this database.
-CREATE TABLE event_0 (
-    digest   uuid PRIMARY KEY,
-    sequence bigint,                  -- of a key
-    previous bigint                   -- that before the last change
-) WITH (fillfactor = 80);
-CREATE TABLE event_1 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
-CREATE TABLE event_2 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
-CREATE TABLE event_3 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
-
--- Which of them is written: the one that is open. Those that are closed are read; one that has been emptied is neither.
-CREATE TABLE event_register (
-    number    integer PRIMARY KEY,
-    opened_at timestamptz,
-    closed_at timestamptz,
-    CHECK (opened_at IS NOT NULL OR closed_at IS NULL)
-);
-INSERT INTO event_register (number, opened_at)
-SELECT n, CASE n WHEN 0 THEN pg_catalog.now() END FROM pg_catalog.generate_series(0, 3) AS n;
-
--- Events that could not be applied and were put aside. They hold what was sent.
-CREATE TABLE event_dead_letter (
-    digest     uuid PRIMARY KEY,      -- of who sent what: one that comes again is counted
-    event_id   text,
-    event      jsonb NOT NULL,
-    sent_by    text NOT NULL,
-    sqlstate   text NOT NULL,
-    message    text NOT NULL,
-    attempts   integer NOT NULL DEFAULT 1,
-    failed_at  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
-);
-COMMENT ON TABLE event_dead_letter IS 'Events that apply_events(…, on_error => ''dead_letter'') could not apply, with the reason. They hold what was sent: readable by recsync_admin only, who may delete them, too.';
-GRANT SELECT, DELETE ON event_dead_letter TO recsync_admin;
-SELECT pg_catalog.pg_extension_config_dump('event_dead_letter', '');
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -849,6 +894,20 @@ COMMENT ON FUNCTION health() IS
 CREATE FUNCTION hook_channel(name text) RETURNS text LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'hook_channel_wrapper';
 COMMENT ON FUNCTION hook_channel(text) IS
 'The channel on which a hook is heard: LISTEN it, quoted as an identifier (format(''LISTEN %I'', …)). NULL where it was made with notify => false. Errors: 42704 where it does not exist, 42501 for others than its owner and recsync_admin.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::generations::index_states
+
+CREATE FUNCTION index_states() RETURNS TABLE (pipeline_id integer, valid boolean, phase text, done double precision) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'index_states_wrapper';
+COMMENT ON FUNCTION index_states() IS 'Whether the table of each generation that the caller may see has a valid index over vectors, and the phase of its build with how much of the table that has read, from 0 to 1; for recsync.generation.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- recsync::observe::jobs::job_counts
+
+CREATE FUNCTION job_counts() RETURNS TABLE (pipeline_id integer, jobs bigint, oldest timestamptz) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'job_counts_wrapper';
+COMMENT ON FUNCTION job_counts() IS 'How many jobs a pipeline has and since when the oldest waits, of the pipelines that the caller may see and that have some. Up to 10,000 of all pipelines together are counted; of a pipeline that has more than its share of these it is estimated, by the statistics of the last ANALYZE. See recsync.status.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -1249,66 +1308,6 @@ COMMENT ON FUNCTION counters() IS 'Numbers that the worker keeps in shared memor
 COMMENT ON FUNCTION visible_pipelines() IS 'The numbers of pipelines that the caller owns, by which recsync.usage shows their bills.';
 COMMENT ON FUNCTION owner_of(text) IS 'The owner of a pipeline''s relation; for the views of recsync.';
 COMMENT ON FUNCTION worker_missing() IS 'Why this database has no worker right now; NULL where it has one.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::observe::jobs::job_counts
-
-CREATE FUNCTION job_counts() RETURNS TABLE (pipeline_id integer, jobs bigint, oldest timestamptz) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'job_counts_wrapper';
-COMMENT ON FUNCTION job_counts() IS 'How many jobs a pipeline has and since when the oldest waits, of the pipelines that the caller may see and that have some. Up to 10,000 of all pipelines together are counted; of a pipeline that has more than its share of these it is estimated, by the statistics of the last ANALYZE. See recsync.status.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- recsync::observe::generations::index_states
-
-CREATE FUNCTION index_states() RETURNS TABLE (pipeline_id integer, valid boolean, phase text, done double precision) LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'index_states_wrapper';
-COMMENT ON FUNCTION index_states() IS 'Whether the table of each generation that the caller may see has a valid index over vectors, and the phase of its build with how much of the table that has read, from 0 to 1; for recsync.generation.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   tables
---   event_tables
---   hook_tables
-
-
--- What recsync keeps for itself, for those who look around with psql: \dt+ and \dv+ of recsync. Names that a user meets have
--- their COMMENT where they are made.
-COMMENT ON TABLE source IS 'A table that is watched, for pipelines, recommenders or its audit: its key, which columns texts use, and what is logged of a change. Its trigger carries the id. Made by create_pipeline, create_recommender, add_interactions and audit.';
-COMMENT ON SEQUENCE source_id_seq IS 'The numbers of recsync.source.';
-COMMENT ON TABLE pipeline IS 'A pipeline, or another generation of its vectors, as it was declared: see create_pipeline, alter_pipeline and rebuild. How it does is in recsync.status and recsync.generation.';
-COMMENT ON SEQUENCE pipeline_id_seq IS 'The numbers of pipelines, recommenders, their tables of interactions, and hooks: all of them are known by one number.';
-COMMENT ON TABLE recommender IS 'A recommender as it was declared: see create_recommender and alter_recommender. How it does is in recsync.status and recsync.model.';
-COMMENT ON TABLE feed IS 'Another table of interactions of a recommender: see add_interactions.';
-COMMENT ON VIEW member IS 'The tables of interactions of all recommenders, the first of each under the recommender''s own number.';
-COMMENT ON TABLE trained_model IS 'What has become of the models of recommenders: see recsync.model. Not dumped, as the models are not.';
-COMMENT ON TABLE backfill IS 'How far the rows that were there have been looked at, of each pipeline and table of interactions: see backfill, and recsync.status.';
-COMMENT ON TABLE job IS 'Rows that wait for an embedding outside of the worker''s memory: put aside, scheduled, or tried again. Deleted when they are done.';
-COMMENT ON TABLE dead_letter_log IS 'Rows and letters that were given up: see recsync.dead_letter.';
-COMMENT ON TABLE checkpoint IS 'Up to where the change log has been worked off: what is visible in this snapshot. One row; of another cluster or database it counts as none.';
-COMMENT ON TABLE rendering IS 'The settings by which the worker makes texts of rows, such as DateStyle and TimeZone: verify makes them by the same.';
-COMMENT ON TABLE secret IS 'The key of the hashes of texts, so that a hash tells nobody a short text. Readable by recsync''s owner only.';
-COMMENT ON VIEW known_text IS 'Vectors that rows have had, by a digest of text and model, so that a text is not paid for twice: see recsync.known_text_size.';
-COMMENT ON TABLE known_text_0 IS 'Half of recsync.known_text: one takes what is new, until it is full and the other is emptied. Unlogged, since a crash costs no more than calls.';
-COMMENT ON TABLE known_text_1 IS 'The other half of recsync.known_text.';
-COMMENT ON VIEW log IS 'The change log as it is stored, a row a block of changes: see recsync.change_log.';
-COMMENT ON SEQUENCE change_log_sequence IS 'The order of changes: a value stands for 2^20 numbers, which sessions draw from shared memory.';
-COMMENT ON TABLE log_0 IS 'The change log, a ring of eight tables of which one is written and the oldest are emptied as a whole after recsync.log_retention: see recsync.change_log.';
-COMMENT ON TABLE log_1 IS 'The change log: see recsync.log_0.';
-COMMENT ON TABLE log_2 IS 'The change log: see recsync.log_0.';
-COMMENT ON TABLE log_3 IS 'The change log: see recsync.log_0.';
-COMMENT ON TABLE log_4 IS 'The change log: see recsync.log_0.';
-COMMENT ON TABLE log_5 IS 'The change log: see recsync.log_0.';
-COMMENT ON TABLE log_6 IS 'The change log: see recsync.log_0.';
-COMMENT ON TABLE log_7 IS 'The change log: see recsync.log_0.';
-COMMENT ON TABLE shown_log IS 'What log_shown has noted, a row a showing: see recsync.shown. Kept for recsync.shown_retention.';
-COMMENT ON SEQUENCE shown_log_number_seq IS 'The numbers of recsync.shown_log.';
-COMMENT ON SEQUENCE delivery_number IS 'The order in which hooks are told: that of the commits.';
-COMMENT ON TABLE event_0 IS 'Which events apply_events has applied, by event_id: a ring of four tables, of which one is written and the oldest is emptied as a whole, see recsync.event_retention.';
-COMMENT ON TABLE event_1 IS 'Applied events: see recsync.event_0.';
-COMMENT ON TABLE event_2 IS 'Applied events: see recsync.event_0.';
-COMMENT ON TABLE event_3 IS 'Applied events: see recsync.event_0.';
-COMMENT ON TABLE event_register IS 'Since when each of recsync.event_0 to event_3 has been written.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
