@@ -235,6 +235,7 @@ impl Leader {
         if self.database.catalog_changed.swap(false, SeqCst) && !self.load()? {
             return Ok(false);
         }
+        self.look_at_tables()?; // nothing is counted of what has no name yet
         self.queue.release_due(Instant::now());
         self.watch_budgets()?;
         self.keep()?;

@@ -33,6 +33,7 @@ fn wait_for_lines(cluster: &Cluster, about: &str, wanted: &[&str]) {
 fn items<'a>(cluster: &'a Cluster, api: &Api, options: &str) -> Database<'a> {
     let mut db = cluster.database();
     db.items(api, options);
+    db.settle("item_embedding");
     db.run("INSERT INTO item VALUES (1, 'one')");
     db.settle("item_embedding");
     db

@@ -121,6 +121,7 @@ fn a_hooks_letters_its_failures_and_its_receiver_are_watched_as_a_pipelines_are(
     let receiver = Receiver::start();
     let mut db = shared().database();
     db.items(&api, "");
+    db.settle("item_embedding");
     db.run(&format!(
         "CREATE SERVER hooks FOREIGN DATA WRAPPER recsync OPTIONS (api 'webhook', url '{}', api_key_env 'TEST_HOOK_API_KEY')",
         receiver.url()

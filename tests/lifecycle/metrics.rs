@@ -27,6 +27,7 @@ fn what_was_done_is_counted_by_pipeline_and_op_as_openmetrics_and_outlives_the_w
     let api = Api::start();
     let mut db = shared().database();
     db.items(&api, "");
+    db.settle("item_embedding");
     db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 3) i");
     db.settle("item_embedding");
     db.run("UPDATE item SET title = 'changed' WHERE id = 1");
@@ -96,6 +97,7 @@ fn latency_counts_from_the_commit_not_from_when_the_statement_began() {
     let api = Api::start();
     let mut db = shared().database();
     db.items(&api, "");
+    db.settle("item_embedding");
     let open_for = 3;
     db.run(&format!(
         "BEGIN; INSERT INTO item VALUES (1, 'one'); SELECT pg_sleep({open_for}); COMMIT"
@@ -121,6 +123,7 @@ fn a_prepared_transactions_latency_is_estimated_and_says_so() {
     let api = Api::start();
     let mut db = cluster.database();
     db.items(&api, "");
+    db.settle("item_embedding");
     db.run("BEGIN; INSERT INTO item VALUES (1, 'one'); PREPARE TRANSACTION 'one'");
     db.run("COMMIT PREPARED 'one'");
     db.settle("item_embedding");
@@ -171,6 +174,7 @@ fn numbers_are_for_pg_monitor_and_recsync_admin_and_hold_no_text() {
     let mut db = shared().database();
     let role = format!("{}_watcher", db.name);
     db.items(&api, "max_attempts '1'");
+    db.settle("item_embedding");
     api.echo_in_errors();
     api.refuse_texts_with("nobody", 400);
     db.run(&format!("INSERT INTO item VALUES (1, '{SECRET}')"));
@@ -207,6 +211,7 @@ fn errors_lists_what_went_wrong_by_status_and_sqlstate_with_how_often() {
         "CREATE TABLE item (id int PRIMARY KEY, title text);
          SELECT recsync.create_pipeline('item_embedding', 'item', content => $$title || (100 / (id - 1))$$, server => 'api', index => 'none')",
     );
+    db.settle("item_embedding"); // a backfill would fail, too
     db.run(&format!("INSERT INTO item VALUES (1, '{SECRET}')"));
     db.settle("item_embedding");
     api.fail_next(1, 503, None);
@@ -261,6 +266,7 @@ fn health_says_what_is_wrong_and_what_to_do_and_a_pause_is_no_fault() {
     let api = Api::start();
     let mut db = shared().database();
     db.items(&api, "");
+    db.settle("item_embedding");
     db.run("INSERT INTO item VALUES (1, 'one')");
     db.settle("item_embedding");
     let name = db.name.clone();

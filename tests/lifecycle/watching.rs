@@ -25,6 +25,7 @@ fn metrics_health_and_status_are_served_without_a_text_of_a_row() {
     let api = Api::start();
     let mut db = cluster.database();
     db.items(&api, "max_attempts '1'");
+    db.settle("item_embedding");
     api.echo_in_errors();
     api.refuse_texts_with("secret", 400);
     db.run("INSERT INTO item VALUES (1, 'one'), (2, 'a secret')");
@@ -158,6 +159,7 @@ fn a_standby_serves_its_own_numbers_and_works_once_it_is_promoted() {
     let api = Api::start();
     let mut db = cluster.database();
     db.items(&api, "");
+    db.settle("item_embedding");
     db.run("INSERT INTO item VALUES (1, 'one')");
     db.settle("item_embedding");
     let name = db.name.clone();
@@ -192,6 +194,7 @@ fn the_page_stands_alone_and_finds_in_the_json_what_it_shows() {
     let api = Api::start();
     let mut db = cluster.database();
     db.items(&api, "");
+    db.settle("item_embedding");
     db.run("INSERT INTO item VALUES (1, 'one')");
     db.settle("item_embedding");
     let page = get(address, "/");
