@@ -110,7 +110,7 @@ impl Shop {
                 at(99)
             ));
             self.goals
-                .push(most(&format!("click → {name}: ms at p99"), goal, at(99)));
+                .push(most(format!("click → {name}: ms at p99"), goal, at(99)));
         }
         let title = format!(
             "the whole loop, {reached:.0} clicks a second by apply_events, one event a call, in ms from the commit"
