@@ -292,7 +292,10 @@ fn a_clone_at_another_site_tells_nobody_anything_until_it_is_adopted() {
     receiver.play_always(None);
     db.run("INSERT INTO item VALUES (3, 'three')"); // wakes the worker of the original
     db.settle("item_embedding");
-    all_told(&mut db);
+    let all_is_told = "SELECT sum(pending) = 0 FROM recsync.status WHERE kind = 'hook'";
+    wait_until(PATIENCE, "the original has told all", || {
+        db.one(all_is_told)
+    });
 
     let taken = || {
         let all = receiver.letters().into_iter();
@@ -316,8 +319,7 @@ fn a_clone_at_another_site_tells_nobody_anything_until_it_is_adopted() {
     assert!(heard.iter().next().unwrap().is_none());
     clone.run("SELECT recsync.adopt_site()");
     wait_until(PATIENCE, "all has been told", || {
-        clone.one::<bool>("SELECT sum(pending) = 0 FROM recsync.status WHERE kind = 'hook'")
-            && told(&receiver).contains("\"2\"")
+        clone.one::<bool>(all_is_told) && told(&receiver).contains("\"2\"")
     });
     assert!(told(&receiver).contains("\"7\""));
     // The letter that was underway when the copy was made came from both, under one id.
