@@ -13,7 +13,7 @@ const FULL: &str = "\
 SELECT pg_catalog.array_agg(h.id) FROM recsync.hook h
  WHERE NOT h.overflowed AND (SELECT pg_catalog.count(*) FROM (SELECT FROM recsync.delivery d WHERE d.hook_id = h.id LIMIT $1) d) >= $1";
 
-/// The last letter of one that hears which lists are old: what it will not hear of is in here.
+/// A letter to one that hears which lists are old: what it will not hear of is in here.
 const ALL_ARE_OLD: &str = "\
 INSERT INTO recsync.delivery (hook_id, source, keys, data)
 SELECT h.id, r.name, '[\"user_recs:*\", \"collab_recs:*\"]', '{}'
