@@ -6,12 +6,13 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use pgrx::spi::SpiHeapTupleData;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::SeqCst;
 
 use crate::error::{Error, Result};
 use crate::shared::meters::now_us;
 use crate::shared::money::Money;
-use crate::shared::{Database, Shared};
+use crate::shared::{Counters, Database, Shared};
 
 const OF_PIPELINES: &str = include_str!("gauges.sql");
 
@@ -26,16 +27,51 @@ SELECT pg_catalog.current_database()::text,
                  AND (a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)),
              (SELECT pg_catalog.min(p.prepared) FROM pg_catalog.pg_prepared_xacts p WHERE p.database = pg_catalog.current_database()))";
 
+/// What is paused, which is all that the tables have to say of whether all is well.
+const PAUSES: &str = "\
+SELECT p.id, CASE WHEN NOT p.paused THEN CASE WHEN g.stops THEN 3 ELSE 0 END WHEN p.paused_reason IS NULL THEN 1 ELSE 2 END
+  FROM recsync.pipeline p
+  LEFT JOIN recsync.budget_notice g ON g.pipeline_id = p.id AND g.month = pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date
+UNION ALL
+SELECT m.id, CASE WHEN NOT r.paused THEN 0 WHEN r.paused_reason IS NULL THEN 1 ELSE 2 END FROM recsync.member m JOIN recsync.recommender r ON r.id = m.recommender_id
+UNION ALL
+SELECT h.id, CASE WHEN NOT h.paused THEN 0 WHEN h.paused_reason IS NULL THEN 1 ELSE 2 END FROM recsync.hook h";
+
+/// Looks at what is paused, and at nothing else.
+pub fn look_at_pauses(shared: &Shared, database: &Database) -> Result<()> {
+    let known = counters_of(shared, database);
+    Spi::connect(|client| {
+        for row in client.select(PAUSES, None, &[])? {
+            if let Some(counters) = known.get(&row.get::<i32>(1)?.unwrap_or(0)) {
+                let paused = row.get::<i32>(2)?.unwrap_or(0).unsigned_abs();
+                shared.meters(counters).paused.store(paused, SeqCst);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Not looked for one by one: they may be a thousand.
+fn counters_of<'a>(shared: &'a Shared, database: &Database) -> HashMap<i32, &'a Counters> {
+    let oid = database.oid.load(SeqCst);
+    let all = shared.counters.iter();
+    all.filter(|counters| counters.database.load(SeqCst) == oid)
+        .map(|counters| (counters.pipeline.load(SeqCst), counters))
+        .collect()
+}
+
 /// Looks once, as recsync's owner, under the active snapshot. `make`: counters that are missing are made, and names are
 /// written, both of which only the worker may do.
 pub fn look(shared: &Shared, database: &Database, make: bool) -> Result<()> {
     let oid = pg_sys::Oid::from(database.oid.load(SeqCst));
+    let known = counters_of(shared, database);
     Spi::connect(|client| {
         for row in client.select(OF_PIPELINES, None, &[])? {
             let id = row.get::<i32>(1)?.unwrap_or(0);
-            let counters = match make {
-                true => shared.counters_or_new(oid, id),
-                false => shared.counters(oid, id),
+            let counters = match known.get(&id) {
+                Some(counters) => Some(*counters),
+                None if make => shared.counters_or_new(oid, id),
+                None => None,
             };
             let Some(meters) = counters.map(|counters| shared.meters(counters)) else {
                 continue;

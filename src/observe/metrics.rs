@@ -12,8 +12,8 @@ use super::openmetrics;
 use super::snapshot::Snapshot;
 use crate::catalog::rights::As;
 use crate::error::{Error, OrReport, Result};
-use crate::shared;
 use crate::shared::meters::now_us;
+use crate::shared::{self, Database, Shared};
 
 #[pg_extern(sql = r#"
 CREATE FUNCTION metrics() RETURNS text LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
@@ -23,7 +23,7 @@ COMMENT ON FUNCTION metrics() IS
 'Numbers of all databases of the cluster that have recsync, as OpenMetrics 1.0 text: what http://<recsync.metrics_listen>/metrics gives. Counters and histograms start at zero with the server. Holds names of databases, pipelines, recommenders and servers, and no text of a row. For pg_monitor and recsync_admin. Errors: 55000 recsync is not preloaded.';
 "#)]
 fn metrics() -> String {
-    openmetrics::text(snapshot().or_report())
+    openmetrics::text(snapshot(|shared, own| gauges::look(shared, own, false)).or_report())
 }
 
 #[pg_extern(sql = r#"
@@ -44,7 +44,7 @@ fn health() -> TableIterator<
         name!(hint, Option<String>),
     ),
 > {
-    let checks = health::checks(&snapshot().or_report());
+    let checks = health::checks(&snapshot(gauges::look_at_pauses).or_report());
     TableIterator::new(checks.into_iter().map(|check: Check| {
         let hint = Some(check.hint).filter(|hint| !hint.is_empty());
         (
@@ -57,15 +57,15 @@ fn health() -> TableIterator<
     }))
 }
 
-/// Now, with the numbers of this database's tables as of now.
-fn snapshot() -> Result<Snapshot> {
+/// Now, with what `look` finds in this database's tables as of now.
+fn snapshot(look: impl FnOnce(&Shared, &Database) -> Result<()>) -> Result<Snapshot> {
     let shared = shared::shared().ok_or(Error::NotPreloaded)?;
     shared.watch.asked_us.store(now_us(), SeqCst);
     // SAFETY: a look into shared memory.
     let standby = unsafe { pg_sys::RecoveryInProgress() };
     if let Some(own) = shared.own_database().filter(|_| !standby) {
         let _as = As::extension();
-        gauges::look(shared, own, false)?;
+        look(shared, own)?;
     }
     Ok(Snapshot {
         standby,

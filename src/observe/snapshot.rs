@@ -261,6 +261,9 @@ impl DatabaseView {
         let Some(view) = PipelineView::of(counters, meters, self.worker, enabled, now) else {
             return;
         };
+        if view.kind != "recommender" {
+            return self.pipelines.push(view); // one has one name
+        }
         let same = |known: &&mut PipelineView| known.kind == view.kind && known.name == view.name;
         match self.pipelines.iter_mut().find(same) {
             Some(known) => known.merge(view),

@@ -245,4 +245,35 @@ mod tests {
         assert_eq!(latency.oldest().len(), 1);
         assert_eq!(latency.truncation_shows(2), None);
     }
+
+    /// Of what is counted of a row this is what takes time: the rest is a few additions a batch.
+    #[test]
+    #[ignore = "a measurement, see benches/README.md: cargo test --release --lib what_the_counters_cost -- --ignored --nocapture"]
+    fn what_the_counters_cost_a_row() {
+        use crate::shared::histogram::Histogram;
+        const ROWS: usize = 10_000;
+        const ROUNDS: usize = 50;
+        // SAFETY: atomics, all of them zero: memory that holds nothing.
+        let histogram: Box<Histogram> = unsafe { Box::new_zeroed().assume_init() };
+        let rows: Vec<RowKey> = (0..ROWS)
+            .map(|number| RowKey {
+                pipeline: 1,
+                key: Arc::from([number.to_string()]),
+            })
+            .collect();
+        let mut latency = Latency::default();
+        let start = std::time::Instant::now();
+        for _ in 0..ROUNDS {
+            for row in &rows {
+                latency.changed(row, change(now_us()), || false);
+            }
+            for row in &rows {
+                let shown = latency.shows(row, || false).unwrap();
+                histogram.observe(now_us() - shown.at_us);
+            }
+        }
+        let nanoseconds = start.elapsed().as_nanos() / (ROWS * ROUNDS) as u128;
+        assert_eq!(histogram.read().count(), (ROWS * ROUNDS) as u64);
+        println!("{nanoseconds} ns a row");
+    }
 }

@@ -22,12 +22,19 @@ fn find(db: &mut Database, name: &str, pipeline: &str, more: &[(&str, &str)]) ->
     numbers.find(name, &labels)
 }
 
+/// Rows that come from now on are changes, not the backfill's.
+fn items_without_backfill(db: &mut Database, api: &Api) {
+    db.items(api, "");
+    wait_until(PATIENCE, "the backfill has ended", || {
+        db.one("SELECT state = 'running' FROM recsync.status WHERE kind = 'pipeline'")
+    });
+}
+
 #[test]
 fn what_was_done_is_counted_by_pipeline_and_op_as_openmetrics_and_outlives_the_worker() {
     let api = Api::start();
     let mut db = shared().database();
-    db.items(&api, "");
-    db.settle("item_embedding");
+    items_without_backfill(&mut db, &api);
     db.run("INSERT INTO item SELECT i, 'row ' || i FROM generate_series(1, 3) i");
     db.settle("item_embedding");
     db.run("UPDATE item SET title = 'changed' WHERE id = 1");
@@ -96,8 +103,7 @@ fn what_was_done_is_counted_by_pipeline_and_op_as_openmetrics_and_outlives_the_w
 fn latency_counts_from_the_commit_not_from_when_the_statement_began() {
     let api = Api::start();
     let mut db = shared().database();
-    db.items(&api, "");
-    db.settle("item_embedding");
+    items_without_backfill(&mut db, &api);
     let open_for = 3;
     db.run(&format!(
         "BEGIN; INSERT INTO item VALUES (1, 'one'); SELECT pg_sleep({open_for}); COMMIT"
@@ -122,8 +128,7 @@ fn a_prepared_transactions_latency_is_estimated_and_says_so() {
     let cluster = Cluster::start(&[("max_prepared_transactions", "5")]);
     let api = Api::start();
     let mut db = cluster.database();
-    db.items(&api, "");
-    db.settle("item_embedding");
+    items_without_backfill(&mut db, &api);
     db.run("BEGIN; INSERT INTO item VALUES (1, 'one'); PREPARE TRANSACTION 'one'");
     db.run("COMMIT PREPARED 'one'");
     db.settle("item_embedding");
