@@ -13,7 +13,7 @@ use super::leader::Leader;
 use super::process::{Failed, guard_user_code, transaction};
 use crate::catalog::recommender::{self, Recommender};
 use crate::error::Result;
-use crate::recommend::lists::warm;
+use crate::recommend::lists::warm::{self, Made};
 use crate::settings;
 
 /// A user who is at it asks for other lists meanwhile: theirs is made again so long after it has gone, and not before.
@@ -129,8 +129,13 @@ impl Warming {
             let left = too_many.then(|| warm::trim(r, most)).transpose()?;
             Ok((made, left))
         })?;
-        self.there = made.1.unwrap_or(self.there + usize::from(made.0));
-        Ok(made.0)
+        if made.0 == Made::NotYet {
+            self.made.0 -= 1;
+            self.add(&[user]);
+        }
+        let made_one = made.0 == Made::Yes;
+        self.there = made.1.unwrap_or(self.there + usize::from(made_one));
+        Ok(made_one)
     }
 
     /// Which lists are old, and who has none.

@@ -25,12 +25,23 @@ pub fn is_told(r: &Recommender) -> bool {
     r.users.is_none() && r.vectors.as_ref().is_none_or(|vectors| vectors.noted)
 }
 
-/// Makes a user's list, in a transaction of its own. False where there is none to make: for who has done nothing, and
-/// where the vector of the user's interests is not right at the moment.
-pub fn make(r: &Recommender, user: &str) -> Result<bool> {
+/// What has become of a user's list.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Made {
+    Yes,
+    /// Of who has done nothing there is none.
+    No,
+    /// The vector of the user's interests is not right at the moment.
+    NotYet,
+}
+
+/// Makes a user's list, in a transaction of its own.
+pub fn make(r: &Recommender, user: &str) -> Result<Made> {
     tables::hold(r);
-    if !has_interest(r, user)? {
-        return Ok(false);
+    match is_stale(r, user)? {
+        Some(false) => {}
+        Some(true) => return Ok(Made::NotYet),
+        None => return Ok(Made::No),
     }
     let of = For {
         user: Some(user),
@@ -74,24 +85,28 @@ pub fn make(r: &Recommender, user: &str) -> Result<bool> {
             places.into(),
         ];
         let written = Statement::kept(&write, Finds::ByKey).update(client, &arguments)?;
-        Ok(!written.is_empty())
+        Ok(match written.is_empty() {
+            true => Made::No,
+            false => Made::Yes,
+        })
     })
 }
 
-/// What makes an interest wrong marks it, and takes the list away that was made when it was right.
-fn has_interest(r: &Recommender, user: &str) -> Result<bool> {
+/// Whether the vector of the user's interests is stale, `None` where there is none. What makes one wrong marks it, and
+/// takes the list away that was made when it was right.
+fn is_stale(r: &Recommender, user: &str) -> Result<Option<bool>> {
     if r.vectors.is_none() {
-        return Ok(true);
+        return Ok(Some(false));
     }
     let key = r.user_key()?;
-    let right = format!(
-        "SELECT EXISTS (SELECT FROM {} i WHERE i.user_id {} $1::{} AND NOT i.stale)",
+    let stale = format!(
+        "SELECT i.stale FROM {} i WHERE i.user_id {} $1::{}",
         tables::interests(r.of),
         key.equals,
         key.type_name
     );
     let _as = As::owner(r.owner());
-    Ok(crate::catalog::names::select_kept::<bool>(&right, &[user.into()])? == Some(true))
+    crate::catalog::names::select_kept::<bool>(&stale, &[user.into()])
 }
 
 fn write(r: &Recommender) -> Result<String> {
