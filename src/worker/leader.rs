@@ -135,7 +135,7 @@ impl Leader {
         .map_err(|failed| Error::Internal(failed.message))?;
         database.prepared_declarations.store(prepared, SeqCst);
         database.catalog_changed.store(true, SeqCst);
-        database.rests.store(!works(), SeqCst); // it looks where it is before it does anything
+        database.rests.store(!settings::enabled(), SeqCst); // where it is, it looks before it does anything
         let now = Instant::now();
         Ok(Leader {
             shared,
