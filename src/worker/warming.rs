@@ -130,7 +130,6 @@ impl Warming {
             Ok((made, left))
         })?;
         if made.0 == Made::NotYet {
-            self.made.0 -= 1;
             self.add(&[user]);
         }
         let made_one = made.0 == Made::Yes;
