@@ -46,6 +46,7 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
         "recsync.generation",
         "recsync.list_cache",
         "recsync.model",
+        "recsync.overview",
         "recsync.shown",
         "recsync.status",
         "recsync.usage",
