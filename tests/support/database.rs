@@ -139,9 +139,13 @@ impl Database<'_> {
         ));
         if !done {
             let status: Vec<String> = self.column("SELECT s::text FROM recsync.status s");
+            let jobs: Vec<String> =
+                self.column("SELECT j::text FROM recsync.job j ORDER BY available_at LIMIT 20");
+            let now: String = self.one("SELECT now()::text");
             panic!(
-                "{pipeline} is not done within {PATIENCE:?}; recsync.status:\n{}",
-                status.join("\n")
+                "{pipeline} is not done within {PATIENCE:?}; recsync.status at {now}:\n{}\nrecsync.job:\n{}",
+                status.join("\n"),
+                jobs.join("\n")
             );
         }
     }
