@@ -40,6 +40,8 @@ struct Again {
     /// `None`: due as soon as it has landed.
     pace: Option<Pace>,
     changes: u32,
+    /// It is a row of the job table, of which what is in flight does not know.
+    stored: bool,
 }
 
 /// What a ticket stands for; handed back when it is done.
@@ -135,7 +137,6 @@ impl Queue {
             Lane::Removal | Lane::Backfill => 0,
             Lane::Live | Lane::Quiet => job.changes,
         };
-        entry.job.stored |= job.stored;
         entry.job.attempt = entry.job.attempt.max(job.attempt);
         if entry.taken {
             if lane == Lane::Removal {
@@ -149,6 +150,7 @@ impl Queue {
                 Some(again) => {
                     again.pace = again.pace.and(pace);
                     again.changes += changes;
+                    again.stored |= job.stored;
                 }
                 None if lane == Lane::Backfill => {}
                 None => {
@@ -156,12 +158,14 @@ impl Queue {
                         ticket,
                         pace,
                         changes,
+                        stored: job.stored,
                     });
                     self.hold(ticket);
                 }
             }
             return;
         }
+        entry.job.stored |= job.stored;
         entry.job.changes += changes;
         // It waits already: once is enough, in the more urgent place of the two; a quiet one is put off.
         if let (Some(Pace::Quiet { max_delay, .. }), Some(_), Some(due)) = (pace, entry.due, due) {
@@ -260,6 +264,7 @@ impl Queue {
                     ticket,
                     pace: None,
                     changes: 0,
+                    stored: false,
                 });
                 touched += 1;
             }
@@ -291,6 +296,7 @@ impl Queue {
         if let Some(again) = entry.again {
             let job = Job {
                 changes: again.changes,
+                stored: again.stored,
                 ..Job::new(row.clone())
             };
             match again.pace {
@@ -329,6 +335,7 @@ impl Queue {
         entry.lane = lane;
         if let Some(again) = entry.again.take() {
             entry.job.changes += again.changes;
+            entry.job.stored |= again.stored;
             self.release(again.ticket);
         }
         self.waiting

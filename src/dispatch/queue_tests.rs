@@ -91,6 +91,27 @@ fn a_row_that_changes_in_flight_and_is_written_down_ends_with_its_job() {
 }
 
 #[test]
+fn a_row_of_the_job_table_that_is_claimed_while_its_row_is_in_flight_is_known_when_that_lands() {
+    let claimed = Job {
+        stored: true,
+        ..Job::new(row("1"))
+    };
+    let mut queue = Queue::default();
+    queue.add(row("1"), Lane::Live, None);
+    assert!(!queue.take(1, Lane::Live, 1)[0].stored);
+    queue.add_job(claimed.clone(), Lane::Live, None);
+    queue.finish(&row("1"));
+    assert!(queue.take(1, Lane::Live, 1)[0].stored);
+    queue.finish(&row("1"));
+    // So it is where the flight was for nothing.
+    queue.add(row("1"), Lane::Live, None);
+    queue.take(1, Lane::Live, 1);
+    queue.add_job(claimed, Lane::Live, None);
+    queue.put_back(&row("1"), Lane::Live);
+    assert!(queue.take(1, Lane::Live, 1)[0].stored);
+}
+
+#[test]
 fn a_removal_passes_what_waits() {
     let mut queue = Queue::default();
     let ticket = queue.open(log("a"));
