@@ -117,7 +117,8 @@ impl Shop {
         );
         table(&title, "until | clicks | p50 | p90 | p99", &rows);
         self.client
-            .run("SELECT recsync.drop_hook('warm'); DROP SERVER hooks; ALTER SYSTEM RESET recsync.warm_limit");
+            .run("SELECT recsync.drop_hook('warm'); DROP SERVER hooks");
+        self.client.run("ALTER SYSTEM RESET recsync.warm_limit");
         self.client.run("SELECT pg_reload_conf()");
     }
 }
