@@ -3,7 +3,7 @@
 //!
 //! It never makes anybody wait: a list is made of a vector that is right, or of the interactions themselves.
 
-use std::collections::BTreeSet;
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::keeping::wait_briefly;
@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 
 /// What is to be done for the interests of one recommender's users.
 pub struct Due {
-    users: BTreeSet<String>,
+    users: Users,
     /// Users are looked at one after the other, from after this one on.
     walk: Option<Option<String>>,
     /// Revised items up to this number have been followed.
@@ -35,11 +35,34 @@ pub struct Due {
     behind: bool,
 }
 
+/// Each of them once, who came first first: those who are at it all the time hold up nobody.
+#[derive(Default)]
+struct Users {
+    order: VecDeque<String>,
+    known: HashSet<String>,
+}
+
+impl Users {
+    fn add(&mut self, users: Vec<String>) {
+        for user in users {
+            if self.known.insert(user.clone()) {
+                self.order.push_back(user);
+            }
+        }
+    }
+
+    fn remove_first(&mut self, count: usize) {
+        for user in self.order.drain(..count) {
+            self.known.remove(&user);
+        }
+    }
+}
+
 impl Default for Due {
     fn default() -> Due {
         let now = Instant::now();
         Due {
-            users: BTreeSet::new(),
+            users: Users::default(),
             walk: Some(None),
             followed: 0,
             from_the_first_at: now,
@@ -52,21 +75,21 @@ impl Default for Due {
 
 impl Due {
     pub fn add(&mut self, users: Vec<String>) {
-        if self.users.len() + users.len() > REMEMBERED {
-            self.users.clear();
+        if self.users.order.len() + users.len() > REMEMBERED {
+            self.users = Users::default();
             self.walk = Some(None);
         }
-        self.users.extend(users);
+        self.users.add(users);
     }
 
     /// The items have no vectors.
     fn forget(&mut self) {
-        self.users.clear();
+        self.users = Users::default();
     }
 
     /// In how long there is something to do.
     pub fn next(&self) -> Option<Duration> {
-        if self.behind || !self.users.is_empty() || self.walk.is_some() {
+        if self.behind || !self.users.order.is_empty() || self.walk.is_some() {
             return Some(Duration::ZERO);
         }
         let left = SOON.saturating_sub(self.looked_at.elapsed());
@@ -78,21 +101,19 @@ impl Due {
         if self.behind || self.unlooked && self.looked_at.elapsed() >= SOON {
             return self.follow(of, interests).map(|()| true);
         }
-        if !self.users.is_empty() {
-            let users: Vec<String> = self.users.iter().take(AT_ONCE).cloned().collect();
+        if !self.users.order.is_empty() {
+            let users: Vec<String> = self.users.order.iter().take(AT_ONCE).cloned().collect();
             transaction(|| {
                 wait_briefly()?;
                 interests.refresh(&users)
             })?;
-            for user in &users {
-                self.users.remove(user);
-            }
+            self.users.remove_first(users.len());
             return Ok(true);
         }
         if let Some(after) = self.walk.take() {
             let walked = transaction(|| interests.walk(after.as_deref()))?;
             self.walk = walked.after.map(Some);
-            self.users.extend(walked.users);
+            self.users.add(walked.users);
             return Ok(true);
         }
         Ok(false)
@@ -151,5 +172,23 @@ impl Leader {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_again_and_again_is_behind_those_who_came_before() {
+        let names = |users: &[&str]| users.iter().map(|user| user.to_string()).collect();
+        let mut users = Users::default();
+        users.add(names(&["a", "z", "a"]));
+        users.remove_first(1);
+        users.add(names(&["z", "a"]));
+        assert_eq!(users.order, ["z", "a"]);
+        users.remove_first(2);
+        users.add(names(&["a"]));
+        assert_eq!(users.order, ["a"]);
     }
 }
