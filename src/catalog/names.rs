@@ -47,6 +47,21 @@ pub fn quote(name: &str) -> String {
     }
 }
 
+/// The full names that a name may stand for, in the order of the search path.
+pub fn full_names(name: &str) -> Result<Vec<String>> {
+    let full = |schema: &str, name: &str| format!("{}.{}", quote(schema), quote(name));
+    match parts(name).as_deref() {
+        Some([schema, name]) => Ok(vec![full(schema, name)]),
+        Some([name]) => {
+            let schemas =
+                select_kept::<Vec<String>>("SELECT pg_catalog.current_schemas(true)::text[]", &[])?;
+            let schemas = schemas.unwrap_or_default();
+            Ok(schemas.iter().map(|schema| full(schema, name)).collect())
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
 /// `text` as an SQL string constant.
 pub fn literal(text: &str) -> String {
     pgrx::spi::quote_literal(text)

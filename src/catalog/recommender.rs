@@ -336,7 +336,7 @@ pub fn find(name: &str) -> Result<Recommender> {
 /// Its number.
 pub fn number(name: &str) -> Result<i32> {
     const FIND: &str = "SELECT id FROM recsync.recommender WHERE name = ANY ($1) ORDER BY pg_catalog.array_position($1, name) LIMIT 1";
-    let names = names_of(name)?;
+    let names = names::full_names(name)?;
     let _as = As::extension();
     names::select_kept::<i32>(FIND, &[names.into()])?
         .ok_or_else(|| Error::NoSuchRecommender(name.to_owned()))
@@ -367,24 +367,6 @@ SELECT pg_catalog.array_agg(p.relation) FROM recsync.recommender r JOIN recsync.
     }
     let _as = As::extension();
     in_latest_snapshot(|| Ok(load(Some(id), true)?.pop()))
-}
-
-/// The full names that a name may stand for, in the order of the search path.
-fn names_of(name: &str) -> Result<Vec<String>> {
-    let full =
-        |schema: &str, name: &str| format!("{}.{}", names::quote(schema), names::quote(name));
-    match names::parts(name).as_deref() {
-        Some([schema, name]) => Ok(vec![full(schema, name)]),
-        Some([name]) => {
-            let schemas = names::select_kept::<Vec<String>>(
-                "SELECT pg_catalog.current_schemas(true)::text[]",
-                &[],
-            )?;
-            let schemas = schemas.unwrap_or_default();
-            Ok(schemas.iter().map(|schema| full(schema, name)).collect())
-        }
-        _ => Ok(Vec::new()),
-    }
 }
 
 fn load(id: Option<i32>, held: bool) -> Result<Vec<Recommender>> {

@@ -4,7 +4,7 @@
 //! takes a proxy from the environment, and never reads more of an answer than the batch warrants.
 
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ureq::config::Config;
@@ -121,6 +121,28 @@ impl Client {
             limits,
             body,
         })
+    }
+}
+
+/// Made for the first request: a `ca_file` that is not there yet is looked for again.
+#[derive(Default)]
+pub(crate) struct LateClient(Mutex<Option<Arc<Client>>>);
+
+impl LateClient {
+    pub(crate) fn get(
+        &self,
+        endpoint: &Endpoint,
+        policy: &SecretPolicy,
+    ) -> Result<Arc<Client>, Failure> {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*made {
+            Some(client) => Ok(Arc::clone(client)),
+            None => {
+                let client = Arc::new(Client::new(endpoint, policy)?);
+                *made = Some(Arc::clone(&client));
+                Ok(client)
+            }
+        }
     }
 }
 

@@ -6,12 +6,11 @@
 //! It never waits between requests and never tries again for another reason.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::api::{Asked, Wire, said};
 use super::endpoint::{Encoding, Endpoint, Purpose};
 use super::failure::Failure;
-use super::http::{Answer, Client, answer_limit};
+use super::http::{Answer, LateClient, answer_limit};
 use super::reply::{self, Embeddings};
 use super::secret::{Credentials, SecretPolicy};
 use super::sent::Sent;
@@ -21,8 +20,7 @@ use super::{builtin, leak};
 pub struct Provider {
     endpoint: Endpoint,
     policy: SecretPolicy,
-    /// Made at the first request: a `ca_file` that is not there yet is looked for again.
-    client: Mutex<Option<Arc<Client>>>,
+    client: LateClient,
     /// Whether the server has refused base64.
     only_floats: AtomicBool,
 }
@@ -33,7 +31,7 @@ impl Provider {
         Provider {
             endpoint,
             policy,
-            client: Mutex::new(None),
+            client: LateClient::default(),
             only_floats: AtomicBool::new(false),
         }
     }
@@ -82,7 +80,7 @@ impl Provider {
         purpose: Purpose,
         sent: &mut Sent,
     ) -> Result<Embeddings, Failure> {
-        let client = self.client()?;
+        let client = self.client.get(&self.endpoint, &self.policy)?;
         let mut credentials = Credentials::read(&self.endpoint, &self.policy)?;
         let mut read_again = false;
         let limit = answer_limit(wire, inputs, self.endpoint.dimensions);
@@ -179,18 +177,6 @@ impl Provider {
             Encoding::Float
         } else {
             self.endpoint.encoding
-        }
-    }
-
-    fn client(&self) -> Result<Arc<Client>, Failure> {
-        let mut made = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*made {
-            Some(client) => Ok(Arc::clone(client)),
-            None => {
-                let client = Arc::new(Client::new(&self.endpoint, &self.policy)?);
-                *made = Some(Arc::clone(&client));
-                Ok(client)
-            }
         }
     }
 }

@@ -5,7 +5,6 @@
 //! `id.timestamp.body` by the key, a secret `whsec_` and base64. The id stays the same however often a letter is sent;
 //! the timestamp is that of the attempt. It never sends the key, and never sends a letter unsigned.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -17,7 +16,7 @@ use ureq::http::{HeaderName, HeaderValue};
 use super::api::join;
 use super::endpoint::Endpoint;
 use super::failure::{Class, Failure};
-use super::http::Client;
+use super::http::LateClient;
 use super::reply::Embeddings;
 use super::secret::{Credentials, Secret, SecretPolicy};
 
@@ -79,8 +78,7 @@ fn key(secret: Option<&Secret>) -> Result<Vec<u8>, Failure> {
 pub(crate) struct Courier {
     endpoint: Endpoint,
     policy: SecretPolicy,
-    /// Made for the first letter: a `ca_file` that is not there yet is looked for again.
-    client: Mutex<Option<Arc<Client>>>,
+    client: LateClient,
 }
 
 impl Courier {
@@ -88,7 +86,7 @@ impl Courier {
         Courier {
             endpoint,
             policy,
-            client: Mutex::new(None),
+            client: LateClient::default(),
         }
     }
 
@@ -119,9 +117,8 @@ impl Courier {
             key: None,
             ..credentials
         };
-        let answer =
-            self.client()?
-                .deliver(method, &url, &unkeyed, signed.collect(), body.as_bytes())?;
+        let client = self.client.get(&self.endpoint, &self.policy)?;
+        let answer = client.deliver(method, &url, &unkeyed, signed.collect(), body.as_bytes())?;
         match answer.status {
             200..=299 => Ok(Embeddings {
                 limits: answer.limits,
@@ -131,18 +128,6 @@ impl Courier {
                 status,
                 Failure::of_status(status, answer.retry_after, None),
             )),
-        }
-    }
-
-    fn client(&self) -> Result<Arc<Client>, Failure> {
-        let mut made = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*made {
-            Some(client) => Ok(Arc::clone(client)),
-            None => {
-                let client = Arc::new(Client::new(&self.endpoint, &self.policy)?);
-                *made = Some(Arc::clone(&client));
-                Ok(client)
-            }
         }
     }
 }

@@ -85,30 +85,12 @@ fn load(id: Option<i32>) -> Result<Vec<Hook>> {
 /// The hook that `name` means: its full name as recsync.status shows it, or a name by search_path.
 pub fn find(name: &str) -> Result<Hook> {
     const FIND: &str = "SELECT id FROM recsync.hook WHERE name = ANY ($1) ORDER BY pg_catalog.array_position($1, name) LIMIT 1";
-    let names = names_of(name)?;
+    let names = names::full_names(name)?;
     let _as = As::extension();
     let id = names::select_one::<i32>(FIND, &[names.into()])?;
     let found = id.map(|id| load(Some(id))).transpose()?;
     let hook = found.and_then(|mut hooks| hooks.pop());
     hook.ok_or_else(|| Error::NoSuchHook(name.to_owned()))
-}
-
-/// The full names that a name may stand for, in the order of the search path.
-fn names_of(name: &str) -> Result<Vec<String>> {
-    let full =
-        |schema: &str, name: &str| format!("{}.{}", names::quote(schema), names::quote(name));
-    match names::parts(name).as_deref() {
-        Some([schema, name]) => Ok(vec![full(schema, name)]),
-        Some([name]) => {
-            let schemas = names::select_one::<Vec<String>>(
-                "SELECT pg_catalog.current_schemas(false)::text[]",
-                &[],
-            )?;
-            let schemas = schemas.unwrap_or_default();
-            Ok(schemas.iter().map(|schema| full(schema, name)).collect())
-        }
-        _ => Ok(Vec::new()),
-    }
 }
 
 /// Refuses unless the caller may do with the hook what its owner may.

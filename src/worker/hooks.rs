@@ -21,7 +21,7 @@ use super::leader::{Leader, report};
 use super::process::{Failed, transaction};
 use super::rest::works;
 use super::running::Lanes;
-use super::telling::{Seen, Turned, tell_turned};
+use super::telling::{Seen, Turned, tell_turned, was_paused};
 use super::watching::show_provider;
 use crate::catalog::server;
 use crate::embed::endpoint::Endpoint;
@@ -36,7 +36,6 @@ use crate::hooks::watched;
 use crate::observe::status::failure;
 use crate::settings;
 use crate::shared::meters::now_us;
-use crate::shared::{self, Shared};
 
 /// Letters of a hook that are looked at at a time: so many keys may wait for their turn before others do.
 const WINDOW: usize = 64;
@@ -409,9 +408,6 @@ impl Listening {
 
 fn note_pause(hook: &Hook, reason: &str) -> std::result::Result<(), Failed> {
     transaction(|| hook::pause_for(hook.id, reason))?;
-    // The next look at what is declared finds it, and says so.
-    if let Some(database) = shared::shared().and_then(Shared::own_database) {
-        database.catalog_changed.store(true, SeqCst);
-    }
+    was_paused();
     Ok(())
 }

@@ -16,6 +16,7 @@ use super::load::RESTORE;
 use super::process::{
     Failed, guard_user_code, is_definition, is_passing, release_user_code, transaction,
 };
+use super::telling::was_paused;
 use super::trainer::Progress;
 use super::warming::Warming;
 use crate::catalog::pipeline::Trouble;
@@ -28,7 +29,6 @@ use crate::error::{Error, Result, sqlstate_text};
 use crate::hooks::outbox;
 use crate::recommend::interest::is_made_otherwise;
 use crate::recommend::keep::{Keeper, Rows};
-use crate::shared::{self, Shared};
 
 /// Interactions taken at once.
 const CHUNK: usize = 256;
@@ -476,9 +476,6 @@ pub(super) fn report(recommender: &Recommender, failed: &Failed) {
 
 fn note_pause(recommender: &Recommender, reason: &str) -> std::result::Result<(), Failed> {
     transaction(|| recommender::pause_for(recommender.id, reason))?;
-    // The next look at what is declared finds it, and says so.
-    if let Some(database) = shared::shared().and_then(Shared::own_database) {
-        database.catalog_changed.store(true, SeqCst);
-    }
+    was_paused();
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::leader::Leader;
 use super::process::{Failed, transaction};
 use super::rest;
 use super::running::{Running, State};
-use super::telling::Seen;
+use super::telling::{Seen, was_paused};
 use super::unstored::{Cost, Unstored};
 use crate::catalog::change::Cause;
 use crate::catalog::install::installed_version;
@@ -25,7 +25,7 @@ use crate::embed::lane::Lane;
 use crate::embed::long_text::LongText;
 use crate::ledger::bill::Payer;
 use crate::settings;
-use crate::shared::{self, Presence, Shared};
+use crate::shared::Presence;
 use crate::store::Writer;
 use crate::store::known::Recipe;
 use std::collections::HashMap;
@@ -409,11 +409,8 @@ fn seen(pipelines: &[pipeline::Pipeline]) -> Vec<Seen> {
 }
 
 fn note_pause(id: i32, reason: &str, cause: Cause) -> std::result::Result<(), Failed> {
-    // The next look at what is declared finds it, and says so.
-    if transaction(|| change::pause_for(id, reason, cause))?
-        && let Some(database) = shared::shared().and_then(Shared::own_database)
-    {
-        database.catalog_changed.store(true, SeqCst);
+    if transaction(|| change::pause_for(id, reason, cause))? {
+        was_paused();
     }
     Ok(())
 }

@@ -3,8 +3,11 @@
 //! It never writes a line a row, nor anything of a row's: no key, no text, and no reason, which may quote one.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::SeqCst;
 
 use pgrx::prelude::*;
+
+use crate::shared::{self, Shared};
 
 /// What is declared, as it was at a look: its number, its name, and whether it is paused.
 pub(super) struct Seen {
@@ -54,6 +57,13 @@ impl Telling {
                 _ => {}
             }
         }
+    }
+}
+
+/// Something was paused: the next look at what is declared finds it, and says so.
+pub(super) fn was_paused() {
+    if let Some(database) = shared::shared().and_then(Shared::own_database) {
+        database.catalog_changed.store(true, SeqCst);
     }
 }
 

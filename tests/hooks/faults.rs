@@ -237,7 +237,7 @@ fn what_is_switched_off_tells_nothing_and_forgets_nothing() {
     cluster.set("recsync.enabled", "off");
     wait_until(PATIENCE, "the worker rests", || {
         let before = receiver.letters().len();
-        db.run("SELECT pg_sleep(2)");
+        db.pause(Duration::from_secs(2));
         receiver.letters().len() == before
     });
     receiver.play_always(None);

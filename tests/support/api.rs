@@ -19,6 +19,7 @@ mod fault;
 
 /// A connection, request after request.
 mod connection;
+pub use connection::reset;
 
 /// What goes right.
 mod vectors;

@@ -4,7 +4,6 @@
 use std::collections::{HashSet, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -15,6 +14,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 
+use super::api::reset;
 use super::wait::{PATIENCE, wait_until};
 
 /// The secret that servers of the tests name by `api_key_env 'TEST_HOOK_API_KEY'`.
@@ -238,24 +238,6 @@ impl State {
             }
         }
     }
-}
-
-/// The close that follows is a reset.
-fn reset(connection: &TcpStream) {
-    let at_once = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    // SAFETY: sets an option of an open socket from a value of the option's type and size.
-    unsafe {
-        libc::setsockopt(
-            connection.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            (&raw const at_once).cast(),
-            size_of::<libc::linger>() as libc::socklen_t,
-        )
-    };
 }
 
 /// A letter whose signature is right; anything else ends the test run's thread loudly.

@@ -68,7 +68,7 @@ const NO_HTTP: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// The close that follows is a reset (RST), not an end (FIN).
-fn reset(connection: &TcpStream) {
+pub fn reset(connection: &TcpStream) {
     let at_once = libc::linger {
         l_onoff: 1,
         l_linger: 0,
