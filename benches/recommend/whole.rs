@@ -16,6 +16,8 @@ use super::bench::setting::percentile;
 use super::bench::tables::{most, table};
 use super::support::{Receiver, Sql, wait_until};
 
+/// Sessions by which clicks come: by one alone, with a commit each, they do not come to the rate that is wanted.
+const CLICKERS: usize = 2;
 /// Users who click all the time; those of whom it is measured click once.
 const AT_IT: i64 = 100;
 /// Of so many clicks one is measured.
@@ -68,7 +70,8 @@ impl Shop {
         let clicks: Mutex<Vec<Click>> = Mutex::default();
         let stop = AtomicBool::new(false);
         let connect = || self.cluster.connect("postgres");
-        let (mut clicker, looks) = (connect(), [connect(), connect()]);
+        let clickers: Vec<Client> = (0..CLICKERS).map(|_| connect()).collect();
+        let looks = [connect(), connect()];
         let (rate, seconds) = (self.sizes.events_per_s, self.sizes.clicks_s);
         let items = self.sizes.items as i64;
         let (reached, mut times) = thread::scope(|scope| {
@@ -82,7 +85,25 @@ impl Shop {
                 let to = |click: &Click| click.to;
                 watch(other, &listed, to, clicks, stop, Duration::from_millis(20))
             });
-            let reached = click(&mut clicker, &users, items, rate, seconds, clicks);
+            let share = users.len() / CLICKERS;
+            let clickers = clickers.into_iter().zip(users.chunks(share)).enumerate();
+            let clickers: Vec<_> = clickers
+                .map(|(n, (client, users))| {
+                    let name = format!("{n}.");
+                    scope.spawn(move || {
+                        click(
+                            client,
+                            &name,
+                            users,
+                            items,
+                            rate / CLICKERS,
+                            seconds,
+                            clicks,
+                        )
+                    })
+                })
+                .collect();
+            let reached: f64 = clickers.into_iter().map(|one| one.join().unwrap()).sum();
             stop.store(true, SeqCst);
             (reached, [moves.join().unwrap(), lists.join().unwrap()])
         });
@@ -113,7 +134,7 @@ impl Shop {
                 .push(most(format!("click → {name}: ms at p99"), goal, at(99)));
         }
         let title = format!(
-            "the whole loop, {reached:.0} clicks a second by apply_events, one event a call, in ms from the commit"
+            "the whole loop, {reached:.0} clicks a second by apply_events, one event a call, {CLICKERS} sessions, in ms from the commit"
         );
         table(&title, "until | clicks | p50 | p90 | p99", &rows);
         self.client
@@ -123,9 +144,11 @@ impl Shop {
     }
 }
 
-/// Clicks at a steady rate, as far as one session comes; how many a second. Those of `users` are measured.
+/// Clicks at a steady rate, as far as one session comes; how many a second. Those of `users` are measured, the events'
+/// ids begin with `name`.
 fn click(
-    client: &mut Client,
+    mut client: Client,
+    name: &str,
     users: &[i64],
     items: i64,
     rate: usize,
@@ -138,7 +161,7 @@ fn click(
     let pause = Duration::from_secs(1) / rate as u32;
     let started = Instant::now();
     let mut measured = users.iter();
-    let mut rng = fastrand::Rng::with_seed(7);
+    let mut rng = fastrand::Rng::new();
     let mut n = 0;
     while started.elapsed() < Duration::from_secs(seconds as u64) {
         n += 1;
@@ -148,7 +171,7 @@ fn click(
         };
         let user = own.unwrap_or_else(|| 1 + 2 * rng.i64(0..AT_IT));
         let item = rng.i64(1..=items);
-        let event = json!({"event_id": n, "operation": "insert", "table": "event", "data": {"user_id": user, "item_id": item}});
+        let event = json!({"event_id": format!("{name}{n}"), "operation": "insert", "table": "event", "data": {"user_id": user, "item_id": item}});
         let from = epoch();
         client.execute(&apply, &[&event.to_string()]).unwrap();
         let click = Click {

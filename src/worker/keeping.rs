@@ -32,7 +32,8 @@ use crate::recommend::keep::{Keeper, Rows};
 
 /// Interactions taken at once.
 const CHUNK: usize = 256;
-/// How long a round spends here: texts and vectors wait no longer for it.
+/// How long a round spends on interactions, on users' interests and on items' neighbours, each: texts and vectors wait no
+/// longer for it.
 const SLICE: Duration = Duration::from_millis(20);
 /// After a failure that passes by itself.
 pub(super) const REST: Duration = Duration::from_secs(1);
@@ -237,15 +238,22 @@ impl Leader {
         Ok(())
     }
 
-    /// What waits is taken, changes first, for a slice of time; a chunk of each recommender in any case.
+    /// What waits is taken, changes first, each thing for a slice of time; a chunk of each recommender in any case.
     pub(super) fn keep(&mut self) -> std::result::Result<(), Failed> {
-        let until = Instant::now() + SLICE;
         let ids: Vec<i32> = self.recommenders.keys().copied().collect();
-        for id in ids {
-            self.backfill_recommender(id)?;
-            while self.keep_a_chunk(id)? && Instant::now() < until {}
-            self.refresh_interests(id, until)?;
-            while self.count_neighbours(id)? && Instant::now() < until {}
+        let slice = || Instant::now() + SLICE;
+        let until = slice();
+        for id in &ids {
+            self.backfill_recommender(*id)?;
+            while self.keep_a_chunk(*id)? && Instant::now() < until {}
+        }
+        let until = slice();
+        for id in &ids {
+            self.refresh_interests(*id, until)?;
+        }
+        let until = slice();
+        for id in &ids {
+            while self.count_neighbours(*id)? && Instant::now() < until {}
         }
         Ok(())
     }

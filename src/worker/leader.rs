@@ -105,6 +105,8 @@ pub(super) struct Leader {
     pub(super) stream: u32,
     pub(super) first_in_turn: usize,
     pub(super) turns: Turns,
+    /// When a list is made next where something else is to be done.
+    pub(super) warms_from: Instant,
     /// How often a pipeline has been taken up with another declaration than before.
     pub(super) declarations: u64,
 }
@@ -174,6 +176,7 @@ impl Leader {
             stream: 0,
             first_in_turn: 0,
             turns: Turns::default(),
+            warms_from: now,
             declarations: 0,
         })
     }
@@ -468,11 +471,8 @@ impl Leader {
 
     /// The log had changes in this round.
     pub(super) fn has_read(&mut self) {
-        self.stream = if self.read_at.elapsed() < STREAM + LINGER {
-            self.stream + 1
-        } else {
-            0
-        };
+        let streams = self.read_at.elapsed() < STREAM + LINGER;
+        self.stream = if streams { self.stream + 1 } else { 0 };
         self.read_at = Instant::now();
         self.checkpoint.has_changes = true;
         self.checkpoint.log_has_grown = true;

@@ -1,10 +1,10 @@
 //! Lists made for users before they ask: for those who have just done something, and for those whose lists are of
 //! yesterday.
 //!
-//! It never does anything while there is something else to do, and looks for that after each list: who changes something
-//! waits for one list at the most.
+//! It comes after everything else, and looks for that after each list: who changes something waits for one list at the
+//! most. Where something else never ends, every so often one is made nevertheless.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,11 @@ use crate::error::Result;
 use crate::recommend::lists::warm::{self, Made};
 use crate::settings;
 
-/// A user who is at it asks for other lists meanwhile: theirs is made again so long after it has gone, and not before.
+/// The list of a user who is at it would be gone before it is asked for: it is made when they have done nothing for so long.
 /// So no user's row is written so often that what was there before, under a snapshot that is held, has to be waded through.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(1);
+/// Of the time in which something else is to be done, lists get one part, and that so many.
+const OTHERS: u32 = 4;
 /// In how long as many are made as `recsync.warm_limit` allows, and how many in any case.
 const BUDGET: Duration = Duration::from_secs(60);
 const LEAST: usize = 60;
@@ -35,8 +37,8 @@ const PAGES: u32 = 32;
 #[derive(Default)]
 pub struct Warming {
     /// In the order of when they are.
-    due: VecDeque<(Instant, String)>,
-    users: BTreeSet<String>,
+    due: BTreeSet<(Instant, String)>,
+    users: BTreeMap<String, Instant>,
     /// How many have been made since.
     made: (usize, Option<Instant>),
     /// When it is looked again which are old; `None`: now.
@@ -56,14 +58,22 @@ impl Warming {
         let most = settings::warm_limit();
         let at = Instant::now() + QUIET;
         for user in users {
-            // Of too many the first are made: those who come in between would have all of them wait for ever.
-            if self.due.len() < most && self.users.insert(user.clone()) {
-                self.due.push_back((at, user.clone()));
+            // Of too many those who were here first stay: others who come in between would have all of them wait for ever.
+            if self.users.contains_key(user) || self.due.len() < most {
+                self.add_at(at, user.clone());
             }
         }
         while self.due.len() > most {
             self.take();
         }
+    }
+
+    /// Each user is due once.
+    fn add_at(&mut self, at: Instant, user: String) {
+        if let Some(before) = self.users.insert(user.clone(), at) {
+            self.due.remove(&(before, user.clone()));
+        }
+        self.due.insert((at, user));
     }
 
     /// What lists are made by may be something else.
@@ -73,16 +83,18 @@ impl Warming {
     }
 
     fn take(&mut self) -> Option<String> {
-        let (_, user) = self.due.pop_front()?;
+        let (_, user) = self.due.pop_first()?;
         self.users.remove(&user);
         Some(user)
     }
 
-    /// To be made as soon as may be, before those who are at it.
+    /// To be made as soon as may be, in this order.
     fn add_now(&mut self, users: Vec<String>) {
-        for user in users.into_iter().rev() {
-            if self.users.insert(user.clone()) {
-                self.due.push_front((Instant::now(), user));
+        let mut at = Instant::now();
+        for user in users {
+            if !self.users.contains_key(&user) {
+                self.add_at(at, user);
+                at += Duration::from_nanos(1);
             }
         }
     }
@@ -96,7 +108,7 @@ impl Warming {
             }
             _ => None,
         };
-        let at = self.due.front().map(|(at, _)| *at);
+        let at = self.due.first().map(|(at, _)| *at);
         let at = at.map(|at| budget.map_or(at, |budget| budget.max(at)));
         let some = self.unlooked || self.there > 0 || !self.due.is_empty();
         let looks = some.then(|| self.looks_at.unwrap_or(now));
@@ -167,7 +179,7 @@ impl Warming {
                 begin()?;
                 warm::active(r, *member, *before, PAGES)
             })?;
-            users.retain(|user| !self.users.contains(user));
+            users.retain(|user| !self.users.contains_key(user));
             users.truncate(room);
             self.add_now(users);
             *before = before.saturating_sub(PAGES);
@@ -185,7 +197,8 @@ fn begin() -> Result<()> {
 }
 
 impl Leader {
-    /// Makes lists while nothing is due for `idle`. In how long there is something to do, after that.
+    /// Makes lists while nothing is due for `idle`, and where something always is, one now and then. In how long there is
+    /// something to do, after that.
     pub(super) fn warm(&mut self, idle: Duration) -> Duration {
         self.hand_over_users();
         let began = Instant::now();
@@ -195,10 +208,13 @@ impl Leader {
             if !wait.is_zero() {
                 return left.min(wait + Duration::from_millis(1));
             }
-            if left.is_zero() || began.elapsed() >= SLICE || self.is_wanted() {
+            let from = Instant::now();
+            let waits = left.is_zero() || began.elapsed() >= SLICE || self.is_wanted();
+            if waits && from < self.warms_from {
                 return Duration::ZERO;
             }
             self.warm_one(id);
+            self.warms_from = Instant::now() + from.elapsed() * OTHERS;
         }
         left
     }
@@ -231,7 +247,7 @@ impl Leader {
         }
         let may = self.recommenders.iter().filter(|(id, keeping)| {
             let r = &keeping.recommender;
-            r.of == **id && r.backfilled && warm::is_told(r) && !self.counts_elsewhere(**id)
+            r.of == **id && r.backfilled && warm::is_told(r)
         });
         may.filter_map(|(id, keeping)| Some((*id, keeping.warming.next()?)))
             .min_by_key(|(_, wait)| *wait)
@@ -273,5 +289,23 @@ impl Leader {
                 report(&keeping.recommender, &failed);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_again_waits_again_and_who_has_waited_stays() {
+        let names = |users: &[&str]| users.iter().map(|user| user.to_string()).collect();
+        let mut warming = Warming::default();
+        let now = Instant::now();
+        for (after, user) in [(0, "ann"), (1, "bob"), (2, "ann")] {
+            warming.add_at(now + Duration::from_secs(after), user.into());
+        }
+        warming.add_now(names(&["zoe", "ann", "cid"]));
+        let order: Vec<String> = std::iter::from_fn(|| warming.take()).collect();
+        assert_eq!(order, ["zoe", "cid", "bob", "ann"]);
     }
 }
