@@ -286,13 +286,14 @@ fn a_list_is_ready_again_while_others_never_stop() {
     let id = number(&mut db);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        for n in 0..2 {
+        // Each waits until what it has written counts, so that there is always something to do, and never too much.
+        for n in 0..3 {
             let (stop, mut client) = (&stop, db.connect());
             scope.spawn(move || {
                 let mut rng = Rng::with_seed(n);
                 while !stop.load(SeqCst) {
                     client.run(&format!(
-                        "INSERT INTO event (user_id, product_id) VALUES ('u{}', {})",
+                        "BEGIN; INSERT INTO event (user_id, product_id) VALUES ('u{}', {}); COMMIT; SELECT recsync.wait_for('shop', '30 s')",
                         rng.u8(10..100),
                         rng.u16(1..=400)
                     ));
