@@ -4,7 +4,7 @@
 //! It comes after everything else, and looks for that after each list: who changes something waits for one list at the
 //! most. Where something else never ends, every so often one is made nevertheless.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -36,9 +36,12 @@ const PAGES: u32 = 32;
 /// Whose lists of one recommender are to be made.
 #[derive(Default)]
 pub struct Warming {
-    /// In the order of when they are.
+    /// Of users who have just done something, in the order of when.
     due: BTreeSet<(Instant, String)>,
-    users: BTreeMap<String, Instant>,
+    /// Of all others, after those.
+    others: VecDeque<String>,
+    /// Each user is due once; `None`: among the others.
+    users: BTreeMap<String, Option<Instant>>,
     /// How many have been made since.
     made: (usize, Option<Instant>),
     /// When it is looked again which are old; `None`: now.
@@ -58,22 +61,40 @@ impl Warming {
         let most = settings::warm_limit();
         let at = Instant::now() + QUIET;
         for user in users {
-            // Of too many those who were here first stay: others who come in between would have all of them wait for ever.
-            if self.users.contains_key(user) || self.due.len() < most {
+            let full = !self.users.contains_key(user) && self.users.len() >= most;
+            // Of too many who have done something the first stay: those who come in between would have all of them wait
+            // for ever.
+            if !full || self.drop_one() {
                 self.add_at(at, user.clone());
             }
         }
-        while self.due.len() > most {
-            self.take();
-        }
+        while self.users.len() > most && self.drop_one() {}
     }
 
-    /// Each user is due once.
+    fn drop_one(&mut self) -> bool {
+        let last = self.others.pop_back();
+        last.is_some_and(|last| self.users.remove(&last).is_some())
+    }
+
     fn add_at(&mut self, at: Instant, user: String) {
-        if let Some(before) = self.users.insert(user.clone(), at) {
-            self.due.remove(&(before, user.clone()));
+        match self.users.insert(user.clone(), Some(at)) {
+            Some(Some(before)) => {
+                self.due.remove(&(before, user.clone()));
+            }
+            Some(None) => self.others.retain(|other| *other != user),
+            None => {}
         }
         self.due.insert((at, user));
+    }
+
+    /// Those who have done something lately first.
+    fn add_others(&mut self, users: Vec<String>) {
+        for user in users {
+            if !self.users.contains_key(&user) {
+                self.users.insert(user.clone(), None);
+                self.others.push_back(user);
+            }
+        }
     }
 
     /// What lists are made by may be something else.
@@ -83,20 +104,17 @@ impl Warming {
     }
 
     fn take(&mut self) -> Option<String> {
-        let (_, user) = self.due.pop_first()?;
+        let is_due = self
+            .due
+            .first()
+            .is_some_and(|(at, _)| *at <= Instant::now());
+        let user = match is_due {
+            true => None,
+            false => self.others.pop_front(),
+        };
+        let user = user.or_else(|| Some(self.due.pop_first()?.1))?;
         self.users.remove(&user);
         Some(user)
-    }
-
-    /// To be made as soon as may be, in this order.
-    fn add_now(&mut self, users: Vec<String>) {
-        let mut at = Instant::now();
-        for user in users {
-            if !self.users.contains_key(&user) {
-                self.add_at(at, user);
-                at += Duration::from_nanos(1);
-            }
-        }
     }
 
     /// In how long there is something to do.
@@ -108,9 +126,12 @@ impl Warming {
             }
             _ => None,
         };
-        let at = self.due.first().map(|(at, _)| *at);
+        let at = match self.others.is_empty() {
+            true => self.due.first().map(|(at, _)| *at),
+            false => Some(now),
+        };
         let at = at.map(|at| budget.map_or(at, |budget| budget.max(at)));
-        let some = self.unlooked || self.there > 0 || !self.due.is_empty();
+        let some = self.unlooked || self.there > 0 || !self.users.is_empty();
         let looks = some.then(|| self.looks_at.unwrap_or(now));
         let next = at.into_iter().chain(looks).min()?;
         let next = self.rests_until.map_or(next, |until| until.max(next));
@@ -160,8 +181,8 @@ impl Warming {
             Ok((warm::trim(r, most)?, warm::outdated(r, age, most)?))
         })?;
         (self.there, self.unlooked) = (there, false);
-        let room = most.saturating_sub(there + self.due.len());
-        self.add_now(old);
+        let room = most.saturating_sub(there + self.users.len());
+        self.add_others(old);
         if room == 0 {
             return Ok(());
         }
@@ -181,7 +202,7 @@ impl Warming {
             })?;
             users.retain(|user| !self.users.contains_key(user));
             users.truncate(room);
-            self.add_now(users);
+            self.add_others(users);
             *before = before.saturating_sub(PAGES);
             self.look_again(); // there may be more of them
         }
@@ -297,15 +318,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_comes_again_waits_again_and_who_has_waited_stays() {
+    fn who_has_done_something_comes_first_and_who_does_more_waits_again() {
         let names = |users: &[&str]| users.iter().map(|user| user.to_string()).collect();
         let mut warming = Warming::default();
-        let now = Instant::now();
-        for (after, user) in [(0, "ann"), (1, "bob"), (2, "ann")] {
-            warming.add_at(now + Duration::from_secs(after), user.into());
+        let past = Instant::now() - Duration::from_secs(10);
+        warming.add_others(names(&["old", "older", "joe"]));
+        for (after, user) in [(0, "ann"), (1, "bob"), (2, "ann"), (3, "joe"), (60, "zoe")] {
+            warming.add_at(past + Duration::from_secs(after), user.into());
         }
-        warming.add_now(names(&["zoe", "ann", "cid"]));
+        warming.add_others(names(&["ann"]));
         let order: Vec<String> = std::iter::from_fn(|| warming.take()).collect();
-        assert_eq!(order, ["zoe", "cid", "bob", "ann"]);
+        assert_eq!(order, ["bob", "ann", "joe", "old", "older", "zoe"]);
+        assert!(warming.users.is_empty());
     }
 }

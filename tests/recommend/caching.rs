@@ -286,7 +286,9 @@ fn a_list_is_ready_again_while_much_else_is_to_be_done() {
     let (id, since) = (number(&mut db), now(&mut db));
     views(&mut db, "ann", &[3]);
     db.run("INSERT INTO event (user_id, product_id) SELECT 'u' || i % 500, 1 + i * 7 % 400 FROM generate_series(1, 10000) i");
-    let again = format!("SELECT count(*) > 0 FROM recsync.list_{id} WHERE user_id = 'ann' AND made_at > '{since}'");
+    let again = format!(
+        "SELECT count(*) > 0 FROM recsync.list_{id} WHERE user_id = 'ann' AND made_at > '{since}'"
+    );
     wait_until(PATIENCE, "the list is ready again", || db.one(&again));
     let pending = "SELECT pending FROM recsync.status WHERE name = 'public.shop'";
     assert!(db.one::<i64>(pending) > 0, "all else has been done before");
