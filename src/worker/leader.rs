@@ -22,6 +22,7 @@ use super::process::{self, Bell, Failed, transaction};
 use super::rebuilding::Swaps;
 use super::rest::works;
 use super::running::{Lanes, State, Turns};
+use super::share::Share;
 use super::spending::Spending;
 use super::telling::{Telling, Turned, tell_turned};
 use super::trainer::Trainer;
@@ -105,8 +106,9 @@ pub(super) struct Leader {
     pub(super) stream: u32,
     pub(super) first_in_turn: usize,
     pub(super) turns: Turns,
-    /// When a list is made next where something else is to be done.
-    pub(super) warms_from: Instant,
+    /// Of lists of neighbours, and of lists that are made before they are asked for.
+    pub(super) counting: Share,
+    pub(super) warming: Share,
     /// How often a pipeline has been taken up with another declaration than before.
     pub(super) declarations: u64,
 }
@@ -176,7 +178,8 @@ impl Leader {
             stream: 0,
             first_in_turn: 0,
             turns: Turns::default(),
-            warms_from: now,
+            counting: Share::default(),
+            warming: Share::default(),
             declarations: 0,
         })
     }
@@ -486,10 +489,8 @@ impl Leader {
     }
 
     fn has_jobs(&mut self) -> bool {
-        self.pipelines
-            .values_mut()
-            .filter_map(State::running)
-            .any(|running| running.claims.next().is_some())
+        let mut running = self.pipelines.values_mut().filter_map(State::running);
+        running.any(|running| running.claims.next().is_some())
     }
 
     pub(super) fn database_oid(&self) -> pg_sys::Oid {

@@ -19,8 +19,6 @@ use crate::settings;
 /// The list of a user who is at it would be gone before it is asked for: it is made when they have done nothing for so long.
 /// So no user's row is written so often that what was there before, under a snapshot that is held, has to be waded through.
 const QUIET: Duration = Duration::from_secs(1);
-/// Of the time in which something else is to be done, lists get one part, and that so many.
-const OTHERS: u32 = 4;
 /// In how long as many are made as `recsync.warm_limit` allows, and how many in any case.
 const BUDGET: Duration = Duration::from_secs(60);
 const LEAST: usize = 60;
@@ -231,11 +229,11 @@ impl Leader {
             }
             let from = Instant::now();
             let waits = left.is_zero() || began.elapsed() >= SLICE || self.is_wanted();
-            if waits && from < self.warms_from {
+            if waits && !self.warming.next().is_zero() {
                 return Duration::ZERO;
             }
             self.warm_one(id);
-            self.warms_from = Instant::now() + from.elapsed() * OTHERS;
+            self.warming.took(from.elapsed());
         }
         left
     }
@@ -275,7 +273,7 @@ impl Leader {
     }
 
     /// Somebody has committed something, or a request has been answered.
-    fn is_wanted(&self) -> bool {
+    pub(super) fn is_wanted(&self) -> bool {
         self.database.wake.has_rung()
             || self.database.catalog_changed.load(SeqCst)
             || !self.replies.is_empty()
