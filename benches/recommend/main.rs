@@ -53,8 +53,9 @@ struct Sizes {
     lists: usize,
     clicks_per_s: usize,
     clicks_s: usize,
-    /// Of the whole loop.
+    /// Of the whole loop, and how many users click all the time: those of whom it is measured click once.
     events_per_s: usize,
+    at_it: usize,
     new_items: usize,
 }
 
@@ -78,6 +79,7 @@ fn main() {
         clicks_per_s: of("CLICKS", 1_000, 200),
         clicks_s: of("SECONDS", 20, 3),
         events_per_s: of("EVENTS", 500, 100),
+        at_it: of("AT_IT", 2_000, 100),
         new_items: of("NEW_ITEMS", 50, 5),
     };
     println!("{}", conditions(SETTINGS));

@@ -18,8 +18,6 @@ use super::support::{Receiver, Sql, wait_until};
 
 /// Sessions by which clicks come: by one alone, with a commit each, they do not come to the rate that is wanted.
 const CLICKERS: usize = 2;
-/// Users who click all the time; those of whom it is measured click once.
-const AT_IT: i64 = 100;
 /// Of so many clicks one is measured.
 const MEASURED: u64 = 20;
 /// Lists that are made a minute at the most, so that the budget is not what is measured.
@@ -34,6 +32,17 @@ struct Click {
     from: f64,
     to: f64,
     committed: Instant,
+}
+
+/// Clicks at a steady rate, as far as one session comes.
+struct Stream<'a> {
+    /// What the events' ids begin with.
+    name: String,
+    at_it: i64,
+    measured: &'a [i64],
+    items: i64,
+    pause: Duration,
+    seconds: usize,
 }
 
 impl Shop {
@@ -73,7 +82,7 @@ impl Shop {
         let clickers: Vec<Client> = (0..CLICKERS).map(|_| connect()).collect();
         let looks = [connect(), connect()];
         let (rate, seconds) = (self.sizes.events_per_s, self.sizes.clicks_s);
-        let items = self.sizes.items as i64;
+        let (items, at_it) = (self.sizes.items as i64, self.sizes.at_it as i64);
         let (reached, mut times) = thread::scope(|scope| {
             let [one, other] = looks;
             let (clicks, stop) = (&clicks, &stop);
@@ -88,19 +97,16 @@ impl Shop {
             let share = users.len() / CLICKERS;
             let clickers = clickers.into_iter().zip(users.chunks(share)).enumerate();
             let clickers: Vec<_> = clickers
-                .map(|(n, (client, users))| {
-                    let name = format!("{n}.");
-                    scope.spawn(move || {
-                        click(
-                            client,
-                            &name,
-                            users,
-                            items,
-                            rate / CLICKERS,
-                            seconds,
-                            clicks,
-                        )
-                    })
+                .map(|(n, (client, measured))| {
+                    let stream = Stream {
+                        name: format!("{n}."),
+                        at_it,
+                        measured,
+                        items,
+                        pause: Duration::from_secs(1) / (rate / CLICKERS) as u32,
+                        seconds,
+                    };
+                    scope.spawn(move || stream.click(client, clicks))
                 })
                 .collect();
             let reached: f64 = clickers.into_iter().map(|one| one.join().unwrap()).sum();
@@ -144,49 +150,41 @@ impl Shop {
     }
 }
 
-/// Clicks at a steady rate, as far as one session comes; how many a second. Those of `users` are measured, the events'
-/// ids begin with `name`.
-fn click(
-    mut client: Client,
-    name: &str,
-    users: &[i64],
-    items: i64,
-    rate: usize,
-    seconds: usize,
-    clicks: &Mutex<Vec<Click>>,
-) -> f64 {
-    let apply = client
-        .prepare("SELECT recsync.apply_events($1::text::jsonb)")
-        .unwrap();
-    let pause = Duration::from_secs(1) / rate as u32;
-    let started = Instant::now();
-    let mut measured = users.iter();
-    let mut rng = fastrand::Rng::new();
-    let mut n = 0;
-    while started.elapsed() < Duration::from_secs(seconds as u64) {
-        n += 1;
-        let own = match n % MEASURED {
-            0 => measured.next().copied(),
-            _ => None,
-        };
-        let user = own.unwrap_or_else(|| 1 + 2 * rng.i64(0..AT_IT));
-        let item = rng.i64(1..=items);
-        let event = json!({"event_id": format!("{name}{n}"), "operation": "insert", "table": "event", "data": {"user_id": user, "item_id": item}});
-        let from = epoch();
-        client.execute(&apply, &[&event.to_string()]).unwrap();
-        let click = Click {
-            user,
-            item,
-            from,
-            to: epoch(),
-            committed: Instant::now(),
-        };
-        if own.is_some() {
-            clicks.lock().unwrap().push(click);
+impl Stream<'_> {
+    /// How many a second there were.
+    fn click(&self, mut client: Client, clicks: &Mutex<Vec<Click>>) -> f64 {
+        let apply = client
+            .prepare("SELECT recsync.apply_events($1::text::jsonb)")
+            .unwrap();
+        let started = Instant::now();
+        let mut measured = self.measured.iter();
+        let mut rng = fastrand::Rng::new();
+        let mut n = 0;
+        while started.elapsed() < Duration::from_secs(self.seconds as u64) {
+            n += 1;
+            let own = match n % MEASURED {
+                0 => measured.next().copied(),
+                _ => None,
+            };
+            let user = own.unwrap_or_else(|| 1 + 2 * rng.i64(0..self.at_it));
+            let item = rng.i64(1..=self.items);
+            let event = json!({"event_id": format!("{}{n}", self.name), "operation": "insert", "table": "event", "data": {"user_id": user, "item_id": item}});
+            let from = epoch();
+            client.execute(&apply, &[&event.to_string()]).unwrap();
+            let click = Click {
+                user,
+                item,
+                from,
+                to: epoch(),
+                committed: Instant::now(),
+            };
+            if own.is_some() {
+                clicks.lock().unwrap().push(click);
+            }
+            sleep((self.pause * n as u32).saturating_sub(started.elapsed()));
         }
-        sleep((pause * n as u32).saturating_sub(started.elapsed()));
+        n as f64 / started.elapsed().as_secs_f64()
     }
-    n as f64 / started.elapsed().as_secs_f64()
 }
 
 fn epoch() -> f64 {
