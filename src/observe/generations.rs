@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 use super::status::visible;
 use crate::catalog::rights::As;
 use crate::error::{OrReport, Result};
+use crate::statement::{Finds, Statement};
 
 /// Whether there is one, and its build, which only recsync's own processes and roles like pg_monitor see otherwise.
 const STATES: &str = "\
@@ -42,9 +43,10 @@ fn index_states() -> TableIterator<
 fn states() -> Result<Vec<Row>> {
     let visible = visible()?;
     let _as = As::extension();
+    let states = Statement::kept(STATES, Finds::AsPlanned);
     Spi::connect(|client| {
         let mut rows = Vec::new();
-        for row in client.select(STATES, None, &[])? {
+        for row in states.select(client, &[])? {
             let id = row.get::<i32>(1)?.unwrap_or(0);
             if visible.contains(&id) {
                 rows.push((
