@@ -108,7 +108,7 @@ fn fill(db: &mut Database, api: &Api, pipelines: usize, jobs: usize) {
              IF i % 100 = 0 THEN COMMIT; END IF;
          END LOOP; END $$"
     ));
-    db.run(&format!(
+    db.run(
         "SET session_replication_role = replica;
          INSERT INTO recsync.backfill (pipeline_id, done, finished_at, round, total) SELECT id, 10, now(), 1, 10 FROM recsync.pipeline ON CONFLICT DO NOTHING;
          INSERT INTO recsync.usage_day
@@ -121,7 +121,7 @@ fn fill(db: &mut Database, api: &Api, pipelines: usize, jobs: usize) {
                 sum(coalesced_tokens + unchanged_tokens + known_tokens), sum(coalesced_cost + unchanged_cost + known_cost)
            FROM recsync.usage_day GROUP BY 1, 2, 3, 4;
          RESET session_replication_role"
-    ));
+    );
     // In one transaction, so that the worker does not look at the jobs while they have no index.
     db.run(&format!(
         "SET session_replication_role = replica;
