@@ -91,6 +91,9 @@ pub mod size;
 // Limits a minute: when the next request may go.
 pub mod rate;
 
+// What is left of them, for those who watch.
+pub mod left;
+
 // Whose limits they are.
 pub mod account;
 

@@ -1,7 +1,8 @@
 //! What was spent at providers, and what was saved: bills from the worker to the tables, and budgets.
 //!
 //! Bills are appended to `recsync.usage_log` in the transaction that stores the vectors they paid for, and folded into
-//! `recsync.usage_day` now and then. Nothing here updates a row with each store, and nothing sends anything.
+//! `recsync.usage_day` and `recsync.usage_month` now and then. Nothing here updates a row with each store, and nothing
+//! sends anything.
 
 // The figures, and who pays.
 pub mod bill;

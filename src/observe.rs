@@ -20,6 +20,9 @@ mod filling;
 // status and the numbers that the worker keeps.
 pub mod status;
 
+// Views whose plan is kept.
+mod kept;
+
 // How many jobs wait.
 mod jobs;
 

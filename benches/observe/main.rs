@@ -22,6 +22,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("shared_buffers", "2GB"),
     ("max_wal_size", "8GB"),
     ("recsync.enabled", "off"),
+    // For the filling alone.
+    ("maintenance_work_mem", "1GB"),
+    ("wal_level", "minimal"),
+    ("max_wal_senders", "0"),
 ];
 
 /// What is asked, and what must not take longer than this many milliseconds at p50.
@@ -104,7 +108,7 @@ fn fill(db: &mut Database, api: &Api, pipelines: usize, jobs: usize) {
              IF i % 100 = 0 THEN COMMIT; END IF;
          END LOOP; END $$"
     ));
-    db.run(&format!(
+    db.run(
         "SET session_replication_role = replica;
          INSERT INTO recsync.backfill (pipeline_id, done, finished_at, round, total) SELECT id, 10, now(), 1, 10 FROM recsync.pipeline ON CONFLICT DO NOTHING;
          INSERT INTO recsync.usage_day
@@ -112,7 +116,20 @@ fn fill(db: &mut Database, api: &Api, pipelines: usize, jobs: usize) {
            FROM recsync.pipeline p, generate_series(0, 29) d;
          INSERT INTO recsync.dead_letter_log (pipeline_id, record_key, attempt, class, status, message)
          SELECT p.id, ARRAY[i::text], 3, 'permanent', 400, 'no' FROM recsync.pipeline p, generate_series(1, 10) i WHERE p.id % 10 = 0;
+         INSERT INTO recsync.usage_month
+         SELECT date_trunc('month', day::timestamp)::date, pipeline_id, server, currency, sum(tokens), sum(cost),
+                sum(coalesced_tokens + unchanged_tokens + known_tokens), sum(coalesced_cost + unchanged_cost + known_cost)
+           FROM recsync.usage_day GROUP BY 1, 2, 3, 4;
+         RESET session_replication_role"
+    );
+    // In one transaction, so that the worker does not look at the jobs while they have no index.
+    db.run(&format!(
+        "SET session_replication_role = replica;
+         ALTER TABLE recsync.job DROP CONSTRAINT job_pkey;
+         DROP INDEX recsync.job_due;
          INSERT INTO recsync.job (pipeline_id, record_key) SELECT p.id, ARRAY[i::text] FROM recsync.pipeline p, generate_series(1, {jobs} / {pipelines}) i;
+         ALTER TABLE recsync.job ADD PRIMARY KEY (pipeline_id, record_key);
+         CREATE INDEX job_due ON recsync.job (pipeline_id, available_at, record_key) WHERE leased_until IS NULL;
          RESET session_replication_role"
     ));
     // Alone: not in a transaction with others.

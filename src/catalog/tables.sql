@@ -304,8 +304,34 @@ CREATE VIEW usage_unfolded AS
            pg_catalog.sum(known)::bigint AS known, pg_catalog.sum(known_tokens)::bigint AS known_tokens, pg_catalog.sum(known_tokens * price) / 1000000 AS known_cost
       FROM usage_log GROUP BY pipeline_id, server, model, currency, day;
 COMMENT ON VIEW usage_unfolded IS 'What of recsync.usage_log is to be added to recsync.usage_day.';
-CREATE VIEW ledger AS SELECT * FROM usage_day UNION ALL SELECT * FROM usage_unfolded;
-COMMENT ON VIEW ledger IS 'recsync.usage_day and what is not folded into it yet: for recsync.usage.';
+CREATE VIEW ledger AS
+    SELECT * FROM usage_day
+    UNION ALL
+    SELECT pipeline_id, server, model, currency, day, requests, queries, inputs, bytes, tokens, estimated_tokens, tokens * price * 0.000001,
+           coalesced, coalesced_tokens, coalesced_tokens * price * 0.000001, unchanged, unchanged_tokens, unchanged_tokens * price * 0.000001,
+           known, known_tokens, known_tokens * price * 0.000001 FROM usage_log;
+COMMENT ON VIEW ledger IS 'recsync.usage_day and the rows that are not folded into it yet, as they are: for recsync.usage, which adds them up.';
+
+-- Of usage_day what is asked for most: with each fold as much is added here as there.
+CREATE TABLE usage_month (
+    month             date NOT NULL,        -- its first day
+    pipeline_id       integer NOT NULL,
+    server            text NOT NULL,
+    currency          text NOT NULL,
+    tokens            bigint NOT NULL,
+    cost              numeric,              -- NULL: no price was known
+    spared_tokens     bigint NOT NULL,      -- coalesced, unchanged and known
+    spared_cost       numeric,
+    PRIMARY KEY (month, pipeline_id, server, currency)
+);
+COMMENT ON TABLE usage_month IS 'What was spent and saved by pipeline, server and month: for recsync.status, metrics and budgets, which never add up days. What it was and when is in recsync.usage_day.';
+
+CREATE VIEW ledger_month AS
+    SELECT month, pipeline_id, server, currency, tokens, cost, spared_tokens, spared_cost FROM usage_month
+    UNION ALL
+    SELECT pg_catalog.date_trunc('month', day::timestamp)::date, pipeline_id, server, currency, tokens, tokens * price * 0.000001,
+           coalesced_tokens + unchanged_tokens + known_tokens, (coalesced_tokens + unchanged_tokens + known_tokens) * price * 0.000001 FROM usage_log;
+COMMENT ON VIEW ledger_month IS 'recsync.usage_month and what is not folded into it yet.';
 
 -- The names of pipelines that are no more, for what they have spent.
 CREATE TABLE usage_name (
@@ -396,6 +422,7 @@ SELECT pg_catalog.pg_extension_config_dump('site', '');
 SELECT pg_catalog.pg_extension_config_dump('adopted', '');
 SELECT pg_catalog.pg_extension_config_dump('usage_log', '');
 SELECT pg_catalog.pg_extension_config_dump('usage_day', '');
+SELECT pg_catalog.pg_extension_config_dump('usage_month', '');
 SELECT pg_catalog.pg_extension_config_dump('usage_name', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log', '');
 SELECT pg_catalog.pg_extension_config_dump('shown_log_number_seq', '');

@@ -28,7 +28,7 @@ COMMENT ON VIEW dead_letter IS 'Rows that were given up, with class, HTTP status
 
 CREATE VIEW usage WITH (security_barrier) AS
     WITH seen AS MATERIALIZED (SELECT pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE') AS all_of_it)
-    SELECT COALESCE(p.relation, n.name) AS pipeline, u.model, u.day,
+    SELECT u.name AS pipeline, u.model, u.day,
            pg_catalog.sum(u.requests)::bigint AS requests, pg_catalog.sum(u.inputs)::bigint AS inputs, pg_catalog.sum(u.tokens)::bigint AS tokens,
            pg_catalog.sum(u.bytes)::bigint AS bytes, pg_catalog.trim_scale(pg_catalog.sum(u.cost)) AS cost,
            pg_catalog.sum(u.coalesced_tokens + u.unchanged_tokens + u.known_tokens)::bigint AS saved_tokens,
@@ -40,15 +40,25 @@ CREATE VIEW usage WITH (security_barrier) AS
            pg_catalog.trim_scale(pg_catalog.sum(u.unchanged_cost)) AS unchanged_cost,
            pg_catalog.sum(u.known)::bigint AS known, pg_catalog.sum(u.known_tokens)::bigint AS known_tokens,
            pg_catalog.trim_scale(pg_catalog.sum(u.known_cost)) AS known_cost
-      FROM ledger u LEFT JOIN pipeline p ON COALESCE(p.account, p.id) = u.pipeline_id AND p.of_pipeline IS NULL LEFT JOIN usage_name n ON n.pipeline_id = u.pipeline_id
+      FROM ( -- what has no name is apart, so that who asks for one reads no other's days
+            SELECT n.name, l.*
+              FROM (SELECT COALESCE(account, id) AS id, relation AS name FROM pipeline WHERE of_pipeline IS NULL
+                    UNION ALL
+                    SELECT n.pipeline_id, n.name FROM usage_name n
+                     WHERE NOT EXISTS (SELECT FROM pipeline p WHERE COALESCE(p.account, p.id) = n.pipeline_id AND p.of_pipeline IS NULL)) n
+              JOIN ledger l ON l.pipeline_id = n.id
+            UNION ALL
+            SELECT NULL, l.* FROM ledger l
+             WHERE NOT EXISTS (SELECT FROM pipeline p WHERE COALESCE(p.account, p.id) = l.pipeline_id AND p.of_pipeline IS NULL)
+               AND NOT EXISTS (SELECT FROM usage_name n WHERE n.pipeline_id = l.pipeline_id)) u
      WHERE (SELECT all_of_it FROM seen) OR u.pipeline_id IN (SELECT visible_pipelines())
      GROUP BY 1, u.model, u.day, u.currency, u.server;
 COMMENT ON VIEW usage IS 'What was spent on embeddings and what was saved, a row a pipeline, model and day of UTC (and server and currency, where these changed): requests, their inputs (texts), bytes (of their bodies), tokens as the provider counts them (estimated_tokens of these are recsync''s estimate, where the reply had no count), cost by the price of the time (NULL: none was known); queries: the requests that embed and search made. Saved: coalesced (changes that came together with others of their row), unchanged (texts that were those of their vectors) and known (texts whose vector was known), with the tokens, estimated by the provider''s count of other texts, and the money that each would have cost. pipeline is NULL for embed by a server''s name; what its generations have cost is the pipeline''s. It survives drop_pipeline. Readable by the pipeline''s owner, recsync_admin and pg_monitor.';
 
-CREATE VIEW status WITH (security_barrier) AS
+CREATE VIEW status_query WITH (security_barrier) AS
     WITH month AS MATERIALIZED (
-         SELECT pipeline_id, server, currency, pg_catalog.sum(tokens)::bigint AS tokens, pg_catalog.sum(cost) AS cost FROM ledger
-          WHERE day >= (SELECT pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) GROUP BY pipeline_id, server, currency),
+         SELECT pipeline_id, server, currency, pg_catalog.sum(tokens)::bigint AS tokens, pg_catalog.sum(cost) AS cost FROM ledger_month
+          WHERE month >= (SELECT pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) GROUP BY pipeline_id, server, currency),
     number AS MATERIALIZED (SELECT * FROM counters()),
     given_up AS MATERIALIZED (SELECT pipeline_id, pg_catalog.count(*) AS dead FROM dead_letter_log GROUP BY pipeline_id),
     ahead AS MATERIALIZED ( -- what the log has that was not dispatched yet
@@ -135,6 +145,14 @@ CREATE VIEW status WITH (security_barrier) AS
      WHERE s.audit IS NOT NULL
        AND (pg_catalog.pg_has_role('recsync_admin', 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE')
             OR pg_catalog.pg_has_role(o.owner, 'USAGE'));
+COMMENT ON VIEW status_query IS 'What recsync.status shows, planned anew with each look: see there.';
+CREATE FUNCTION status_rows() RETURNS SETOF status_query LANGUAGE c VOLATILE AS 'MODULE_PATHNAME', 'status_rows_v1';
+COMMENT ON FUNCTION status_rows() IS 'The rows of recsync.status_query that the caller may see, by a plan that the session keeps; for recsync.status.';
+CREATE VIEW status WITH (security_barrier) AS
+    SELECT kind, name, state, pending, in_flight, dead, lag_seconds, backfilled, embedded, requests, tokens, last_change, last_embedded, last_error, paused_reason,
+           waiting_for, backfill_total, backfill_rate, backfill_eta, backfill_reason, needs_verify, month_tokens, month_cost, monthly_budget,
+           server_month_cost, server_monthly_budget, currency, warning, truncated
+      FROM status_rows();
 COMMENT ON VIEW status IS 'One row a pipeline, recommender, hook or audited table (kind): state, pending, in flight, dead letters, lag, how far its backfill is and why recsync has begun it, whether it needs verify, last error, why it is paused or what it waits for, and tokens and money of this month (UTC) beside the budgets of the pipeline and of its server; warning: 80% of one of them is spent; and of how many texts only the beginning was sent (truncated). pending is counted, but for rows that wait as jobs: of more than 10,000 of these, shared out among the pipelines, it is estimated how many they are. Of a hook, embedded counts the letters that have arrived.';
 
 CREATE VIEW overview WITH (security_barrier) AS
@@ -202,7 +220,7 @@ CREATE VIEW attribution WITH (security_barrier) AS
     SELECT recommender, placement, source, shown, attributable, clicked, converted FROM attribution();
 COMMENT ON VIEW attribution IS 'What has come of what was shown, by recommender, placement and source: the function attribution() without arguments. Readable by the owner of the recommender''s items, recsync_admin and pg_monitor.';
 
-GRANT SELECT ON change_log, dead_letter, usage, status, overview, generation, model, list_cache, shown, attribution TO PUBLIC;
+GRANT SELECT ON change_log, dead_letter, usage, status_query, status, overview, generation, model, list_cache, shown, attribution TO PUBLIC;
 
 CREATE FUNCTION fdw_validator(options text[], catalog oid) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'fdw_validator_v1';
 COMMENT ON FUNCTION fdw_validator(text[], oid) IS 'Checks the options of CREATE/ALTER SERVER and USER MAPPING: unknown or impossible ones are errors that name the valid ones.';

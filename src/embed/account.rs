@@ -64,8 +64,32 @@ impl Account {
         entry.ask(self.limits, tokens, asker, now, latest)
     }
 
-    /// What an answer says to everybody who uses the account: "retry after", or that nothing is left until a time.
+    /// By which its counters are found by those who watch, and the limits that are kept.
+    pub fn kept(&self) -> (u64, Limits) {
+        (self.key, self.limits)
+    }
+
+    /// What an answer says to everybody who uses the account: "retry after", or that nothing is left until a time; and
+    /// what is left, to those who watch.
     pub fn heed(&self, retry_after: Option<Duration>, announced: Announced, now: i64) {
+        let said = [
+            (
+                announced.remaining_requests,
+                announced.limit_requests,
+                announced.reset_requests,
+            ),
+            (
+                announced.remaining_tokens,
+                announced.limit_tokens,
+                announced.reset_tokens,
+            ),
+        ];
+        for (which, (left, limit, reset)) in said.into_iter().enumerate() {
+            if let Some(left) = left {
+                let limit = limit.map(|limit| limit.get().into());
+                self.entry(now).said()[which].set(left, limit, reset, now);
+            }
+        }
         let rest = announced.wait_for(1).max(retry_after.unwrap_or_default());
         if !rest.is_zero() {
             let rest = rest.min(RETRY_AFTER_MAX).as_nanos() as i64;

@@ -5,6 +5,7 @@
 //! Sources: OpenAI, "Rate limits", section "Rate limits in headers"; Azure OpenAI, "Manage quota"
 //! (`retry-after-ms`); RFC 9110, section 10.2.3 (`Retry-After`).
 
+use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use ureq::http::{HeaderMap, header};
@@ -19,6 +20,9 @@ pub struct Limits {
     pub remaining_requests: Option<u64>,
     /// Tokens that may follow now (`x-ratelimit-remaining-tokens`).
     pub remaining_tokens: Option<u64>,
+    /// Of how many requests and tokens that is (`x-ratelimit-limit-requests`, `x-ratelimit-limit-tokens`).
+    pub limit_requests: Option<NonZeroU32>,
+    pub limit_tokens: Option<NonZeroU32>,
     /// Until all requests are there again (`x-ratelimit-reset-requests`).
     pub reset_requests: Option<Duration>,
     /// Until all tokens are there again (`x-ratelimit-reset-tokens`).
@@ -28,10 +32,13 @@ pub struct Limits {
 impl Limits {
     pub(crate) fn of(headers: &HeaderMap) -> Limits {
         let count = |name| text(headers, name)?.parse().ok();
+        let limit = |name| text(headers, name)?.parse().ok();
         let wait = |name| duration(text(headers, name)?).filter(|wait| *wait <= MAX_RESET);
         Limits {
             remaining_requests: count("x-ratelimit-remaining-requests"),
             remaining_tokens: count("x-ratelimit-remaining-tokens"),
+            limit_requests: limit("x-ratelimit-limit-requests"),
+            limit_tokens: limit("x-ratelimit-limit-tokens"),
             reset_requests: wait("x-ratelimit-reset-requests"),
             reset_tokens: wait("x-ratelimit-reset-tokens"),
         }
@@ -129,6 +136,8 @@ mod tests {
         ]));
         assert_eq!(limits.remaining_requests, Some(59));
         assert_eq!(limits.remaining_tokens, Some(149_984));
+        assert_eq!(limits.limit_requests, NonZeroU32::new(60));
+        assert_eq!(limits.limit_tokens, NonZeroU32::new(150_000));
         assert_eq!(limits.reset_requests, seconds(1.0));
         assert_eq!(limits.reset_tokens, seconds(360.0));
         assert_eq!(limits.wait_for(149_984), Duration::ZERO);

@@ -10,6 +10,8 @@
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use super::left::{Left, Said};
+
 /// Accounts that are known at a time; a cluster has as many as it has keys and models.
 const ENTRIES: usize = 256;
 /// How much later than its time a grant may be used, and a request may come in at the provider than another that was
@@ -94,6 +96,15 @@ impl Pace {
         arrival.saturating_add((units - burst) * self.interval)
     }
 
+    /// How many may go at once to a session, the counter being at `arrival`: none while more was granted ahead.
+    fn left(&self, arrival: i64, now: i64) -> Left {
+        let granted = (arrival.saturating_sub(now).max(0) + self.interval - 1) / self.interval;
+        Left {
+            now: (self.burst - granted).max(0).unsigned_abs(),
+            limit: Some(self.limit()),
+        }
+    }
+
     /// Where the counter is once `units` have gone at `at`.
     fn charged(&self, arrival: i64, units: i64, at: i64) -> i64 {
         arrival.max(at).saturating_add(units * self.interval)
@@ -110,9 +121,39 @@ pub struct Entry {
     tokens: AtomicI64,
     /// Until when the provider has asked everybody to wait.
     rest: AtomicI64,
+    /// What the provider has said is left of requests and of tokens.
+    said: [Said; 2],
 }
 
 impl Entry {
+    const fn new() -> Entry {
+        Entry {
+            key: AtomicU64::new(0),
+            requests: AtomicI64::new(0),
+            tokens: AtomicI64::new(0),
+            rest: AtomicI64::new(0),
+            said: [Said::nothing(), Said::nothing()],
+        }
+    }
+
+    /// What the provider has said of requests, and of tokens.
+    pub fn said(&self) -> [&Said; 2] {
+        self.said.each_ref()
+    }
+
+    /// What is left of the limits on requests and on tokens; `None` where there is no limit that is known.
+    pub fn left(&self, limits: Limits, now: i64) -> [Option<Left>; 2] {
+        let own = [
+            (limits.requests, &self.requests),
+            (limits.tokens, &self.tokens),
+        ];
+        std::array::from_fn(|which| {
+            let (pace, counter) = own[which];
+            let own = pace.map(|pace| pace.left(counter.load(SeqCst), now));
+            Left::narrower(own, self.said[which].left(now))
+        })
+    }
+
     /// Nobody sends before `at`.
     pub fn rest_until(&self, at: i64) {
         self.rest.fetch_max(at, SeqCst);
@@ -291,14 +332,7 @@ pub static LOCAL: Rates = Rates::new();
 impl Rates {
     pub const fn new() -> Rates {
         Rates {
-            entries: [const {
-                Entry {
-                    key: AtomicU64::new(0),
-                    requests: AtomicI64::new(0),
-                    tokens: AtomicI64::new(0),
-                    rest: AtomicI64::new(0),
-                }
-            }; ENTRIES],
+            entries: [const { Entry::new() }; ENTRIES],
         }
     }
 
@@ -306,13 +340,15 @@ impl Rates {
     /// `None` where all are in use. Ask for them anew each time: idle ones may have got another owner. A grant of the
     /// former owner's may then count for the new one, which does not matter: it is one in a minute.
     pub fn entry(&self, key: u64, now: i64) -> Option<&Entry> {
-        let known = |entry: &&Entry| entry.key.load(SeqCst) == key;
-        if let Some(entry) = self.entries.iter().find(known) {
+        if let Some(entry) = self.known(key) {
             return Some(entry);
         }
         let take =
             |entry: &&Entry, from| match entry.key.compare_exchange(from, key, SeqCst, SeqCst) {
-                Ok(_) => true,
+                Ok(_) => {
+                    entry.said.iter().for_each(Said::forget); // the former owner's
+                    true
+                }
                 Err(other) => other == key,
             };
         let free = |entry: &&Entry| entry.key.load(SeqCst) == 0 && take(entry, 0);
@@ -324,6 +360,21 @@ impl Rates {
         entries
             .find(free)
             .or_else(|| self.entries.iter().find(idle))
+    }
+
+    /// The counters of `key`, where it has some.
+    pub fn known(&self, key: u64) -> Option<&Entry> {
+        let mut entries = self.entries.iter();
+        entries.find(|entry| entry.key.load(SeqCst) == key)
+    }
+
+    /// What is left of an account's limits: see [`Entry::left`]. One that has sent nothing has all of it.
+    pub fn left(&self, key: u64, limits: Limits, now: i64) -> [Option<Left>; 2] {
+        static IDLE: Entry = Entry::new();
+        match key {
+            0 => [None, None],
+            _ => self.known(key).unwrap_or(&IDLE).left(limits, now),
+        }
     }
 
     /// The counters of `key`, or those of another account, so that both go more slowly than they might.

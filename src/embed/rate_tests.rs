@@ -250,6 +250,44 @@ fn the_providers_count_replaces_the_estimate() {
 }
 
 #[test]
+fn what_is_left_is_what_would_be_granted_now() {
+    let entry = entry();
+    let limit = requests(60);
+    let left = |now| entry.left(limit, now)[0].unwrap().now;
+    assert_eq!((left(START), entry.left(limit, START)[1]), (6, None));
+    for asked in 1..20 {
+        let now = START + asked * SECOND / 3;
+        sent_at(entry, limit, 0, START);
+        let shown = left(now);
+        let one = || entry.ask(limit, 0, Asker::Session, now, now);
+        let grants: Vec<Grant> = std::iter::from_fn(|| one().ok()).collect();
+        assert_eq!(shown, grants.len() as u64, "after {asked}");
+        grants.into_iter().rev().for_each(drop); // given back
+    }
+    // The provider's word counts where it is narrower.
+    let later = START + 600 * SECOND;
+    entry.said()[0].set(2, Some(100), None, later);
+    let narrower = entry.left(limit, later)[0];
+    assert_eq!(
+        narrower.map(|left| (left.now, left.limit)),
+        Some((2, Some(60)))
+    );
+}
+
+#[test]
+fn an_account_that_takes_anothers_counters_does_not_take_what_was_said_to_it() {
+    let rates: &'static Rates = Box::leak(Box::default());
+    let said = |key, now| rates.left(key, Limits::default(), now)[0].map(|left| left.now);
+    for key in 1..=ENTRIES as u64 {
+        let entry = rates.entry(key, START).unwrap();
+        entry.said()[0].set(key, None, None, START);
+    }
+    assert_eq!((said(7, START), said(1_000, START)), (Some(7), None));
+    assert!(rates.entry(1_000, START).is_some(), "others are idle");
+    assert_eq!(said(1_000, START), None);
+}
+
+#[test]
 fn the_clock_runs_on() {
     let before = now();
     std::thread::sleep(Duration::from_millis(2));

@@ -1,4 +1,4 @@
-//! The ledger's tables: bills appended, and folded into days.
+//! The ledger's tables: bills appended, and folded into days and months.
 //!
 //! A row is never updated with a store: `usage_log` is only appended to, and emptied by TRUNCATE when it has been folded. It
 //! never queues for a lock: while somebody reads the ledger it is folded another time.
@@ -30,6 +30,17 @@ ON CONFLICT (pipeline_id, server, model, currency, day) DO UPDATE
        unchanged_cost = COALESCE(d.unchanged_cost + excluded.unchanged_cost, d.unchanged_cost, excluded.unchanged_cost),
        known = d.known + excluded.known, known_tokens = d.known_tokens + excluded.known_tokens,
        known_cost = COALESCE(d.known_cost + excluded.known_cost, d.known_cost, excluded.known_cost)";
+
+/// The same, of the month: what is added here is what is added there.
+const FOLD_MONTHS: &str = "\
+INSERT INTO recsync.usage_month AS m
+SELECT pg_catalog.date_trunc('month', day::timestamp)::date, pipeline_id, server, currency, pg_catalog.sum(tokens)::bigint, pg_catalog.sum(cost),
+       pg_catalog.sum(coalesced_tokens + unchanged_tokens + known_tokens)::bigint, pg_catalog.sum(coalesced_cost + unchanged_cost + known_cost)
+  FROM recsync.usage_unfolded GROUP BY 1, 2, 3, 4
+ON CONFLICT (month, pipeline_id, server, currency) DO UPDATE
+   SET tokens = m.tokens + excluded.tokens, cost = COALESCE(m.cost + excluded.cost, m.cost, excluded.cost),
+       spared_tokens = m.spared_tokens + excluded.spared_tokens,
+       spared_cost = COALESCE(m.spared_cost + excluded.spared_cost, m.spared_cost, excluded.spared_cost)";
 
 /// Appends bills, in the caller's transaction. As recsync's owner.
 pub fn append(bills: &Bills) -> Result<()> {
@@ -73,10 +84,11 @@ pub fn has_rows() -> Result<bool> {
     Ok(found == Some(true))
 }
 
-/// Folds what was appended into days. An error by NOWAIT where somebody reads or writes it: another time.
+/// Folds what was appended into days and months. An error by NOWAIT where somebody reads or writes it: another time.
 pub fn fold() -> Result<()> {
     Spi::run("LOCK TABLE recsync.usage_log IN ACCESS EXCLUSIVE MODE NOWAIT")?;
     Spi::run(FOLD)?;
+    Spi::run(FOLD_MONTHS)?;
     Spi::run("TRUNCATE recsync.usage_log")?;
     Ok(())
 }
@@ -99,8 +111,8 @@ impl Spent {
     /// What the ledger has of it.
     pub fn read(month: Month) -> Result<Spent> {
         const SPENT: &str = "\
-SELECT pipeline_id, server, currency, pg_catalog.sum(cost)::float8 FROM recsync.ledger
- WHERE day >= $1::date AND cost IS NOT NULL GROUP BY pipeline_id, server, currency";
+SELECT pipeline_id, server, currency, pg_catalog.sum(cost)::float8 FROM recsync.ledger_month
+ WHERE month >= $1::date AND cost IS NOT NULL GROUP BY pipeline_id, server, currency";
         let mut spent = Spent::default();
         Spi::connect(|client| -> Result<()> {
             for row in client.select(SPENT, None, &[month.first_day().into()])? {

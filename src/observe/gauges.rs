@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::shared::meters::now_us;
 use crate::shared::money::Money;
 use crate::shared::{Counters, Database, Shared};
+use crate::statement::{Finds, Statement};
 
 const OF_PIPELINES: &str = include_str!("gauges.sql");
 
@@ -60,13 +61,14 @@ fn counters_of<'a>(shared: &'a Shared, database: &Database) -> HashMap<i32, &'a 
         .collect()
 }
 
-/// Looks once, as recsync's owner, under the active snapshot. `make`: counters that are missing are made, and names are
+/// Looks once, as recsync's owner. `make`: counters that are missing are made, and names are
 /// written, both of which only the worker may do.
 pub fn look(shared: &Shared, database: &Database, make: bool) -> Result<()> {
     let oid = pg_sys::Oid::from(database.oid.load(SeqCst));
     let known = counters_of(shared, database);
-    Spi::connect(|client| {
-        for row in client.select(OF_PIPELINES, None, &[])? {
+    Spi::connect(|client| -> Result<()> {
+        let of_pipelines = Statement::kept(OF_PIPELINES, Finds::AsPlanned);
+        for row in of_pipelines.select(client, &[])? {
             let id = row.get::<i32>(1)?.unwrap_or(0);
             let counters = match known.get(&id) {
                 Some(counters) => Some(*counters),

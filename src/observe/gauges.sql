@@ -1,9 +1,8 @@
 WITH month AS MATERIALIZED (
-     SELECT pipeline_id, server, currency, pg_catalog.sum(tokens)::bigint AS tokens, pg_catalog.sum(cost::float8) AS cost,
-            pg_catalog.sum(coalesced_tokens + unchanged_tokens + known_tokens)::bigint AS spared_tokens,
-            pg_catalog.sum((COALESCE(coalesced_cost, 0) + COALESCE(unchanged_cost, 0) + COALESCE(known_cost, 0))::float8) AS spared_cost
-       FROM recsync.ledger
-      WHERE day >= (SELECT pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) GROUP BY pipeline_id, server, currency
+     SELECT pipeline_id, server, currency, pg_catalog.sum(tokens)::bigint AS tokens, pg_catalog.sum(cost)::float8 AS cost,
+            pg_catalog.sum(spared_tokens)::bigint AS spared_tokens, COALESCE(pg_catalog.sum(spared_cost)::float8, 0) AS spared_cost
+       FROM recsync.ledger_month
+      WHERE month >= (SELECT pg_catalog.date_trunc('month', pg_catalog.clock_timestamp() AT TIME ZONE 'UTC')::date) GROUP BY pipeline_id, server, currency
 ), server AS MATERIALIZED (
      SELECT s.name, s.monthly_budget, s.currency, (SELECT pg_catalog.sum(o.cost) FROM month o WHERE o.server = s.name AND o.currency = s.currency) AS cost
        FROM (SELECT f.srvname::text AS name, pg_catalog.max(o.option_value) FILTER (WHERE o.option_name = 'monthly_budget')::float8 AS monthly_budget,

@@ -5,10 +5,13 @@
 use pgrx::prelude::*;
 
 use super::status::visible;
+use crate::catalog::names::Canonical;
 use crate::catalog::rights::As;
 use crate::error::{OrReport, Result};
+use crate::statement::{Finds, Statement};
 
-/// Whether there is one, and its build, which only recsync's own processes and roles like pg_monitor see otherwise.
+/// Of those tables that have one, or get one: whether it is there, and its build, which only recsync's own processes and
+/// roles like pg_monitor see otherwise. Tables are found by name from their indexes: a look-up of each name takes longer.
 const STATES: &str = "\
 WITH build AS MATERIALIZED (
      SELECT relid, phase, blocks_done::float8 / NULLIF(blocks_total, 0) AS done
@@ -16,10 +19,12 @@ WITH build AS MATERIALIZED (
 ), ready AS MATERIALIZED (
      SELECT i.indrelid FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
        JOIN pg_catalog.pg_am m ON m.oid = x.relam AND m.amname = 'hnsw' WHERE i.indisvalid GROUP BY i.indrelid
+), named AS MATERIALIZED (
+     SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS vectors, r.indrelid IS NOT NULL AS valid, b.phase, b.done
+       FROM ready r FULL JOIN build b ON b.relid = r.indrelid
+       JOIN pg_catalog.pg_class c ON c.oid = COALESCE(r.indrelid, b.relid) JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 )
-SELECT p.id, r.indrelid IS NOT NULL, b.phase, b.done
-  FROM (SELECT id, pg_catalog.to_regclass(vectors)::oid AS vectors FROM recsync.pipeline) p
-  LEFT JOIN ready r ON r.indrelid = p.vectors LEFT JOIN build b ON b.relid = p.vectors";
+SELECT p.id, d.valid, d.phase, d.done FROM recsync.pipeline p JOIN named d ON d.vectors = p.vectors";
 
 type Row = (i32, bool, Option<String>, Option<f64>);
 
@@ -42,9 +47,11 @@ fn index_states() -> TableIterator<
 fn states() -> Result<Vec<Row>> {
     let visible = visible()?;
     let _as = As::extension();
+    let _canonical = Canonical::begin();
+    let states = Statement::kept(STATES, Finds::AsPlanned);
     Spi::connect(|client| {
         let mut rows = Vec::new();
-        for row in client.select(STATES, None, &[])? {
+        for row in states.select(client, &[])? {
             let id = row.get::<i32>(1)?.unwrap_or(0);
             if visible.contains(&id) {
                 rows.push((

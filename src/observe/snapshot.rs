@@ -3,10 +3,12 @@
 //! It never calls PostgreSQL, so that any thread may take one, and never holds a text or key of a row, or a reason that
 //! might quote one.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use serde::Serialize;
 
+use crate::embed::left::Left;
+use crate::embed::rate::{self, Limits, Pace, Rates};
 use crate::shared::failures::{Failure, Kind};
 use crate::shared::histogram::Distribution;
 use crate::shared::meters::{Meters, Op, now_us};
@@ -117,7 +119,7 @@ pub struct MoneyView {
 
 impl MoneyView {
     fn of(money: &Money) -> MoneyView {
-        let number = |number: &std::sync::atomic::AtomicU64| number.load(SeqCst);
+        let number = |number: &AtomicU64| number.load(SeqCst);
         MoneyView {
             currency: money.currency.get(),
             cost: money.cost.get(),
@@ -175,6 +177,9 @@ pub struct ProviderView {
     pub window: u32,
     pub most: u32,
     pub flights: u32,
+    /// What is left of the limits of its account; `None`: there is none that anybody knows of.
+    pub requests_left: Option<Left>,
+    pub tokens_left: Option<Left>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -211,7 +216,7 @@ impl Snapshot {
             let mut view = DatabaseView::of(entry, oid, snapshot.standby, now);
             for counters in &shared.counters {
                 if counters.database.load(SeqCst) == oid {
-                    view.add(counters, shared.meters(counters), snapshot.enabled, now);
+                    view.add(counters, shared, snapshot.enabled, now);
                 }
             }
             view.pipelines
@@ -257,8 +262,8 @@ impl DatabaseView {
         }
     }
 
-    fn add(&mut self, counters: &Counters, meters: &Meters, enabled: bool, now: i64) {
-        let Some(view) = PipelineView::of(counters, meters, self.worker, enabled, now) else {
+    fn add(&mut self, counters: &Counters, shared: &Shared, enabled: bool, now: i64) {
+        let Some(view) = PipelineView::of(counters, shared, self.worker, enabled, now) else {
             return;
         };
         if view.kind != "recommender" {
@@ -275,18 +280,19 @@ impl DatabaseView {
 impl PipelineView {
     fn of(
         counters: &Counters,
-        meters: &Meters,
+        shared: &Shared,
         worker: Worker,
         enabled: bool,
         now: i64,
     ) -> Option<PipelineView> {
+        let meters = shared.meters(counters);
         let kind = match meters.kind.load(SeqCst) {
             1 => "pipeline",
             2 => "recommender",
             3 => "hook",
             _ => return None,
         };
-        let provider = ProviderView::of(counters, meters, now);
+        let provider = ProviderView::of(counters, meters, &shared.rates, now);
         let state = match meters.paused.load(SeqCst) {
             1 => State::Paused,
             2 => State::Stopped,
@@ -378,8 +384,18 @@ impl PipelineView {
 }
 
 impl ProviderView {
-    fn of(counters: &Counters, meters: &Meters, now: i64) -> ProviderView {
+    fn of(counters: &Counters, meters: &Meters, rates: &Rates, now: i64) -> ProviderView {
         let provider = &meters.provider;
+        let pace = |limit: &AtomicU64| {
+            let limit = limit.load(SeqCst);
+            (limit > 0).then(|| Pace::per_minute(limit))
+        };
+        let limits = Limits {
+            requests: pace(&provider.requests_per_minute),
+            tokens: pace(&provider.tokens_per_minute),
+        };
+        let [requests_left, tokens_left] =
+            rates.left(provider.account.load(SeqCst), limits, rate::now());
         let until = provider.rests_until_us.load(SeqCst);
         ProviderView {
             breaker: match provider.breaker.load(SeqCst) {
@@ -392,6 +408,8 @@ impl ProviderView {
             window: provider.window.load(SeqCst),
             most: provider.most.load(SeqCst),
             flights: provider.flights.load(SeqCst),
+            requests_left,
+            tokens_left,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;
 
 use crate::catalog::names::{select_kept, select_one};
-use crate::catalog::rights::As;
+use crate::catalog::rights::{As, is_admin};
 use crate::catalog::site;
 use crate::embed::failure::Class;
 use crate::error::{OrReport, Result, sqlstate_text};
@@ -53,10 +53,13 @@ impl Visible {
 
 /// What the caller may see.
 pub(super) fn visible() -> Result<Visible> {
-    const ALL: &str = "SELECT pg_catalog.pg_has_role($1, 'recsync_admin', 'USAGE') OR pg_catalog.pg_has_role($1, 'pg_monitor', 'USAGE')";
-    // SAFETY: the current user's OID.
-    let user = unsafe { pg_sys::GetUserId() };
-    if select_one::<bool>(ALL, &[user.into()])? == Some(true) {
+    // SAFETY: look-ups of roles.
+    let (user, watches) = unsafe {
+        let user = pg_sys::GetUserId();
+        let watcher = pg_sys::get_role_oid(c"pg_monitor".as_ptr(), false);
+        (user, pg_sys::has_privs_of_role(user, watcher))
+    };
+    if watches || is_admin() {
         return Ok(Visible::All);
     }
     Ok(Visible::Those(owned(user)?))

@@ -84,6 +84,11 @@ pub struct Provider {
     pub flights: AtomicU32,
     /// Until when it is left alone, for its failures or its limits; 0: it is not.
     pub rests_until_us: AtomicI64,
+    /// Its account, by which [`crate::embed::rate::Rates`] knows what is left of its limits; 0: it is not asked.
+    pub account: AtomicU64,
+    /// The limits a minute that are kept; 0: there is none.
+    pub requests_per_minute: AtomicU64,
+    pub tokens_per_minute: AtomicU64,
 }
 
 /// Of a database.
@@ -144,6 +149,13 @@ impl Provider {
             number.store(0, SeqCst);
         }
         self.rests_until_us.store(0, SeqCst);
+        for number in [
+            &self.account,
+            &self.requests_per_minute,
+            &self.tokens_per_minute,
+        ] {
+            number.store(0, SeqCst);
+        }
     }
 }
 

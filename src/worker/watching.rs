@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::leader::Leader;
 use super::process::{Failed, transaction};
 use super::running::{ServerLane, State};
+use crate::embed::rate::Pace;
 use crate::observe::gauges;
 use crate::shared::meters::{Provider, now_us};
 
@@ -133,4 +134,10 @@ pub(super) fn show_provider(
         false => now_us() + rests.as_micros() as i64,
     };
     provider.rests_until_us.store(until, SeqCst);
+    let (account, limits) = lane.account.kept();
+    provider.account.store(account, SeqCst);
+    let limit = |pace: Option<Pace>| pace.map_or(0, |pace| pace.limit());
+    let (requests, tokens) = (limit(limits.requests), limit(limits.tokens));
+    provider.requests_per_minute.store(requests, SeqCst);
+    provider.tokens_per_minute.store(tokens, SeqCst);
 }

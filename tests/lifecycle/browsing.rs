@@ -95,6 +95,11 @@ fn the_page_follows_a_pipeline_that_fails_and_recovers_without_a_word_on_the_con
     let address = free_address();
     let cluster = Cluster::start(&[("recsync.metrics_listen", &address.to_string())]);
     let api = Api::start();
+    api.announce(&[
+        ("x-ratelimit-limit-requests", "60"),
+        ("x-ratelimit-remaining-requests", "42"),
+        ("x-ratelimit-reset-requests", "1h"),
+    ]);
     let mut db = cluster.database();
     db.items(&api, "");
     db.run("INSERT INTO item VALUES (1, 'one')");
@@ -105,6 +110,12 @@ fn the_page_follows_a_pipeline_that_fails_and_recovers_without_a_word_on_the_con
     browser.open(&format!("http://{address}/"));
     let state = ("pipelines", "public.item_embedding", "State");
     wait_for(&browser, state, "● running");
+    for (column, left) in [
+        ("Requests left now", "42limit 60"),
+        ("Tokens left now", "no limit"),
+    ] {
+        wait_for(&browser, ("providers", "api", column), left);
+    }
     // What is there is changed, not made anew: whoever reads or has selected something is not disturbed.
     browser.run("window.row = document.querySelector('#pipelines tbody tr'); window.scroll = 0;");
     api.down();

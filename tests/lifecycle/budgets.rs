@@ -189,6 +189,7 @@ fn new_month_has_its_budget_anew() {
         db.one::<bool>("SELECT (SELECT count(*) FROM recsync.usage_day) = 1 AND (SELECT count(*) FROM recsync.usage_log) = 0")
     });
     db.run("UPDATE recsync.usage_day SET day = (date_trunc('month', now() AT TIME ZONE 'UTC') - interval '1 day')::date;
+            UPDATE recsync.usage_month SET month = month - interval '1 month';
             UPDATE recsync.budget_notice SET month = month - interval '1 month'");
     assert_eq!(
         status(&mut db, "state").unwrap(),

@@ -172,6 +172,44 @@ fn a_hooks_letters_its_failures_and_its_receiver_are_watched_as_a_pipelines_are(
 }
 
 #[test]
+fn what_is_left_of_limits_is_that_of_the_own_pace_or_what_the_provider_says() {
+    let api = Api::start();
+    let mut db = shared().database();
+    db.items(&api, "requests_per_minute '600'");
+    db.settle("item_embedding");
+    let numbers = |db: &mut Database| {
+        [
+            "recsync_limit_requests",
+            "recsync_limit_requests_left",
+            "recsync_limit_tokens",
+            "recsync_limit_tokens_left",
+        ]
+        .map(|name| value(db, name, &[ITEMS]))
+    };
+    db.run("INSERT INTO item VALUES (1, 'one')");
+    db.settle("item_embedding");
+    // A tenth may go at once, and is soon there again.
+    wait_until(PATIENCE, "all is there again", || {
+        numbers(&mut db) == [Some(600.0), Some(60.0), None, None]
+    });
+    api.announce(&[
+        ("x-ratelimit-limit-requests", "500"),
+        ("x-ratelimit-remaining-requests", "3"),
+        ("x-ratelimit-reset-requests", "1h"),
+        ("x-ratelimit-remaining-tokens", "7000"),
+        ("x-ratelimit-reset-tokens", "1h"),
+    ]);
+    db.run("INSERT INTO item VALUES (2, 'two')");
+    db.settle("item_embedding");
+    let said = [Some(500.0), Some(3.0), None, Some(7_000.0)];
+    assert_eq!(numbers(&mut db), said);
+    // A session's requests are of the same account.
+    api.announce(&[("x-ratelimit-remaining-requests", "2")]);
+    db.run("SELECT recsync.embed('item_embedding', 'a question')");
+    assert_eq!(numbers(&mut db)[1], Some(2.0));
+}
+
+#[test]
 fn lists_that_were_ready_and_that_were_made_are_those_of_list_cache() {
     let mut db = shared().database();
     db.run(

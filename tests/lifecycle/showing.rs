@@ -62,6 +62,39 @@ fn overview_fits_120_columns_whatever_names_reasons_and_numbers_there_are() {
 }
 
 #[test]
+fn status_that_a_session_looks_at_again_is_as_of_now_and_of_whoever_looks() {
+    let api = Api::start();
+    let mut db = shared().database();
+    let role = format!("{}_tenant", db.name);
+    db.items(&api, "");
+    db.run(&format!(
+        "CREATE ROLE {role}; GRANT CREATE ON SCHEMA public TO {role}; GRANT USAGE ON FOREIGN SERVER api TO {role}"
+    ));
+    const SEEN: &str = "SELECT name FROM recsync.status ORDER BY name";
+    assert_eq!(db.column::<String>(SEEN), ["public.item_embedding"]);
+    db.run(&format!("SET ROLE {role}"));
+    assert_eq!(db.column::<String>(SEEN), [""; 0]);
+    db.run("CREATE TABLE other (id int PRIMARY KEY, title text)");
+    db.pipeline("other_embedding", "other");
+    for of_all in ["recsync.status", "recsync.status_rows()"] {
+        let seen: Vec<String> = db.column(&format!("SELECT name FROM {of_all}"));
+        assert_eq!(seen, ["public.other_embedding"], "{of_all}");
+    }
+    db.run("RESET ROLE");
+    let both = ["public.item_embedding", "public.other_embedding"];
+    assert_eq!(db.column::<String>(SEEN), both);
+    db.run("SELECT recsync.pause('item_embedding')");
+    let paused = "SELECT name FROM recsync.status WHERE state = 'paused'";
+    assert_eq!(db.column::<String>(paused), ["public.item_embedding"]);
+    // As much as is planned anew.
+    let differs: i64 = db.one(
+        "SELECT count(*) FROM recsync.status s FULL JOIN recsync.status_query q ON q::text = s::text WHERE s.name IS NULL OR q.name IS NULL",
+    );
+    assert_eq!(differs, 0);
+    db.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
+}
+
+#[test]
 fn everything_that_is_recsyncs_has_a_comment_and_functions_say_when_they_fail() {
     let mut db = shared().database();
     let without: Vec<String> = db.column(
