@@ -24,7 +24,7 @@ test: ## everything that CI runs, in a PostgreSQL of its own: PG=16 (15, 16, 18,
 demo: ## the main job on real data, in a PostgreSQL of its own; KEEP=1 leaves it running
 	@tests/setup/demo.sh demo
 
-bench: ## one measurement: BENCH=latency, capture, embed, index, cost, recommend, observe, quality (DATA=…)
+bench: ## one measurement: BENCH=latency, capture, embed, index, cost, recommend, events, observe, quality (DATA=…)
 	@tests/setup/demo.sh bench $(BENCH)
 
 schema: ## write the install script under sql/ from the code

@@ -29,6 +29,9 @@ mod prepare;
 // Which events were applied.
 mod register;
 
+// What a closed table of them does not hold.
+mod absent;
+
 // What keeps that small.
 pub mod rotation;
 

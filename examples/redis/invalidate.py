@@ -53,7 +53,7 @@ def main():
     while True:
         try:
             follow(database, cache, channel)
-        except (psycopg.OperationalError, redis.ConnectionError) as error:
+        except (psycopg.OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
             print(f"again in a second: {error}", file=sys.stderr, flush=True)
             time.sleep(1)
 

@@ -11,6 +11,9 @@
 //! for the first: on both sides of a change of tables, too. The closed ones hold nothing that is not committed, and a look
 //! into them with a snapshot taken after the lock sees all of it, whatever snapshot the transaction has.
 //!
+//! A closed table changes no more. Who looks into one often enough reads it once as a whole and keeps which digests it does not
+//! hold, so that a stream of new events costs one look an event, and not one for each table.
+//!
 //! What one role has noted counts for that role only: row-level security may keep it from a row that another may write, so
 //! what is done for one is not for the other. It never holds a value of anybody's, only digests.
 
@@ -18,9 +21,11 @@ use pgrx::datum::Uuid;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use sha2::{Digest, Sha256};
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 
+use super::absent::Absent;
 use crate::catalog::names::own_relation;
 use crate::catalog::rights::As;
 use crate::error::{Error, Result};
@@ -39,15 +44,39 @@ const NAMES: [(&CStr, &CStr); PARTS] = [
 /// The register, open for this transaction.
 pub struct Register {
     current: usize,
-    closed: Vec<Part>,
+    closed: Vec<Closed>,
     role: pg_sys::Oid,
 }
 
 #[derive(Clone, Copy)]
 struct Part {
+    number: usize,
     table: pg_sys::Oid,
     index: pg_sys::Oid,
 }
+
+/// A table that is closed, since when.
+#[derive(Clone, Copy)]
+struct Closed {
+    part: Part,
+    at: i64,
+}
+
+/// What a session keeps of a closed table.
+#[derive(Default)]
+struct Kept {
+    /// Since when the table is closed that it is of.
+    at: i64,
+    /// How many digests have been looked for.
+    looks: usize,
+    absent: Option<Absent>,
+}
+
+/// Rows of a page, about.
+const ROWS: usize = 150;
+/// Rows that are read as a whole in the time of one look by the index, about, and looks that are never too many.
+const READ: usize = 50;
+const LEAST: usize = 1_000;
 
 impl Register {
     /// Waits for nobody but a change of tables, which takes no longer than its commit.
@@ -61,7 +90,11 @@ impl Register {
             unsafe { pg_sys::LockRelationOid(open.table, pg_sys::RowExclusiveLock as _) };
             let (now, closed) = state()?;
             if now == current {
-                let closed = closed.into_iter().map(part).collect::<Result<_>>()?;
+                let closed = closed.into_iter().map(|(number, at)| {
+                    let part = part(number)?;
+                    Ok(Closed { part, at })
+                });
+                let closed = closed.collect::<Result<_>>()?;
                 return Ok(Register {
                     current,
                     closed,
@@ -189,11 +222,16 @@ impl Register {
         })
     }
 
-    /// Those that are in closed tables, with their highest sequence.
+    /// Those of `digests`, in their order, that are in closed tables, with their highest sequence.
     fn closed_ones(&self, digests: &[Uuid]) -> Result<HashMap<Uuid, i64>> {
         let mut found = HashMap::new();
-        for part in &self.closed {
-            look(part.table, Some(part.index), digests, |values| {
+        for closed in &self.closed {
+            let wanted = closed.may_hold(digests);
+            if wanted.is_empty() {
+                continue;
+            }
+            let Part { table, index, .. } = closed.part;
+            look(table, Some(index), &wanted, |values| {
                 // SAFETY: the values are those of a row of event_<n>: a uuid, a bigint that may be NULL.
                 let (digest, sequence) = unsafe {
                     let ((digest, no_digest), (sequence, none)) = (values[0], values[1]);
@@ -202,13 +240,73 @@ impl Register {
                         i64::from_datum(sequence, none),
                     )
                 };
-                if let Some(digest) = digest {
+                // Where the index was not used, it may be any.
+                if let Some(digest) = digest.filter(|digest| wanted.binary_search(digest).is_ok()) {
                     let highest = found.entry(digest).or_insert(i64::MIN);
                     *highest = sequence.unwrap_or(i64::MIN).max(*highest);
                 }
             });
         }
         Ok(found)
+    }
+}
+
+impl Closed {
+    /// Those of `digests`, in their order, that may be in it.
+    fn may_hold(&self, digests: &[Uuid]) -> Vec<Uuid> {
+        thread_local! {
+            static KEPT: RefCell<[Kept; PARTS]> = RefCell::default();
+        }
+        let number = self.part.number % PARTS;
+        let mut kept = KEPT.with_borrow_mut(|kept| std::mem::take(&mut kept[number]));
+        if kept.at != self.at {
+            kept = Kept {
+                at: self.at,
+                ..Kept::default()
+            };
+        }
+        kept.looks = kept.looks.saturating_add(digests.len());
+        if kept.absent.is_none() && kept.looks >= LEAST {
+            let rows = pages(self.part.table) * ROWS;
+            if kept.looks >= rows / READ {
+                kept.absent = Some(self.absent(rows));
+            }
+        }
+        let wanted = match &kept.absent {
+            Some(absent) => {
+                let may_be = digests.iter().copied();
+                may_be
+                    .filter(|digest| !absent.is_absent(digest.as_bytes()))
+                    .collect()
+            }
+            None => digests.to_vec(),
+        };
+        KEPT.with_borrow_mut(|all| all[number] = kept);
+        wanted
+    }
+
+    fn absent(&self, rows: usize) -> Absent {
+        let mut absent = Absent::of(rows);
+        look(self.part.table, None, &[], |values| {
+            // SAFETY: the first value of a row of event_<n> is a uuid.
+            if let Some(digest) = unsafe { Uuid::from_datum(values[0].0, values[0].1) } {
+                absent.add(digest.as_bytes());
+            }
+        });
+        absent
+    }
+}
+
+/// Of a table.
+fn pages(table: pg_sys::Oid) -> usize {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: the table is there, and opened, locked and let go of here.
+    unsafe {
+        let relation = pg_sys::table_open(table, lock);
+        let pages =
+            pg_sys::RelationGetNumberOfBlocksInFork(relation, pg_sys::ForkNumber::MAIN_FORKNUM);
+        pg_sys::table_close(relation, lock);
+        pages as usize
     }
 }
 
@@ -219,87 +317,90 @@ fn part(number: usize) -> Result<Part> {
     };
     let (table, index) = NAMES[number % PARTS];
     Ok(Part {
+        number,
         table: relation(table)?,
         index: relation(index)?,
     })
 }
 
-/// The open table, and those that are closed, as of now, whatever snapshot the transaction has.
-fn state() -> Result<(usize, Vec<usize>)> {
+/// The open table, and those that are closed, since when, as of now, whatever snapshot the transaction has.
+fn state() -> Result<(usize, Vec<(usize, i64)>)> {
     let missing = || Error::Internal("recsync.event_register has no table that is open".into());
     let register = own_relation(c"event_register").ok_or_else(missing)?;
     let (mut open, mut closed) = (None, Vec::new());
     look(register, None, &[], |values| {
-        // SAFETY: the values are those of a row of event_register: an integer, two times of which only NULL matters.
-        let number = unsafe { i32::from_datum(values[0].0, values[0].1) }.unwrap_or(0) as usize;
-        match (values[1].1, values[2].1) {
-            (false, true) => open = Some(number),
-            (false, false) => closed.push(number),
+        // SAFETY: the values are those of a row of event_register: an integer, and two times, which are numbers.
+        let (number, closed_at) = unsafe {
+            (
+                i32::from_datum(values[0].0, values[0].1),
+                i64::from_datum(values[2].0, values[2].1),
+            )
+        };
+        let number = number.unwrap_or(0) as usize;
+        match (values[1].1, closed_at) {
+            (false, None) => open = Some(number),
+            (false, Some(at)) => closed.push((number, at)),
             _ => {}
         }
     });
     Ok((open.ok_or_else(missing)?, closed))
 }
 
-/// Shows the first three columns, and whether they are NULL, of the rows with one of the keys, or of all rows of a table
-/// without an index, as of now. It needs no rights, and keeps no lock: a closed table may be emptied while the transaction
-/// goes on.
+/// Shows the first three columns, and whether they are NULL, of the rows with one of the keys, in one scan of the index, or of
+/// all rows where there is no index, as of now. It needs no rights, and keeps no lock: a closed table may be emptied while
+/// the transaction goes on.
 fn look(
     table: pg_sys::Oid,
     index: Option<pg_sys::Oid>,
     keys: &[Uuid],
     mut show: impl FnMut([(pg_sys::Datum, bool); 3]),
 ) {
-    let mut scan = |relation: pg_sys::Relation, key: Option<Uuid>, snapshot: pg_sys::Snapshot| {
-        let mut given = pg_sys::ScanKeyData::default();
-        // SAFETY: the relation is open and has three columns, the key is compared with the first by uuid's own function,
-        // the tuple is read before the scan goes on.
-        unsafe {
-            if let Some(key) = key {
-                pg_sys::ScanKeyInit(
-                    &mut given,
-                    1,
-                    pg_sys::BTEqualStrategyNumber as _,
-                    pg_sys::F_UUID_EQ.into(),
-                    key.into_datum().unwrap_or(pg_sys::Datum::null()),
-                );
-            }
-            let scan = pg_sys::systable_beginscan(
-                relation,
-                index.unwrap_or(pg_sys::InvalidOid),
-                index.is_some(),
-                snapshot,
-                i32::from(key.is_some()),
-                &mut given,
-            );
-            loop {
-                let tuple = pg_sys::systable_getnext(scan);
-                if tuple.is_null() {
-                    break;
-                }
-                let (mut values, mut nulls) = ([pg_sys::Datum::null(); 3], [true; 3]);
-                pg_sys::heap_deform_tuple(
-                    tuple,
-                    (*relation).rd_att,
-                    values.as_mut_ptr(),
-                    nulls.as_mut_ptr(),
-                );
-                show([0, 1, 2].map(|column| (values[column], nulls[column])));
-            }
-            pg_sys::systable_endscan(scan);
-        }
-    };
-    // SAFETY: the table is there, and opened, locked and let go of here; the snapshot is registered while it is used.
+    let mut given = pg_sys::ScanKeyData::default();
+    // Where an index may not be used (ignore_system_indexes) the table is read as a whole.
+    // SAFETY: a plain global.
+    let by_index = index.is_some() && !unsafe { pg_sys::IgnoreSystemIndexes };
+    // SAFETY: the table is there, and opened, locked and let go of here, and has three columns; the key is compared with each
+    // of an array of its type, which only an index does, by uuid's own function, and lives as long as the scan; a tuple is read
+    // before the scan goes on; the snapshot is registered while it is used.
     unsafe {
+        if by_index {
+            pg_sys::ScanKeyEntryInitialize(
+                &mut given,
+                pg_sys::SK_SEARCHARRAY as _,
+                1,
+                pg_sys::BTEqualStrategyNumber as _,
+                pg_sys::InvalidOid,
+                pg_sys::InvalidOid,
+                pg_sys::F_UUID_EQ.into(),
+                keys.to_vec().into_datum().unwrap_or(pg_sys::Datum::null()),
+            );
+        }
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         let relation = pg_sys::table_open(table, lock);
         let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetLatestSnapshot());
-        if index.is_some() {
-            keys.iter()
-                .for_each(|key| scan(relation, Some(*key), snapshot));
-        } else {
-            scan(relation, None, snapshot);
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            index.unwrap_or(pg_sys::InvalidOid),
+            by_index,
+            snapshot,
+            i32::from(by_index),
+            &mut given,
+        );
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let (mut values, mut nulls) = ([pg_sys::Datum::null(); 3], [true; 3]);
+            pg_sys::heap_deform_tuple(
+                tuple,
+                (*relation).rd_att,
+                values.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+            );
+            show([0, 1, 2].map(|column| (values[column], nulls[column])));
         }
+        pg_sys::systable_endscan(scan);
         pg_sys::UnregisterSnapshot(snapshot);
         pg_sys::table_close(relation, lock);
     }

@@ -76,6 +76,8 @@ fn an_item_that_is_hidden_or_deleted_makes_all_lists_old_and_other_changes_do_no
     }
     // Names are followed, and another declaration is.
     db.run("ALTER TABLE product RENAME hidden TO gone; ALTER TABLE product RENAME TO article");
+    let used = "SELECT used_columns FROM recsync.watched_items";
+    assert_eq!(db.one::<Vec<String>>(used), ["gone"]);
     assert_told(
         &mut db,
         &receiver,
@@ -91,6 +93,22 @@ fn an_item_that_is_hidden_or_deleted_makes_all_lists_old_and_other_changes_do_no
         &receiver,
         "UPDATE product SET stock = 0 WHERE id = 7",
         1,
+    );
+    // One that fails hides what it is asked of.
+    let fails =
+        "SELECT recsync.alter_recommender('shop', eligible => 'NOT hidden AND 100 / stock > 0')";
+    assert_told(&mut db, &receiver, fails, 1);
+    assert_told(
+        &mut db,
+        &receiver,
+        "UPDATE product SET stock = 0 WHERE id = 8",
+        1,
+    );
+    assert_told(
+        &mut db,
+        &receiver,
+        "UPDATE product SET stock = 1 WHERE id = 9",
+        0,
     );
     assert_told(&mut db, &receiver, "TRUNCATE product CASCADE", 1);
 }

@@ -23,6 +23,9 @@ mod whole_loop;
 /// LISTEN.
 mod notices;
 
+/// Lists in Redis, by the example.
+mod redis;
+
 /// Receivers that fail, workers that die.
 mod faults;
 

@@ -295,6 +295,44 @@ fn a_list_is_ready_again_while_much_else_is_to_be_done() {
 }
 
 #[test]
+fn an_eligible_that_fails_is_an_error_of_lists_that_are_ready_too_and_the_worker_goes_on() {
+    let mut db = shop(shared(), 20);
+    for user in ["ann", "bob"] {
+        views(&mut db, user, &[1, 2]);
+    }
+    db.settle("shop");
+    let since = now(&mut db);
+    db.run("SELECT recsync.alter_recommender('shop', eligible => '100 / price > 0')");
+    wait_until_ready(&mut db, &since);
+    let worker = db.worker();
+    let before = counted(&mut db);
+    let listed = items(&mut db, "shop_recommend('ann')");
+    assert_eq!(counted(&mut db), [before[0] + 1, before[1]], "it was ready");
+    db.run(&format!(
+        "UPDATE product SET price = 0 WHERE id = {}",
+        listed[0]
+    ));
+    for age in ["5min", "0"] {
+        db.run(&format!("SET recsync.list_age = '{age}'"));
+        let refused = db.refused("SELECT FROM shop_recommend('ann')");
+        assert_eq!(refused.code().code(), "22012", "list_age {age}");
+    }
+    db.run("RESET recsync.list_age");
+    // Lists cannot be made, and what users do counts all the same.
+    views(&mut db, "ann", &[3]);
+    db.settle("shop");
+    assert!(!has_list(&mut db, "ann"));
+    wait_until(PATIENCE, "it is said", || {
+        db.one("SELECT count(*) > 0 FROM recsync.errors WHERE kind = 'recommender' AND name = 'public.shop' AND sqlstate = '22012'")
+    });
+    db.run("UPDATE product SET price = 1");
+    views(&mut db, "bob", &[3]);
+    db.settle("shop");
+    assert_eq!(items(&mut db, "shop_recommend('ann', k => 20)").len(), 20);
+    assert_eq!(db.worker(), worker, "it is another worker");
+}
+
+#[test]
 fn another_declaration_makes_lists_unknown_and_they_go_with_the_recommender_and_the_person() {
     let mut db = shop(shared(), 20);
     views(&mut db, "ann", &[1, 2]);

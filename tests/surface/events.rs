@@ -16,9 +16,6 @@ mod rights;
 /// The same events in two sessions at once; the register's tables in turn.
 mod register;
 
-/// How many a second.
-mod speed;
-
 fn apply(client: &mut Client, events: &str) -> i64 {
     client.one(&format!("SELECT recsync.apply_events($e${events}$e$)"))
 }

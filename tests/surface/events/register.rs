@@ -207,3 +207,53 @@ fn table_is_closed_only_when_nobody_has_written_to_it_without_having_committed()
         "an event and a key"
     );
 }
+
+/// Upserts of rows from `from` on, each an event of its own.
+fn events(name: &str, from: usize, count: usize) -> String {
+    let events = (from..from + count).map(|n| {
+        format!(
+            r#"{{"event_id": "{name}{n}", "operation": "upsert", "table": "item", "record_id": {n}, "data": {{"title": "{name}"}}, "sequence": {n}}}"#
+        )
+    });
+    format!("[{}]", events.collect::<Vec<_>>().join(","))
+}
+
+#[test]
+fn who_sends_many_events_keeps_what_closed_tables_do_not_hold_and_no_longer_than_they_do() {
+    let mut db = items();
+    db.worker();
+    let close = |db: &mut Database, number: usize| {
+        age(db, "opened_at", "4 days");
+        wait_until(PATIENCE, "the table is closed", || {
+            parts(db)[number] == "closed"
+        });
+    };
+    assert_eq!(apply(&mut db, &events("a", 0, 700)), 700);
+    close(&mut db, 0);
+    // From the second call on what is not there is known.
+    for from in [1_000, 2_000, 3_000] {
+        assert_eq!(apply(&mut db, &events("b", from, 700)), 700);
+    }
+    assert_eq!(apply(&mut db, &events("a", 0, 701)), 1);
+    assert_eq!(
+        report(&mut db, &event("old", 0), "abort"),
+        ["1 old outdated"]
+    );
+    // Once around: the same table holds others.
+    for number in 1..4 {
+        close(&mut db, number);
+        age(&mut db, "closed_at", "8 days");
+        wait_until(PATIENCE, "the tables are emptied", || {
+            !parts(&mut db).contains(&"closed".to_owned())
+        });
+        assert_eq!(apply(&mut db, &events("c", number * 1_000, 10)), 10);
+    }
+    assert_eq!(parts(&mut db)[0], "open");
+    assert_eq!(apply(&mut db, &events("d", 0, 700)), 700);
+    close(&mut db, 0);
+    assert_eq!(apply(&mut db, &events("d", 0, 700)), 0);
+    for from in [1_000, 2_000] {
+        assert_eq!(apply(&mut db, &events("e", from, 700)), 700);
+    }
+    assert_eq!(apply(&mut db, &events("d", 0, 700)), 0);
+}
