@@ -450,8 +450,53 @@ COMMENT ON FUNCTION unseen_v1() IS 'Trigger function of a watched table: notes i
 --   tables
 
 
-CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
-COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
+CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
+LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
+COMMENT ON FUNCTION embed(text, text, text) IS
+'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- requires:
+--   tables
+
+-- The register of applied events, a ring of four tables. A row is an event that was applied, or a key of a table with the
+-- sequence of the last event that was applied to it; both by a digest of whose it is, so that no value of anybody's
+-- stands here. Written by apply_events as recsync's owner; nobody else has rights on it. Not dumped: what it names is
+-- named by numbers of this database.
+CREATE TABLE event_0 (
+    digest   uuid PRIMARY KEY,
+    sequence bigint,                  -- of a key
+    previous bigint                   -- that before the last change
+) WITH (fillfactor = 80);
+CREATE TABLE event_1 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
+CREATE TABLE event_2 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
+CREATE TABLE event_3 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
+
+-- Which of them is written: the one that is open. Those that are closed are read; one that has been emptied is neither.
+CREATE TABLE event_register (
+    number    integer PRIMARY KEY,
+    opened_at timestamptz,
+    closed_at timestamptz,
+    CHECK (opened_at IS NOT NULL OR closed_at IS NULL)
+);
+INSERT INTO event_register (number, opened_at)
+SELECT n, CASE n WHEN 0 THEN pg_catalog.now() END FROM pg_catalog.generate_series(0, 3) AS n;
+
+-- Events that could not be applied and were put aside. They hold what was sent.
+CREATE TABLE event_dead_letter (
+    digest     uuid PRIMARY KEY,      -- of who sent what: one that comes again is counted
+    event_id   text,
+    event      jsonb NOT NULL,
+    sent_by    text NOT NULL,
+    sqlstate   text NOT NULL,
+    message    text NOT NULL,
+    attempts   integer NOT NULL DEFAULT 1,
+    failed_at  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE event_dead_letter IS 'Events that apply_events(…, on_error => ''dead_letter'') could not apply, with the reason. They hold what was sent: readable by recsync_admin only, who may delete them, too.';
+GRANT SELECT, DELETE ON event_dead_letter TO recsync_admin;
+SELECT pg_catalog.pg_extension_config_dump('event_dead_letter', '');
 /* </end connected objects> */
 
 /* <begin connected objects> */
@@ -522,53 +567,8 @@ SELECT pg_catalog.pg_extension_config_dump('watched_items', '');
 --   tables
 
 
-CREATE FUNCTION embed(name text, input text, purpose text DEFAULT 'query') RETURNS vector
-LANGUAGE c STABLE STRICT PARALLEL RESTRICTED COST 100000 AS 'MODULE_PATHNAME', 'embed_v1';
-COMMENT ON FUNCTION embed(text, text, text) IS
-'The vector of a text by the model of a pipeline (or of a server). purpose: query or document. One request for a text in a session, at most recsync.embed_timeout; needs USAGE on the server. Put it into a scalar sub-select, so that plans call it once: ORDER BY embedding <=> (SELECT recsync.embed(…)). Errors: 42704 unknown name, 42501 no USAGE, 38000 the provider failed, 57014 no answer in time, 53400 the account''s limits leave no request until then.';
-/* </end connected objects> */
-
-/* <begin connected objects> */
--- requires:
---   tables
-
--- The register of applied events, a ring of four tables. A row is an event that was applied, or a key of a table with the
--- sequence of the last event that was applied to it; both by a digest of whose it is, so that no value of anybody's
--- stands here. Written by apply_events as recsync's owner; nobody else has rights on it. Not dumped: what it names is
--- named by numbers of this database.
-CREATE TABLE event_0 (
-    digest   uuid PRIMARY KEY,
-    sequence bigint,                  -- of a key
-    previous bigint                   -- that before the last change
-) WITH (fillfactor = 80);
-CREATE TABLE event_1 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
-CREATE TABLE event_2 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
-CREATE TABLE event_3 (LIKE event_0 INCLUDING ALL) WITH (fillfactor = 80);
-
--- Which of them is written: the one that is open. Those that are closed are read; one that has been emptied is neither.
-CREATE TABLE event_register (
-    number    integer PRIMARY KEY,
-    opened_at timestamptz,
-    closed_at timestamptz,
-    CHECK (opened_at IS NOT NULL OR closed_at IS NULL)
-);
-INSERT INTO event_register (number, opened_at)
-SELECT n, CASE n WHEN 0 THEN pg_catalog.now() END FROM pg_catalog.generate_series(0, 3) AS n;
-
--- Events that could not be applied and were put aside. They hold what was sent.
-CREATE TABLE event_dead_letter (
-    digest     uuid PRIMARY KEY,      -- of who sent what: one that comes again is counted
-    event_id   text,
-    event      jsonb NOT NULL,
-    sent_by    text NOT NULL,
-    sqlstate   text NOT NULL,
-    message    text NOT NULL,
-    attempts   integer NOT NULL DEFAULT 1,
-    failed_at  timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
-);
-COMMENT ON TABLE event_dead_letter IS 'Events that apply_events(…, on_error => ''dead_letter'') could not apply, with the reason. They hold what was sent: readable by recsync_admin only, who may delete them, too.';
-GRANT SELECT, DELETE ON event_dead_letter TO recsync_admin;
-SELECT pg_catalog.pg_extension_config_dump('event_dead_letter', '');
+CREATE FUNCTION revise_v1() RETURNS trigger LANGUAGE c AS 'MODULE_PATHNAME', 'revise_v1';
+COMMENT ON FUNCTION revise_v1() IS 'Trigger function of a pipeline''s table: notes which items have got another vector. Made by create_recommender; its argument is the id of recsync.recommender.';
 /* </end connected objects> */
 
 /* <begin connected objects> */
