@@ -23,7 +23,7 @@ COMMENT ON FUNCTION metrics() IS
 'Numbers of all databases of the cluster that have recsync, as OpenMetrics 1.0 text: what http://<recsync.metrics_listen>/metrics gives. Counters and histograms start at zero with the server. Holds names of databases, pipelines, recommenders and servers, and no text of a row. For pg_monitor and recsync_admin. Errors: 55000 recsync is not preloaded.';
 "#)]
 fn metrics() -> String {
-    openmetrics::text(&snapshot(|shared, own| gauges::look(shared, own, false)).or_report())
+    openmetrics::text(snapshot(|shared, own| gauges::look(shared, own, false)).or_report())
 }
 
 #[pg_extern(sql = r#"

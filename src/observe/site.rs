@@ -35,7 +35,7 @@ pub fn answer(shared: &'static Shared, ring: Ringer) -> Arc<Answer> {
     };
     Arc::new(move |request: &Request| match request.path.as_str() {
         "/" => Reply::ok(HTML, PAGE),
-        "/metrics" => Reply::ok(openmetrics::CONTENT_TYPE, openmetrics::text(&take())),
+        "/metrics" => Reply::ok(openmetrics::CONTENT_TYPE, openmetrics::text(take())),
         "/healthz" => {
             let health = Health::of(&take());
             let body = json(&health);
