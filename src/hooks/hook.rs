@@ -119,12 +119,19 @@ pub fn set_paused(name: &str, paused: bool) -> Result<()> {
     Ok(())
 }
 
-/// Pauses one that cannot go on; the reason stands in recsync.status, and a change of its server ends it. As recsync's
-/// owner.
-pub fn pause_for(id: i32, reason: &str) -> Result<()> {
+/// Pauses one that cannot go on, unless it has another server or owner by now: roles and servers are found as they are
+/// called at the moment, and a rename may have been committed since the hook was read. The reason stands in
+/// recsync.status, and a change of its server ends it. As recsync's owner.
+pub fn pause_for(hook: &Hook, reason: &str) -> Result<()> {
     Spi::run_with_args(
-        "UPDATE recsync.hook SET paused = true, paused_reason = $2, paused_by_server = true WHERE id = $1 AND NOT paused",
-        &[id.into(), reason.into()],
+        "UPDATE recsync.hook SET paused = true, paused_reason = $2, paused_by_server = true
+          WHERE id = $1 AND NOT paused AND server IS NOT DISTINCT FROM $3 AND owner = $4",
+        &[
+            hook.id.into(),
+            reason.into(),
+            hook.server.clone().into(),
+            hook.owner_name.clone().into(),
+        ],
     )?;
     Ok(())
 }

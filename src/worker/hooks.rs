@@ -407,7 +407,7 @@ impl Listening {
 }
 
 fn note_pause(hook: &Hook, reason: &str) -> std::result::Result<(), Failed> {
-    transaction(|| hook::pause_for(hook.id, reason))?;
+    transaction(|| hook::pause_for(hook, reason))?;
     was_paused();
     Ok(())
 }

@@ -49,6 +49,7 @@ fn invariant_13_role_without_grants_writes_to_a_watched_table_and_reads_nothing_
         "recsync.overview",
         "recsync.shown",
         "recsync.status",
+        "recsync.status_query",
         "recsync.usage",
     ];
     for relation in relations {
