@@ -93,9 +93,6 @@ mod running;
 // Batches sent, replies landed.
 mod flights;
 
-// The part of the time that goes to what comes after everything else.
-mod share;
-
 // What is spent and saved, written down; budgets.
 mod spending;
 

@@ -7,26 +7,12 @@ use std::time::{Duration, Instant};
 use super::keeping::{Keeping, REST, wait_briefly};
 use super::leader::Leader;
 use super::process::{Failed, is_passing, transaction};
-use crate::dispatch::queue::Lane;
 use crate::hooks::outbox;
 
 /// How often it is looked whether they are many.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Leader {
-    /// Whether it is the turn of items' neighbours, which come after everything else but lists.
-    pub(super) fn may_count(&self) -> bool {
-        self.counting.next().is_zero() || !self.is_behind() && !self.is_wanted()
-    }
-
-    /// Interactions wait, or the interests of those who have done something.
-    pub(super) fn is_behind(&self) -> bool {
-        self.recommenders.iter().any(|(id, keeping)| {
-            let waits = self.queue.waits(*id, Lane::Live) > 0 || keeping.due.has_users();
-            waits && !keeping.rests()
-        })
-    }
-
     /// Some that are stale are counted, where nothing else waits. False when there are none.
     pub(super) fn count_neighbours(&mut self, id: i32) -> std::result::Result<bool, Failed> {
         let Some(keeping) = self
@@ -44,12 +30,10 @@ impl Leader {
             true => Ok(false),
             false => self.count_elsewhere(id),
         };
-        let began = Instant::now();
         let counted = match elsewhere {
             Ok(false) => self.count_some(id),
             asked => asked,
         };
-        self.counting.took(began.elapsed());
         match counted {
             Ok(some) => {
                 if let Some(keeping) = self.recommenders.get_mut(&id) {

@@ -82,11 +82,6 @@ impl Due {
         self.users.add(users);
     }
 
-    /// Of users who have done something.
-    pub fn has_users(&self) -> bool {
-        !self.users.order.is_empty()
-    }
-
     /// The items have no vectors.
     fn forget(&mut self) {
         self.users = Users::default();

@@ -32,10 +32,8 @@ use crate::recommend::keep::{Keeper, Rows};
 
 /// Interactions taken at once.
 const CHUNK: usize = 256;
-/// How long a round spends on interactions and on items' neighbours, each: texts and vectors wait no longer for it.
+/// How long a round spends here: texts and vectors wait no longer for it.
 const SLICE: Duration = Duration::from_millis(20);
-/// The same of users' interests: an interaction costs more there than where it is counted.
-const INTERESTS: Duration = Duration::from_millis(40);
 /// After a failure that passes by itself.
 pub(super) const REST: Duration = Duration::from_secs(1);
 
@@ -239,21 +237,15 @@ impl Leader {
         Ok(())
     }
 
-    /// What waits is taken, changes first, each thing for a slice of time; a chunk of each recommender in any case.
+    /// What waits is taken, changes first, for a slice of time; a chunk of each recommender in any case.
     pub(super) fn keep(&mut self) -> std::result::Result<(), Failed> {
+        let until = Instant::now() + SLICE;
         let ids: Vec<i32> = self.recommenders.keys().copied().collect();
-        let until = Instant::now() + SLICE;
-        for id in &ids {
-            self.backfill_recommender(*id)?;
-            while self.keep_a_chunk(*id)? && Instant::now() < until {}
-        }
-        let until = Instant::now() + INTERESTS;
-        for id in &ids {
-            self.refresh_interests(*id, until)?;
-        }
-        let until = Instant::now() + SLICE;
-        for id in &ids {
-            while self.may_count() && self.count_neighbours(*id)? && Instant::now() < until {}
+        for id in ids {
+            self.backfill_recommender(id)?;
+            while self.keep_a_chunk(id)? && Instant::now() < until {}
+            self.refresh_interests(id, until)?;
+            while self.count_neighbours(id)? && Instant::now() < until {}
         }
         Ok(())
     }
@@ -334,10 +326,6 @@ impl Leader {
     /// In how long a recommender has something to do; `None`: nothing waits.
     pub(super) fn keeps_on(&self) -> Option<Duration> {
         let now = Instant::now();
-        let turn = match self.is_behind() {
-            true => self.counting.next(),
-            false => Duration::ZERO,
-        };
         let busy = self.recommenders.iter().filter_map(|(id, keeping)| {
             if self.counts_items_elsewhere(*id) && !keeping.recommender.backfilled {
                 return None; // it wakes this worker
@@ -351,10 +339,7 @@ impl Leader {
             let interests = interests.and_then(|_| keeping.due.next());
             let in_time = match rows {
                 true => Duration::ZERO,
-                false => {
-                    let lists = keeping.lists_in().map(|time| time.max(turn));
-                    lists.into_iter().chain(interests).min()?
-                }
+                false => keeping.lists_in().into_iter().chain(interests).min()?,
             };
             let until = keeping.rests_until.unwrap_or(now);
             Some(until.saturating_duration_since(now).max(in_time))

@@ -22,7 +22,6 @@ use super::process::{self, Bell, Failed, transaction};
 use super::rebuilding::Swaps;
 use super::rest::works;
 use super::running::{Lanes, State, Turns};
-use super::share::Share;
 use super::spending::Spending;
 use super::telling::{Telling, Turned, tell_turned};
 use super::trainer::Trainer;
@@ -106,9 +105,6 @@ pub(super) struct Leader {
     pub(super) stream: u32,
     pub(super) first_in_turn: usize,
     pub(super) turns: Turns,
-    /// Of lists of neighbours, and of lists that are made before they are asked for.
-    pub(super) counting: Share,
-    pub(super) warming: Share,
     /// How often a pipeline has been taken up with another declaration than before.
     pub(super) declarations: u64,
 }
@@ -178,8 +174,6 @@ impl Leader {
             stream: 0,
             first_in_turn: 0,
             turns: Turns::default(),
-            counting: Share::default(),
-            warming: Share::default(),
             declarations: 0,
         })
     }
@@ -474,8 +468,11 @@ impl Leader {
 
     /// The log had changes in this round.
     pub(super) fn has_read(&mut self) {
-        let streams = self.read_at.elapsed() < STREAM + LINGER;
-        self.stream = if streams { self.stream + 1 } else { 0 };
+        self.stream = if self.read_at.elapsed() < STREAM + LINGER {
+            self.stream + 1
+        } else {
+            0
+        };
         self.read_at = Instant::now();
         self.checkpoint.has_changes = true;
         self.checkpoint.log_has_grown = true;
@@ -489,8 +486,10 @@ impl Leader {
     }
 
     fn has_jobs(&mut self) -> bool {
-        let mut running = self.pipelines.values_mut().filter_map(State::running);
-        running.any(|running| running.claims.next().is_some())
+        self.pipelines
+            .values_mut()
+            .filter_map(State::running)
+            .any(|running| running.claims.next().is_some())
     }
 
     pub(super) fn database_oid(&self) -> pg_sys::Oid {

@@ -1,10 +1,10 @@
 //! Lists made for users before they ask: for those who have just done something, and for those whose lists are of
 //! yesterday.
 //!
-//! It comes after everything else, and looks for that after each list: who changes something waits for one list at the
-//! most. Where something else never ends, every so often one is made nevertheless.
+//! It never does anything while there is something else to do, and looks for that after each list: who changes something
+//! waits for one list at the most.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,9 @@ use crate::error::Result;
 use crate::recommend::lists::warm::{self, Made};
 use crate::settings;
 
-/// The list of a user who is at it would be gone before it is asked for: it is made when they have done nothing for so long.
+/// A user who is at it asks for other lists meanwhile: theirs is made again so long after it has gone, and not before.
 /// So no user's row is written so often that what was there before, under a snapshot that is held, has to be waded through.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_secs(3);
 /// In how long as many are made as `recsync.warm_limit` allows, and how many in any case.
 const BUDGET: Duration = Duration::from_secs(60);
 const LEAST: usize = 60;
@@ -34,12 +34,9 @@ const PAGES: u32 = 32;
 /// Whose lists of one recommender are to be made.
 #[derive(Default)]
 pub struct Warming {
-    /// Of users who have just done something, in the order of when.
-    due: BTreeSet<(Instant, String)>,
-    /// Of all others, after those.
-    others: VecDeque<String>,
-    /// Each user is due once; `None`: among the others.
-    users: BTreeMap<String, Option<Instant>>,
+    /// In the order of when they are.
+    due: VecDeque<(Instant, String)>,
+    users: BTreeSet<String>,
     /// How many have been made since.
     made: (usize, Option<Instant>),
     /// When it is looked again which are old; `None`: now.
@@ -59,39 +56,13 @@ impl Warming {
         let most = settings::warm_limit();
         let at = Instant::now() + QUIET;
         for user in users {
-            let full = !self.users.contains_key(user) && self.users.len() >= most;
-            // Of too many who have done something the first stay: those who come in between would have all of them wait
-            // for ever.
-            if !full || self.drop_one() {
-                self.add_at(at, user.clone());
+            // Of too many the first are made: those who come in between would have all of them wait for ever.
+            if self.due.len() < most && self.users.insert(user.clone()) {
+                self.due.push_back((at, user.clone()));
             }
         }
-        while self.users.len() > most && self.drop_one() {}
-    }
-
-    fn drop_one(&mut self) -> bool {
-        let last = self.others.pop_back();
-        last.is_some_and(|last| self.users.remove(&last).is_some())
-    }
-
-    fn add_at(&mut self, at: Instant, user: String) {
-        match self.users.insert(user.clone(), Some(at)) {
-            Some(Some(before)) => {
-                self.due.remove(&(before, user.clone()));
-            }
-            Some(None) => self.others.retain(|other| *other != user),
-            None => {}
-        }
-        self.due.insert((at, user));
-    }
-
-    /// Those who have done something lately first.
-    fn add_others(&mut self, users: Vec<String>) {
-        for user in users {
-            if !self.users.contains_key(&user) {
-                self.users.insert(user.clone(), None);
-                self.others.push_back(user);
-            }
+        while self.due.len() > most {
+            self.take();
         }
     }
 
@@ -102,17 +73,18 @@ impl Warming {
     }
 
     fn take(&mut self) -> Option<String> {
-        let is_due = self
-            .due
-            .first()
-            .is_some_and(|(at, _)| *at <= Instant::now());
-        let user = match is_due {
-            true => None,
-            false => self.others.pop_front(),
-        };
-        let user = user.or_else(|| Some(self.due.pop_first()?.1))?;
+        let (_, user) = self.due.pop_front()?;
         self.users.remove(&user);
         Some(user)
+    }
+
+    /// To be made as soon as may be, before those who are at it.
+    fn add_now(&mut self, users: Vec<String>) {
+        for user in users.into_iter().rev() {
+            if self.users.insert(user.clone()) {
+                self.due.push_front((Instant::now(), user));
+            }
+        }
     }
 
     /// In how long there is something to do.
@@ -124,12 +96,9 @@ impl Warming {
             }
             _ => None,
         };
-        let at = match self.others.is_empty() {
-            true => self.due.first().map(|(at, _)| *at),
-            false => Some(now),
-        };
+        let at = self.due.front().map(|(at, _)| *at);
         let at = at.map(|at| budget.map_or(at, |budget| budget.max(at)));
-        let some = self.unlooked || self.there > 0 || !self.users.is_empty();
+        let some = self.unlooked || self.there > 0 || !self.due.is_empty();
         let looks = some.then(|| self.looks_at.unwrap_or(now));
         let next = at.into_iter().chain(looks).min()?;
         let next = self.rests_until.map_or(next, |until| until.max(next));
@@ -179,8 +148,8 @@ impl Warming {
             Ok((warm::trim(r, most)?, warm::outdated(r, age, most)?))
         })?;
         (self.there, self.unlooked) = (there, false);
-        let room = most.saturating_sub(there + self.users.len());
-        self.add_others(old);
+        let room = most.saturating_sub(there + self.due.len());
+        self.add_now(old);
         if room == 0 {
             return Ok(());
         }
@@ -198,9 +167,9 @@ impl Warming {
                 begin()?;
                 warm::active(r, *member, *before, PAGES)
             })?;
-            users.retain(|user| !self.users.contains_key(user));
+            users.retain(|user| !self.users.contains(user));
             users.truncate(room);
-            self.add_others(users);
+            self.add_now(users);
             *before = before.saturating_sub(PAGES);
             self.look_again(); // there may be more of them
         }
@@ -216,8 +185,7 @@ fn begin() -> Result<()> {
 }
 
 impl Leader {
-    /// Makes lists while nothing is due for `idle`, and where something always is, one now and then. In how long there is
-    /// something to do, after that.
+    /// Makes lists while nothing is due for `idle`. In how long there is something to do, after that.
     pub(super) fn warm(&mut self, idle: Duration) -> Duration {
         self.hand_over_users();
         let began = Instant::now();
@@ -227,13 +195,10 @@ impl Leader {
             if !wait.is_zero() {
                 return left.min(wait + Duration::from_millis(1));
             }
-            let from = Instant::now();
-            let waits = left.is_zero() || began.elapsed() >= SLICE || self.is_wanted();
-            if waits && !self.warming.next().is_zero() {
+            if left.is_zero() || began.elapsed() >= SLICE || self.is_wanted() {
                 return Duration::ZERO;
             }
             self.warm_one(id);
-            self.warming.took(from.elapsed());
         }
         left
     }
@@ -266,14 +231,14 @@ impl Leader {
         }
         let may = self.recommenders.iter().filter(|(id, keeping)| {
             let r = &keeping.recommender;
-            r.of == **id && r.backfilled && warm::is_told(r)
+            r.of == **id && r.backfilled && warm::is_told(r) && !self.counts_elsewhere(**id)
         });
         may.filter_map(|(id, keeping)| Some((*id, keeping.warming.next()?)))
             .min_by_key(|(_, wait)| *wait)
     }
 
     /// Somebody has committed something, or a request has been answered.
-    pub(super) fn is_wanted(&self) -> bool {
+    fn is_wanted(&self) -> bool {
         self.database.wake.has_rung()
             || self.database.catalog_changed.load(SeqCst)
             || !self.replies.is_empty()
@@ -308,25 +273,5 @@ impl Leader {
                 report(&keeping.recommender, &failed);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_has_done_something_comes_first_and_who_does_more_waits_again() {
-        let names = |users: &[&str]| users.iter().map(|user| user.to_string()).collect();
-        let mut warming = Warming::default();
-        let past = Instant::now() - Duration::from_secs(10);
-        warming.add_others(names(&["old", "older", "joe"]));
-        for (after, user) in [(0, "ann"), (1, "bob"), (2, "ann"), (3, "joe"), (60, "zoe")] {
-            warming.add_at(past + Duration::from_secs(after), user.into());
-        }
-        warming.add_others(names(&["ann"]));
-        let order: Vec<String> = std::iter::from_fn(|| warming.take()).collect();
-        assert_eq!(order, ["bob", "ann", "joe", "old", "older", "zoe"]);
-        assert!(warming.users.is_empty());
     }
 }
