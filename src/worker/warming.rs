@@ -8,9 +8,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use super::keeping::{report, wait_briefly};
+use super::keeping::{self, report, wait_briefly};
 use super::leader::Leader;
-use super::process::{Failed, guard_user_code, transaction};
+use super::process::{Failed, guard_user_code, is_passing, transaction};
 use crate::catalog::recommender::{self, Recommender};
 use crate::error::Result;
 use crate::recommend::lists::warm::{self, Made};
@@ -26,8 +26,8 @@ const LEAST: usize = 60;
 const LOOK: Duration = Duration::from_secs(30);
 /// How long others may wait that nobody would wake the worker for.
 const SLICE: Duration = Duration::from_millis(20);
-/// After a failure.
-const REST: Duration = Duration::from_secs(60);
+/// After a failure that does not pass by itself.
+const REST: Duration = Duration::from_secs(10);
 /// Pages of interactions in which users are looked for at once.
 const PAGES: u32 = 32;
 
@@ -70,6 +70,7 @@ impl Warming {
     pub fn look_again(&mut self) {
         self.looks_at = None;
         self.unlooked = true;
+        self.rests_until = None;
     }
 
     fn take(&mut self) -> Option<String> {
@@ -254,7 +255,7 @@ impl Leader {
                 keeping.warming.step(&r)
             }
             Ok(_) => {
-                keeping.warming.rests_until = Some(Instant::now() + REST);
+                keeping.warming.rests_until = Some(Instant::now() + keeping::REST);
                 Ok(false)
             }
             Err(failed) => Err(failed),
@@ -269,7 +270,11 @@ impl Leader {
             Ok(false) => {}
             Err(failed) => {
                 // Lists are made when they are asked for.
-                keeping.warming.rests_until = Some(Instant::now() + REST);
+                let rest = match is_passing(failed.code) {
+                    true => keeping::REST,
+                    false => REST,
+                };
+                keeping.warming.rests_until = Some(Instant::now() + rest);
                 report(&keeping.recommender, &failed);
             }
         }
