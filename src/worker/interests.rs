@@ -31,6 +31,8 @@ pub struct Due {
     looked_at: Instant,
     /// Something has happened since.
     unlooked: bool,
+    /// Of these users the lists that were ready have gone.
+    lists_gone: Vec<String>,
     /// There are many of them: each change of a user's would be made anew for the next ones.
     behind: bool,
 }
@@ -68,6 +70,7 @@ impl Default for Due {
             from_the_first_at: now,
             looked_at: now,
             unlooked: true,
+            lists_gone: Vec::new(),
             behind: false,
         }
     }
@@ -131,6 +134,7 @@ impl Due {
             outbox::invalidated_users(of, &revised.users)?;
             Ok(revised)
         })?;
+        self.lists_gone.extend(revised.users.iter().cloned());
         self.add(revised.users);
         self.followed = revised.up_to;
         self.behind = revised.more;
@@ -156,6 +160,7 @@ impl Leader {
         let rests = loading || !keeping.recommender.backfilled || keeping.rests();
         let of = keeping.recommender.of;
         let (due, interests) = (&mut keeping.due, &keeping.keeper.interests);
+        let warming = &mut keeping.warming;
         let Some(interests) = interests else {
             due.forget();
             return Ok(());
@@ -165,7 +170,9 @@ impl Leader {
             return Ok(());
         }
         loop {
-            match due.step(of, interests) {
+            let step = due.step(of, interests);
+            warming.add(&std::mem::take(&mut due.lists_gone));
+            match step {
                 Ok(true) if Instant::now() < until => {}
                 Ok(_) => break,
                 Err(failed) => return self.failed_to_keep(id, failed),
