@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::keeping::wait_briefly;
 use super::leader::Leader;
 use super::process::{Failed, transaction};
+use super::warming::Warming;
 use crate::dispatch::queue::Lane;
 use crate::hooks::outbox;
 use crate::recommend::keep::{AT_ONCE, Interests};
@@ -31,8 +32,6 @@ pub struct Due {
     looked_at: Instant,
     /// Something has happened since.
     unlooked: bool,
-    /// Of these users the lists that were ready have gone.
-    lists_gone: Vec<String>,
     /// There are many of them: each change of a user's would be made anew for the next ones.
     behind: bool,
 }
@@ -70,7 +69,6 @@ impl Default for Due {
             from_the_first_at: now,
             looked_at: now,
             unlooked: true,
-            lists_gone: Vec::new(),
             behind: false,
         }
     }
@@ -100,9 +98,14 @@ impl Due {
     }
 
     /// One step; false when there is nothing to do for now.
-    fn step(&mut self, of: i32, interests: &Interests) -> std::result::Result<bool, Failed> {
+    fn step(
+        &mut self,
+        of: i32,
+        interests: &Interests,
+        warming: &mut Warming,
+    ) -> std::result::Result<bool, Failed> {
         if self.behind || self.unlooked && self.looked_at.elapsed() >= SOON {
-            return self.follow(of, interests).map(|()| true);
+            return self.follow(of, interests, warming).map(|()| true);
         }
         if !self.users.order.is_empty() {
             let users: Vec<String> = self.users.order.iter().take(AT_ONCE).cloned().collect();
@@ -123,7 +126,12 @@ impl Due {
     }
 
     /// The next revised items.
-    fn follow(&mut self, of: i32, interests: &Interests) -> std::result::Result<(), Failed> {
+    fn follow(
+        &mut self,
+        of: i32,
+        interests: &Interests,
+        warming: &mut Warming,
+    ) -> std::result::Result<(), Failed> {
         if self.from_the_first_at.elapsed() > AGAIN {
             self.from_the_first_at = Instant::now();
             self.followed = 0;
@@ -134,7 +142,7 @@ impl Due {
             outbox::invalidated_users(of, &revised.users)?;
             Ok(revised)
         })?;
-        self.lists_gone.extend(revised.users.iter().cloned());
+        warming.add(&revised.users); // their lists have gone
         self.add(revised.users);
         self.followed = revised.up_to;
         self.behind = revised.more;
@@ -170,9 +178,7 @@ impl Leader {
             return Ok(());
         }
         loop {
-            let step = due.step(of, interests);
-            warming.add(&std::mem::take(&mut due.lists_gone));
-            match step {
+            match due.step(of, interests, warming) {
                 Ok(true) if Instant::now() < until => {}
                 Ok(_) => break,
                 Err(failed) => return self.failed_to_keep(id, failed),
