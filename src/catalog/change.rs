@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 use super::column;
 use super::generation;
 use super::names::{quote, select_one};
-use super::pipeline::{self, Pipeline};
+use super::pipeline::{self, LACKS, Pipeline};
 use super::recommender;
 use super::rights::As;
 use super::watch::{release, table_owner};
@@ -149,6 +149,23 @@ RETURNING id";
         let arguments = [pipeline.into(), reason.into(), by_server.into()];
         Ok(!client.update(PAUSE, None, &arguments)?.is_empty())
     })
+}
+
+/// A pipeline that waited for its server or for rights goes on, unless a person has paused it, or its tables are the reason.
+pub fn go_on(id: i32) -> Result<()> {
+    const RESUME: &str = "\
+UPDATE recsync.pipeline SET paused = false, paused_reason = NULL, paused_by_server = false
+ WHERE id = $1 AND paused AND (paused_by_server OR pg_catalog.starts_with(paused_reason, $2)) RETURNING id";
+    let _as = As::extension();
+    let arguments = [id.into(), LACKS.into()];
+    let resumed = Spi::connect_mut(|client| {
+        Ok::<_, crate::error::Error>(client.update(RESUME, None, &arguments)?.len())
+    })?;
+    if resumed > 0 {
+        backfill::restart(&[id])?;
+        wake::after_catalog_change();
+    }
+    Ok(())
 }
 
 /// These servers were changed: the pipelines that are paused because of them go on.

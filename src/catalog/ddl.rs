@@ -253,6 +253,8 @@ pub fn after_server_change(servers: &[String]) {
     seeing_its_effects(|| {
         if is_installed() {
             quietly(|| resume_for_servers(servers));
+            // One may be on the point of being paused for what it lacked.
+            wake::after_catalog_change();
         }
     });
 }

@@ -136,6 +136,14 @@ pub fn pause_for(hook: &Hook, reason: &str) -> Result<()> {
     Ok(())
 }
 
+/// One that waited for its server goes on, unless a person has paused it. False where it stays paused.
+pub fn go_on(id: i32) -> Result<bool> {
+    const RESUME: &str = "\
+UPDATE recsync.hook SET paused = false, paused_reason = NULL, paused_by_server = false
+ WHERE id = $1 AND paused_by_server RETURNING id";
+    Spi::connect_mut(|client| Ok(!client.update(RESUME, None, &[id.into()])?.is_empty()))
+}
+
 /// These servers were changed: hooks that are paused because of them go on. True where there were some.
 pub fn resume_for_servers(servers: &[String]) -> Result<bool> {
     const RESUME: &str = "\

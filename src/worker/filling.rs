@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::leader::{Leader, report};
 use super::process::{Failed, guard_user_code, transaction};
 use super::running::{Running, State};
+use crate::catalog::change::Cause;
 use crate::catalog::names::select_one;
 use crate::catalog::pipeline::Pipeline;
 use crate::dispatch::backfill::throttle::Throttle;
@@ -225,7 +226,9 @@ impl Leader {
                 report(Some(&relation), &failed);
                 return match filter {
                     Some(_) => self.hold_for_filter(id, &failed),
-                    None => self.pause_unless_changed(id, &failed.message).map(drop),
+                    None => self
+                        .pause_unless_changed(id, &failed.message, Cause::Declaration)
+                        .map(drop),
                 };
             }
         };

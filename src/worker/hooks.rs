@@ -147,8 +147,14 @@ impl Hooks {
 /// A hook that runs: where its letters go.
 type Loaded = (Hook, std::result::Result<Option<Endpoint>, String>);
 
-fn load() -> Result<(Vec<Seen>, Vec<Loaded>)> {
-    let hooks = hook::load_all()?;
+/// `doubted`: those whose pause may be over.
+fn load(doubted: &HashSet<i32>) -> Result<(Vec<Seen>, Vec<Loaded>)> {
+    let mut hooks = hook::load_all()?;
+    for hook in &mut hooks {
+        if hook.paused && doubted.contains(&hook.id) && endpoint_of(hook).is_ok() {
+            hook.paused = !hook::go_on(hook.id)?;
+        }
+    }
     let declared = hooks
         .iter()
         .map(|hook| Seen {
@@ -160,23 +166,28 @@ fn load() -> Result<(Vec<Seen>, Vec<Loaded>)> {
         .collect();
     let running = hooks.into_iter().filter(|hook| !hook.paused);
     let with_endpoint = running.map(|hook| {
-        let endpoint = match (hook.owner(), &hook.server) {
-            (None, _) => Err(format!("role {} does not exist", hook.owner_name)),
-            (_, None) => Ok(None),
-            (Some(owner), Some(name)) => match server::of_hooks(name, owner) {
-                Ok(endpoint) => Ok(Some(endpoint)),
-                Err(error) => Err(error.to_string()),
-            },
-        };
-        Ok((hook, endpoint))
+        let endpoint = endpoint_of(&hook);
+        (hook, endpoint)
     });
-    Ok((declared, with_endpoint.collect::<Result<_>>()?))
+    Ok((declared, with_endpoint.collect()))
+}
+
+/// Where its letters go; `None` for one that only notifies.
+fn endpoint_of(hook: &Hook) -> std::result::Result<Option<Endpoint>, String> {
+    match (hook.owner(), &hook.server) {
+        (None, _) => Err(format!("role {} does not exist", hook.owner_name)),
+        (_, None) => Ok(None),
+        (Some(owner), Some(name)) => match server::of_hooks(name, owner) {
+            Ok(endpoint) => Ok(Some(endpoint)),
+            Err(error) => Err(error.to_string()),
+        },
+    }
 }
 
 impl Leader {
     /// Takes up what is declared. Letters of before may have been tried again by somebody: all are looked at.
     pub(super) fn load_hooks(&mut self) -> std::result::Result<(), Failed> {
-        let (declared, loaded) = transaction(load)?;
+        let (declared, loaded) = transaction(|| load(&self.incomplete.paused))?;
         self.telling.look("hook", &declared);
         self.hooks.declared = declared.iter().map(|hook| hook.id).collect();
         self.hooks.watched = transaction(watched::load)?;
@@ -191,9 +202,11 @@ impl Leader {
                 Ok(endpoint) => endpoint,
                 Err(reason) => {
                     note_pause(&hook, &reason)?;
+                    self.incomplete.paused.insert(hook.id);
                     continue;
                 }
             };
+            self.incomplete.paused.remove(&hook.id);
             let waiting = known.remove(&hook.id).map(|before| before.waiting);
             let lane = endpoint
                 .as_ref()

@@ -111,7 +111,7 @@ impl Leader {
             return Ok(None);
         }
         if let Some(trouble) = recommender.trouble() {
-            let since = *self.incomplete_since.entry(id).or_insert_with(Instant::now);
+            let since = *self.incomplete.since.entry(id).or_insert_with(Instant::now);
             match trouble {
                 Trouble::Broken(reason) if ran || since.elapsed() > RESTORE => {
                     note_pause(&recommender, &reason)?;
@@ -123,7 +123,7 @@ impl Leader {
             }
             return Ok(None);
         }
-        self.incomplete_since.remove(&id);
+        self.incomplete.since.remove(&id);
         // After a restore its tables are not there, after a change of owner they are not the owner's. After a crash an
         // unlogged table is empty, and nobody says so.
         if !recommender.is_kept() || recommender.unlogged && !ran {

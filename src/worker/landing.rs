@@ -96,8 +96,7 @@ impl Leader {
                 self.decide(id, landed.verdicts)?;
             }
             if let Some(reason) = landed.configuration {
-                self.pause(id, &reason, Cause::Server)?;
-                self.database.catalog_changed.store(true, SeqCst);
+                self.pause_unless_changed(id, &reason, Cause::Server)?;
             }
         }
         Ok(())

@@ -4,7 +4,7 @@
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use super::indexer::Indexer;
 use super::intake::REST_PATIENCE;
 use super::keeping::Keeping;
 use super::latency::Latency;
+use super::load::Incomplete;
 use super::process::{self, Bell, Failed, transaction};
 use super::rebuilding::Swaps;
 use super::rest::works;
@@ -66,8 +67,7 @@ pub(super) struct Leader {
     pub(super) suspended: bool,
     /// A pipeline's triggers are not there (yet): it is looked at again before long.
     pub(super) restoring: bool,
-    /// Pipelines that have not run yet and lack something, since when.
-    pub(super) incomplete_since: HashMap<i32, Instant>,
+    pub(super) incomplete: Incomplete,
     pub(super) secret: Vec<u8>,
     pub(super) pipelines: BTreeMap<i32, State>,
     /// Those that run.
@@ -142,7 +142,7 @@ impl Leader {
             database,
             suspended: false,
             restoring: false,
-            incomplete_since: HashMap::new(),
+            incomplete: Incomplete::default(),
             secret: Vec::new(),
             pipelines: BTreeMap::new(),
             recommenders: BTreeMap::new(),

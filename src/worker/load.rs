@@ -28,7 +28,7 @@ use crate::settings;
 use crate::shared::Presence;
 use crate::store::Writer;
 use crate::store::known::Recipe;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -38,6 +38,16 @@ pub(super) const RESTORED: &str = "it was restored, copied or upgraded";
 
 /// How long a pipeline or recommender that has not run yet may lack its table, key or triggers: a restore may be under way.
 pub(super) const RESTORE: Duration = Duration::from_secs(60);
+
+/// Pipelines and hooks that lack something.
+#[derive(Default)]
+pub(super) struct Incomplete {
+    /// Those that have not run yet, since when.
+    pub since: HashMap<i32, Instant>,
+    /// Those that this worker has paused for what they lacked. It may have been given to them between the look and the
+    /// pause, by somebody who saw no pause to end: they are looked at again with each change.
+    pub paused: HashSet<i32>,
+}
 
 impl Leader {
     /// Loads what is declared. False when the extension is gone.
@@ -184,18 +194,26 @@ impl Leader {
         vector_schema: &str,
         ran_as: Option<(String, LongText)>,
     ) -> std::result::Result<State, Failed> {
+        let lacks = || pipeline.lacks().map(Trouble::Broken);
+        if pipeline.paused && self.incomplete.paused.contains(&pipeline.id) {
+            let nothing_lacks = pipeline.trouble().or_else(lacks).is_none();
+            if nothing_lacks && pipeline.endpoint().is_ok() {
+                transaction(|| change::go_on(pipeline.id))?;
+            }
+        }
         if pipeline.paused || pipeline.is_kept() {
             return Ok(State::Off);
         }
-        let lacks = || pipeline.lacks().map(Trouble::Broken);
         if let Some(trouble) = pipeline.trouble().or_else(lacks) {
             // While a restore is under way, tables, keys and triggers come one after the other.
             let since = *self
-                .incomplete_since
+                .incomplete
+                .since
                 .entry(pipeline.id)
                 .or_insert_with(Instant::now);
             match trouble {
                 Trouble::Broken(reason) if ran_as.is_some() || since.elapsed() > RESTORE => {
+                    self.incomplete.paused.insert(pipeline.id);
                     note_pause(pipeline.id, &reason, Cause::Declaration)?;
                 }
                 _ => {
@@ -205,10 +223,11 @@ impl Leader {
             }
             return Ok(State::Off);
         }
-        self.incomplete_since.remove(&pipeline.id);
+        self.incomplete.since.remove(&pipeline.id);
         let endpoint = match pipeline.endpoint() {
             Ok(endpoint) => endpoint,
             Err(reason) => {
+                self.incomplete.paused.insert(pipeline.id);
                 note_pause(pipeline.id, &reason, Cause::Server)?;
                 return Ok(State::Off);
             }
@@ -220,6 +239,7 @@ impl Leader {
                 return Ok(State::Off);
             }
         };
+        self.incomplete.paused.remove(&pipeline.id);
         let mut pipeline = pipeline.clone();
         if pipeline.restored {
             // What was not done yet when the dump was made is not in it.
@@ -314,13 +334,14 @@ impl Leader {
         self.database.catalog_changed.store(true, SeqCst);
     }
 
-    /// After an error that means that the declaration does not fit the tables: a rename may have been faster than
-    /// this worker's look at it. Pauses the pipeline, unless it has been declared otherwise since; false then. Of one
+    /// After an error that means that the declaration does not fit the tables, or the server is not to be used as it is:
+    /// a change of them may have been faster than this worker's look at it. Pauses the pipeline, unless it has been declared otherwise since; false then. Of one
     /// that was dropped there is nothing to be done any more.
     pub(super) fn pause_unless_changed(
         &mut self,
         id: i32,
         reason: &str,
+        cause: Cause,
     ) -> std::result::Result<bool, Failed> {
         self.database.catalog_changed.store(true, SeqCst);
         let declared = transaction(|| {
@@ -335,7 +356,7 @@ impl Leader {
         if let Some(running) = running
             && running.pipeline.is_declared_as(declared)
         {
-            self.pause(id, reason, Cause::Declaration)?;
+            self.pause(id, reason, cause)?;
             return Ok(true);
         }
         Ok(false)

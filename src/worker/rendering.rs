@@ -14,6 +14,7 @@ use super::process::{
 use super::ready::Ready;
 use super::running::{Running, State};
 use super::writers::Writers;
+use crate::catalog::change::Cause;
 use crate::dispatch::jobs::{self, Again};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::dispatch::render::{Rendered, know};
@@ -203,7 +204,9 @@ impl Leader {
             Err(failed) if is_definition(failed.code) || is_passing(failed.code) => {
                 let relation = running.pipeline.relation.clone();
                 report(Some(&relation), &failed);
-                if is_definition(failed.code) && self.pause_unless_changed(id, &failed.message)? {
+                if is_definition(failed.code)
+                    && self.pause_unless_changed(id, &failed.message, Cause::Declaration)?
+                {
                     return Ok(());
                 }
                 write_down(id, &jobs, Duration::from_secs(1), Again::Then)?;

@@ -17,6 +17,7 @@ use super::process::{
 use super::rest::works;
 use super::running::{Running, State};
 use super::unstored::Part;
+use crate::catalog::change::Cause;
 use crate::dispatch::jobs::{self, Again, Put};
 use crate::dispatch::queue::{Job, Lane as QueueLane};
 use crate::embed::retry::backoff;
@@ -242,7 +243,7 @@ impl Leader {
         report(Some(&relation), &failed);
         self.jobs_ended = true;
         let definition = is_definition(failed.code);
-        if definition && self.pause_unless_changed(id, &failed.message)? {
+        if definition && self.pause_unless_changed(id, &failed.message, Cause::Declaration)? {
             return Ok(());
         }
         if definition || is_passing(failed.code) {

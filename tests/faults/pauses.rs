@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use crate::subject::{ROWS, Subject};
-use crate::support::{Api, Cluster, Fault, Sql};
+use crate::support::{Api, Cluster, Fault, PATIENCE, Sql, wait_until};
 
 /// A change of the server that mends what only the script knows of.
 const ALTER: &str = "ALTER SERVER api OPTIONS (SET price_per_million_tokens '3')";
@@ -223,4 +223,40 @@ fn key_file_that_is_changed_heals_a_401_at_once_or_after_the_pause() {
     assert_eq!(request.header("authorization"), Some("Bearer third"));
     drop(subject);
     fs::remove_dir_all(&directory).unwrap();
+}
+
+/// Whoever gives the right finds no pause that could be ended yet.
+#[test]
+fn right_that_is_given_while_its_lack_is_being_noted_ends_the_pause() {
+    const ABOUT_TO: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'recsync worker' AND wait_event_type = 'Lock' AND datname = current_database())";
+    let mut subject = Subject::new("");
+    subject.db.run("DROP ROLE IF EXISTS holder; CREATE ROLE holder LOGIN; GRANT CREATE ON SCHEMA public TO holder; GRANT SELECT ON item TO holder; GRANT USAGE ON FOREIGN SERVER api TO holder");
+    subject.db.run(
+        "ALTER VIEW item_embedding OWNER TO holder; ALTER TABLE item_embedding_g1 OWNER TO holder",
+    );
+    let mut holds = subject.db.connect();
+    for (id, right, what) in [
+        (1000, "USAGE", "FOREIGN SERVER api"),
+        (1001, "SELECT", "TABLE item"),
+    ] {
+        subject.insert(ROWS);
+        subject.settle_in_step();
+        let db = &mut subject.db;
+        holds.run("BEGIN; SELECT FROM recsync.pipeline FOR UPDATE");
+        db.run(&format!("REVOKE {right} ON {what} FROM holder"));
+        wait_until(PATIENCE, "the worker is about to pause it", || {
+            db.one(ABOUT_TO)
+        });
+        db.run(&format!("GRANT {right} ON {what} TO holder"));
+        db.run(&format!("INSERT INTO item VALUES ({id}, 'meanwhile')"));
+        holds.run("COMMIT");
+        wait_until(PATIENCE, "it goes on", || {
+            db.one(&format!(
+                "SELECT EXISTS (SELECT FROM item_embedding WHERE id = {id})"
+            ))
+        });
+    }
+    subject
+        .db
+        .run("DROP OWNED BY holder CASCADE; DROP ROLE holder");
 }

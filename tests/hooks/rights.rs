@@ -88,3 +88,29 @@ fn a_hook_on_everything_hears_of_what_its_owner_owns_and_of_nothing_else() {
     drop((a, b));
     db.run("SELECT recsync.drop_pipeline('a.note_embedding'); SELECT recsync.drop_hook('a.told'); DROP OWNED BY hears_a, hears_b CASCADE; DROP ROLE hears_a, hears_b");
 }
+
+/// Whoever gives the right finds no pause that could be ended yet.
+#[test]
+fn right_that_is_given_while_its_lack_is_being_noted_lets_the_hook_go_on() {
+    const ABOUT_TO: &str = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'recsync worker' AND wait_event_type = 'Lock' AND datname = current_database())";
+    let (api, receiver) = (Api::start(), Receiver::start());
+    let mut db = shared().database();
+    db.items(&api, "");
+    server(&mut db, &receiver, "");
+    db.run(
+        "CREATE ROLE hears_late; GRANT USAGE ON FOREIGN SERVER hooks, api TO hears_late; GRANT SELECT ON item TO hears_late;
+         GRANT CREATE ON SCHEMA public TO hears_late; SELECT recsync.create_hook('told', 'embedded', 'hooks');
+         UPDATE recsync.hook SET owner = 'hears_late'; ALTER VIEW item_embedding OWNER TO hears_late; ALTER TABLE item_embedding_g1 OWNER TO hears_late",
+    );
+    let mut holds = db.connect();
+    holds.run("BEGIN; SELECT FROM recsync.hook FOR UPDATE");
+    db.run("REVOKE USAGE ON FOREIGN SERVER hooks FROM hears_late");
+    wait_until(PATIENCE, "the worker is about to pause it", || {
+        db.one(ABOUT_TO)
+    });
+    db.run("GRANT USAGE ON FOREIGN SERVER hooks TO hears_late");
+    holds.run("COMMIT");
+    db.run("INSERT INTO item VALUES (1, 'told at last')");
+    receiver.wait_for(1);
+    db.run("DROP OWNED BY hears_late CASCADE; DROP ROLE hears_late");
+}

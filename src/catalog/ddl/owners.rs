@@ -8,13 +8,12 @@ use pgrx::prelude::*;
 
 use super::{Before, Pipeline, Source, State, is_installed, quietly, seeing_its_effects};
 use crate::capture::wake;
-use crate::catalog::change::{Cause, pause_for};
+use crate::catalog::change::{Cause, go_on, pause_for};
 use crate::catalog::column;
 use crate::catalog::names::{quote, select_one};
 use crate::catalog::pipeline::{self, LACKS};
 use crate::catalog::rights::{As, in_catalog};
 use crate::catalog::watch::{lock_in_tries, refresh, release, table_owner};
-use crate::dispatch::backfill;
 use crate::error::Result;
 
 /// What a command did to owners and servers. The pipelines that are gone.
@@ -56,6 +55,7 @@ pub fn after_grant() {
     seeing_its_effects(|| {
         if is_installed() {
             quietly(go_on_where_nothing_lacks);
+            wake::after_catalog_change(); // one may be on the point of being paused for what it lacked
         }
     });
 }
@@ -151,23 +151,6 @@ fn pause(id: i32, name: &str, reason: &str, cause: Cause) -> Result<()> {
     let _as = As::extension();
     if pause_for(id, reason, cause)? {
         warning!("pipeline {name} is paused: {reason}");
-    }
-    Ok(())
-}
-
-/// Unless a person has paused it, or its tables are the reason.
-fn go_on(id: i32) -> Result<()> {
-    const RESUME: &str = "\
-UPDATE recsync.pipeline SET paused = false, paused_reason = NULL, paused_by_server = false
- WHERE id = $1 AND paused AND (paused_by_server OR pg_catalog.starts_with(paused_reason, $2)) RETURNING id";
-    let _as = As::extension();
-    let arguments = [id.into(), LACKS.into()];
-    let resumed = Spi::connect_mut(|client| {
-        Ok::<_, crate::error::Error>(client.update(RESUME, None, &arguments)?.len())
-    })?;
-    if resumed > 0 {
-        backfill::restart(&[id])?;
-        wake::after_catalog_change();
     }
     Ok(())
 }
