@@ -6,6 +6,7 @@ use pgrx::pg_sys;
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
 
 use crate::embed::rate::{self, Rates};
 use crate::embed::recent::Recent;
@@ -183,6 +184,15 @@ impl Target {
     /// Whether the process has been woken since it last asked for it.
     pub fn has_rung(&self) -> bool {
         !self.armed.load(SeqCst)
+    }
+
+    /// How much of `wait` is left: nothing where the process has been woken since it asked for it, also if a lock that it
+    /// waited for meanwhile has taken the wake-up for its own.
+    pub fn left_of(&self, wait: Duration) -> Duration {
+        match self.has_rung() {
+            true => Duration::ZERO,
+            false => wait,
+        }
     }
 
     /// Wakes the process if it has asked for it since it was last woken. Cannot fail: called in the commit callback.

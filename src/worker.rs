@@ -15,6 +15,9 @@ mod entry;
 // One database's worker: the steps of the flow, in order, for ever.
 mod leader;
 
+// Who leaves a place to another database.
+mod shift;
+
 // Whether it does anything.
 mod rest;
 
@@ -47,6 +50,9 @@ mod interests;
 
 // Lists made before they are asked for.
 mod warming;
+
+// Time for what there is always something else to do before.
+mod share;
 
 // Rows to texts, texts to requests.
 mod rendering;

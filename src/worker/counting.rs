@@ -13,7 +13,7 @@ use crate::hooks::outbox;
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Leader {
-    /// Some that are stale are counted, where nothing else waits. False when there are none.
+    /// Some that are stale are counted. False when there are none.
     pub(super) fn count_neighbours(&mut self, id: i32) -> std::result::Result<bool, Failed> {
         let Some(keeping) = self
             .recommenders
@@ -30,10 +30,12 @@ impl Leader {
             true => Ok(false),
             false => self.count_elsewhere(id),
         };
+        let began = Instant::now();
         let counted = match elsewhere {
             Ok(false) => self.count_some(id),
             asked => asked,
         };
+        self.shares.counting.took(began.elapsed());
         match counted {
             Ok(some) => {
                 if let Some(keeping) = self.recommenders.get_mut(&id) {

@@ -85,12 +85,17 @@ impl Due {
 
     /// The items have no vectors.
     fn forget(&mut self) {
-        self.users = Users::default();
+        (self.users, self.behind) = (Users::default(), false);
+    }
+
+    /// Somebody's interest is another by now.
+    pub fn waits(&self) -> bool {
+        self.behind || !self.users.order.is_empty()
     }
 
     /// In how long there is something to do.
     pub fn next(&self) -> Option<Duration> {
-        if self.behind || !self.users.order.is_empty() || self.walk.is_some() {
+        if self.waits() || self.walk.is_some() {
             return Some(Duration::ZERO);
         }
         let left = SOON.saturating_sub(self.looked_at.elapsed());

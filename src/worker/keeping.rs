@@ -34,6 +34,8 @@ use crate::recommend::keep::{Keeper, Rows};
 const CHUNK: usize = 256;
 /// How long a round spends here: texts and vectors wait no longer for it.
 const SLICE: Duration = Duration::from_millis(20);
+/// And for interests, of which one takes longer than an interaction.
+const SLICE_OF_INTERESTS: Duration = Duration::from_millis(40);
 /// After a failure that passes by itself.
 pub(super) const REST: Duration = Duration::from_secs(1);
 
@@ -237,17 +239,33 @@ impl Leader {
         Ok(())
     }
 
-    /// What waits is taken, changes first, for a slice of time; a chunk of each recommender in any case.
+    /// What waits is taken, changes first, for a slice of time each; something of each recommender in any case.
     pub(super) fn keep(&mut self) -> std::result::Result<(), Failed> {
-        let until = Instant::now() + SLICE;
         let ids: Vec<i32> = self.recommenders.keys().copied().collect();
-        for id in ids {
-            self.backfill_recommender(id)?;
-            while self.keep_a_chunk(id)? && Instant::now() < until {}
-            self.refresh_interests(id, until)?;
-            while self.count_neighbours(id)? && Instant::now() < until {}
+        let until = Instant::now() + SLICE;
+        for id in &ids {
+            self.backfill_recommender(*id)?;
+            while self.keep_a_chunk(*id)? && Instant::now() < until {}
+        }
+        let until = Instant::now() + SLICE_OF_INTERESTS;
+        for id in &ids {
+            self.refresh_interests(*id, until)?;
+        }
+        let until = Instant::now() + SLICE;
+        for id in &ids {
+            while self.may_count() && self.count_neighbours(*id)? && Instant::now() < until {}
         }
         Ok(())
+    }
+
+    /// What else there is to do comes first, but for a share of the time.
+    fn may_count(&self) -> bool {
+        let waits = |(id, keeping): (&i32, &Keeping)| {
+            let follows = keeping.recommender.backfilled && !keeping.rests();
+            follows && (self.queue.waits(*id, Lane::Live) > 0 || keeping.due.waits())
+        };
+        let others_wait = self.is_called() || self.recommenders.iter().any(waits);
+        !others_wait || self.shares.counting.is_due()
     }
 
     /// False when nothing of this recommender's can be taken now.

@@ -23,6 +23,8 @@ use super::process::{self, Bell, Failed, transaction};
 use super::rebuilding::Swaps;
 use super::rest::works;
 use super::running::{Lanes, State, Turns};
+use super::share::Shares;
+use super::shift::IDLE;
 use super::spending::Spending;
 use super::telling::{Telling, Turned, tell_turned};
 use super::trainer::Trainer;
@@ -45,10 +47,6 @@ use crate::store::known;
 pub(super) const CHUNK: usize = 256;
 /// A change that has waited this long is written down, so that the checkpoint can move.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a worker with nothing to do keeps its slot while other databases wait for one.
-const IDLE: Duration = Duration::from_secs(1);
-/// How long a busy one keeps it.
-const SHIFT: Duration = Duration::from_secs(10);
 /// Changes that come this close one after the other are a stream: the worker lets some gather, and whoever commits
 /// has nobody to wake meanwhile.
 const STREAM: Duration = Duration::from_millis(2);
@@ -105,6 +103,7 @@ pub(super) struct Leader {
     pub(super) stream: u32,
     pub(super) first_in_turn: usize,
     pub(super) turns: Turns,
+    pub(super) shares: Shares,
     /// How often a pipeline has been taken up with another declaration than before.
     pub(super) declarations: u64,
 }
@@ -174,6 +173,7 @@ impl Leader {
             stream: 0,
             first_in_turn: 0,
             turns: Turns::default(),
+            shares: Shares::default(),
             declarations: 0,
         })
     }
@@ -208,7 +208,7 @@ impl Leader {
             if self.stream >= STREAM_ROUNDS && !idle.is_zero() {
                 bell.linger(LINGER);
             }
-            bell.wait(idle);
+            bell.wait(self.database.wake.left_of(idle));
         }
     }
 
@@ -411,57 +411,8 @@ impl Leader {
         wait
     }
 
-    /// Whether other databases wait and this worker has had its turn: it sends nothing more, lands what flies, and goes.
-    pub(super) fn is_relieved(&self) -> bool {
-        self.shared.waiting_databases.load(SeqCst) > 0 && self.started.elapsed() >= SHIFT
-    }
-
-    /// Whether this worker leaves its slot to another database.
-    fn gives_way(&mut self) -> std::result::Result<bool, Failed> {
-        if self.shared.waiting_databases.load(SeqCst) == 0
-            || !self.flights.is_empty()
-            || self.hooks.are_flying()
-            || self.has_unstored()
-        {
-            return Ok(false);
-        }
-        let idle = self.busy_at.elapsed() >= IDLE
-            && self.started.elapsed() >= IDLE
-            && self.queue.is_empty()
-            && self.keeps_on().is_none()
-            && self.hooks.next().is_none()
-            && !self.has_jobs()
-            && !self.is_about_to_index()
-            && !self.is_about_to_swap()
-            && !self.is_about_to_train();
-        if idle {
-            // Whoever commits from here on wakes the launcher; what was committed before has to be looked at once more.
-            self.database.wake.follow(&self.shared.launcher);
-            self.dispatch()?;
-            if self.queue.is_empty()
-                && !self.reader.has_more()
-                && !self.database.catalog_changed.load(SeqCst)
-            {
-                self.database.gave_way.store(true, SeqCst);
-                self.write_bills(true)?;
-                return Ok(true);
-            }
-            self.database.wake.claim();
-            return Ok(false);
-        }
-        // A busy one hands over between two rounds; what is in memory is read again from the checkpoint.
-        let over = self.is_relieved();
-        if over {
-            self.database.gave_way.store(true, SeqCst);
-            self.database.catalog_changed.store(true, SeqCst);
-            self.keep_locked()?;
-            self.write_bills(true)?;
-        }
-        Ok(over)
-    }
-
     /// Vectors that have come and that nobody should pay for again.
-    fn has_unstored(&mut self) -> bool {
+    pub(super) fn has_unstored(&mut self) -> bool {
         let mut running = self.pipelines.values_mut().filter_map(State::running);
         self.writers.are_busy() || running.any(|running| !running.unstored.is_empty())
     }
@@ -485,7 +436,7 @@ impl Leader {
         }
     }
 
-    fn has_jobs(&mut self) -> bool {
+    pub(super) fn has_jobs(&mut self) -> bool {
         self.pipelines
             .values_mut()
             .filter_map(State::running)

@@ -1,10 +1,10 @@
 //! Lists made for users before they ask: for those who have just done something, and for those whose lists are of
 //! yesterday.
 //!
-//! It never does anything while there is something else to do, and looks for that after each list: who changes something
-//! waits for one list at the most.
+//! While there is something else to do it has a share of the time, and looks for that after each list: who changes
+//! something waits for one list at the most.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -34,9 +34,12 @@ const PAGES: u32 = 32;
 /// Whose lists of one recommender are to be made.
 #[derive(Default)]
 pub struct Warming {
-    /// In the order of when they are.
+    /// Of those who have done something, in the order of when they are.
     due: VecDeque<(Instant, String)>,
-    users: BTreeSet<String>,
+    /// Of others, whose turn is after theirs.
+    others: VecDeque<String>,
+    /// All of them, and whether they have done something. Who does so while they are among the others is in both lines.
+    users: HashMap<String, bool>,
     /// How many have been made since.
     made: (usize, Option<Instant>),
     /// When it is looked again which are old; `None`: now.
@@ -57,12 +60,14 @@ impl Warming {
         let at = Instant::now() + QUIET;
         for user in users {
             // Of too many the first are made: those who come in between would have all of them wait for ever.
-            if self.due.len() < most && self.users.insert(user.clone()) {
+            let is_known = self.users.get(user) == Some(&true);
+            if self.due.len() < most && !is_known {
+                self.users.insert(user.clone(), true);
                 self.due.push_back((at, user.clone()));
             }
         }
         while self.due.len() > most {
-            self.take();
+            self.take_due();
         }
     }
 
@@ -73,17 +78,33 @@ impl Warming {
         self.rests_until = None;
     }
 
-    fn take(&mut self) -> Option<String> {
+    fn take_due(&mut self) -> Option<String> {
         let (_, user) = self.due.pop_front()?;
         self.users.remove(&user);
         Some(user)
     }
 
-    /// To be made as soon as may be, before those who are at it.
-    fn add_now(&mut self, users: Vec<String>) {
-        for user in users.into_iter().rev() {
-            if self.users.insert(user.clone()) {
-                self.due.push_front((Instant::now(), user));
+    /// Whose turn it is now.
+    fn take(&mut self) -> Option<String> {
+        let is_due = |(at, _): &(Instant, String)| *at <= Instant::now();
+        if self.due.front().is_some_and(is_due) {
+            return self.take_due();
+        }
+        while let Some(user) = self.others.pop_front() {
+            if self.users.get(&user) == Some(&false) {
+                self.users.remove(&user);
+                return Some(user);
+            }
+        }
+        None
+    }
+
+    /// These have no list, or one of yesterday.
+    fn add_others(&mut self, users: Vec<String>) {
+        for user in users {
+            if !self.users.contains_key(&user) {
+                self.users.insert(user.clone(), false);
+                self.others.push_back(user);
             }
         }
     }
@@ -97,9 +118,12 @@ impl Warming {
             }
             _ => None,
         };
-        let at = self.due.front().map(|(at, _)| *at);
+        let at = match self.others.is_empty() {
+            true => self.due.front().map(|(at, _)| *at),
+            false => Some(now),
+        };
         let at = at.map(|at| budget.map_or(at, |budget| budget.max(at)));
-        let some = self.unlooked || self.there > 0 || !self.due.is_empty();
+        let some = self.unlooked || self.there > 0 || at.is_some();
         let looks = some.then(|| self.looks_at.unwrap_or(now));
         let next = at.into_iter().chain(looks).min()?;
         let next = self.rests_until.map_or(next, |until| until.max(next));
@@ -149,8 +173,8 @@ impl Warming {
             Ok((warm::trim(r, most)?, warm::outdated(r, age, most)?))
         })?;
         (self.there, self.unlooked) = (there, false);
-        let room = most.saturating_sub(there + self.due.len());
-        self.add_now(old);
+        let room = most.saturating_sub(there + self.users.len());
+        self.add_others(old);
         if room == 0 {
             return Ok(());
         }
@@ -168,9 +192,9 @@ impl Warming {
                 begin()?;
                 warm::active(r, *member, *before, PAGES)
             })?;
-            users.retain(|user| !self.users.contains(user));
+            users.retain(|user| !self.users.contains_key(user));
             users.truncate(room);
-            self.add_now(users);
+            self.add_others(users);
             *before = before.saturating_sub(PAGES);
             self.look_again(); // there may be more of them
         }
@@ -196,10 +220,13 @@ impl Leader {
             if !wait.is_zero() {
                 return left.min(wait + Duration::from_millis(1));
             }
-            if left.is_zero() || began.elapsed() >= SLICE || self.is_wanted() {
+            let others_wait = left.is_zero() || began.elapsed() >= SLICE || self.is_wanted();
+            if others_wait && !self.shares.warming.is_due() {
                 return Duration::ZERO;
             }
+            let since = Instant::now();
             self.warm_one(id);
+            self.shares.warming.took(since.elapsed());
         }
         left
     }
@@ -210,7 +237,7 @@ impl Leader {
         let feeds = feeds.filter(|(id, keeping)| keeping.recommender.of != **id);
         let users: Vec<(i32, Vec<String>)> = feeds
             .map(|(_, keeping)| {
-                let users = std::iter::from_fn(|| keeping.warming.take()).collect();
+                let users = std::iter::from_fn(|| keeping.warming.take_due()).collect();
                 (keeping.recommender.of, users)
             })
             .collect();
@@ -232,17 +259,19 @@ impl Leader {
         }
         let may = self.recommenders.iter().filter(|(id, keeping)| {
             let r = &keeping.recommender;
-            r.of == **id && r.backfilled && warm::is_told(r) && !self.counts_elsewhere(**id)
+            r.of == **id && r.backfilled && warm::is_told(r)
         });
         may.filter_map(|(id, keeping)| Some((*id, keeping.warming.next()?)))
             .min_by_key(|(_, wait)| *wait)
     }
 
-    /// Somebody has committed something, or a request has been answered.
     fn is_wanted(&self) -> bool {
-        self.database.wake.has_rung()
-            || self.database.catalog_changed.load(SeqCst)
-            || !self.replies.is_empty()
+        self.is_called() || self.database.catalog_changed.load(SeqCst)
+    }
+
+    /// Somebody has committed something, or a request has been answered.
+    pub(super) fn is_called(&self) -> bool {
+        self.database.wake.has_rung() || !self.replies.is_empty()
     }
 
     fn warm_one(&mut self, id: i32) {

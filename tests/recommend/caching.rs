@@ -17,7 +17,7 @@ fn now(db: &mut Database) -> String {
     db.one("SELECT clock_timestamp()::text")
 }
 
-/// Waits until every user has a list that was made after that.
+/// Waits until every user has a list that was made after that, and by the declaration of now: then it is served.
 fn wait_until_ready(db: &mut Database, since: &str) {
     let id = number(db);
     let missing = format!(
@@ -26,6 +26,14 @@ fn wait_until_ready(db: &mut Database, since: &str) {
     );
     wait_until(PATIENCE, "all lists are ready", || {
         db.one::<i64>(&missing) == 0
+    });
+    let ask = format!(
+        "SELECT count(*) FROM (SELECT DISTINCT user_id FROM recsync.interaction_{id}) e CROSS JOIN LATERAL shop_recommend(e.user_id, k => 1)"
+    );
+    wait_until(PATIENCE, "all lists are served", || {
+        let [_, made] = counted(db);
+        db.one::<i64>(&ask);
+        counted(db)[1] == made
     });
 }
 
@@ -404,6 +412,25 @@ fn a_crash_leaves_no_list_of_before_and_a_standby_serves_those_that_are_ready() 
     wait_until(PATIENCE, "the list is gone there, too", || {
         client.one::<f64>(best) < 1.0
     });
+}
+
+#[test]
+fn a_list_is_ready_again_while_there_is_much_else_to_do() {
+    let cluster = Cluster::start(&[]);
+    let mut db = shop(&cluster, 60);
+    views(&mut db, "u1", &[2]);
+    db.settle("shop");
+    wait_for_list(&mut db, "u1");
+    db.run(
+        "INSERT INTO event (user_id, product_id, kind) VALUES ('u1', 3, 'view');
+         INSERT INTO event (user_id, product_id, kind) SELECT 'v' || i % 500, 1 + i * 7 % 60, 'view' FROM generate_series(1, 20000) i",
+    );
+    wait_until(PATIENCE, "the list of before has gone", || {
+        !has_list(&mut db, "u1")
+    });
+    wait_for_list(&mut db, "u1");
+    let waiting: i64 = db.one("SELECT pending FROM recsync.status WHERE kind = 'recommender'");
+    assert!(waiting > 0);
 }
 
 #[test]

@@ -25,23 +25,29 @@ fn large(cluster: &Cluster) -> Database<'_> {
     db
 }
 
-/// Empties all lists, has them counted, and holds up whoever writes one of them but three, in whatever order they are written.
+/// Empties all lists, has them counted, and holds up whoever writes one of them but two, which are not among the first that
+/// are written together.
 fn hold_up<'c>(db: &mut Database, other: &'c mut Client) -> postgres::Transaction<'c> {
     let id = number(db);
     db.run(&format!(
         "UPDATE recsync.neighbour_{id} SET others = '{{}}', likeness = '{{}}'"
     ));
+    let holder: i32 = other.one("SELECT pg_backend_pid()");
     let mut lock = other.transaction().unwrap();
     lock.batch_execute(&format!(
-        "SELECT FROM recsync.neighbour_{id} WHERE item_id NOT IN (2, 2850, 2851) FOR UPDATE"
+        "SELECT FROM recsync.neighbour_{id} WHERE item_id NOT IN (2850, 2851) FOR UPDATE"
     ))
     .unwrap();
     db.run(&format!(
         "INSERT INTO recsync.stale_{id} SELECT item_id, now() FROM recsync.item_{id} ON CONFLICT DO NOTHING;
-         INSERT INTO event (user_id, product_id) VALUES ('somebody', 2)"
+         INSERT INTO event (user_id, product_id) VALUES ('somebody', 2850)"
     ));
+    // For this lock, and not for one of the worker's while it takes lists upon itself.
+    let waits = format!(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'recsync trainer' AND {holder} = ANY (pg_blocking_pids(pid)))"
+    );
     wait_until(PATIENCE, "no process waits for the first list", || {
-        db.one::<bool>("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'recsync trainer' AND wait_event_type = 'Lock')")
+        db.one::<bool>(&waits)
     });
     lock
 }
