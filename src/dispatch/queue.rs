@@ -469,6 +469,12 @@ impl Queue {
         finished
     }
 
+    /// Whether what was read of the log is not all finished.
+    pub fn has_open_log(&self) -> bool {
+        let mut tickets = self.tickets.values();
+        tickets.any(|(ticket, _)| matches!(ticket, Ticket::Log(_)))
+    }
+
     fn hold(&mut self, ticket: Option<u64>) {
         if let Some((_, jobs)) = ticket.and_then(|ticket| self.tickets.get_mut(&ticket)) {
             *jobs += 1;

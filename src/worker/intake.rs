@@ -310,6 +310,7 @@ impl Leader {
         }
         let rotates = self.checkpoint.rotation_is_due();
         let advanced = self.checkpoint.advance(&finished, wanted || rotates)?;
+        self.checkpoint.has_changes |= self.queue.has_open_log(); // it is written once these are finished
         if advanced || std::mem::take(&mut self.jobs_ended) {
             self.database.signal_progress();
         }

@@ -366,3 +366,24 @@ fn status_tells_pending_in_flight_dead_lag_and_the_last_error() {
         db.one::<String>(quiet) == "pipeline public.item_embedding running 0 0 1"
     });
 }
+
+/// Nobody waits for it. The worker has read a stretch of the log without a change, which is not worth writing, before a
+/// change comes that takes longer than it takes until the log is looked at.
+#[test]
+fn status_is_quiet_as_soon_as_all_is_done() {
+    let api = Api::start();
+    let mut db = shared().database();
+    db.items(&api, "");
+    db.settle("item_embedding");
+    db.run("GRANT SELECT ON item TO pg_monitor");
+    db.pause(Duration::from_millis(200));
+    api.hold();
+    db.run("INSERT INTO item VALUES (1, 'row')");
+    api.wait_until_held(1);
+    db.pause(Duration::from_millis(2500));
+    api.release();
+    crate::support::wait_until(crate::support::PATIENCE, "status is quiet", || {
+        db.one("SELECT pending = 0 AND in_flight = 0 AND lag_seconds = 0 FROM recsync.status")
+    });
+    assert_eq!(db.one::<i64>("SELECT count(*) FROM item_embedding"), 1);
+}
