@@ -274,6 +274,7 @@ impl Recommender {
         let mut by = self.clone();
         (by.paused, by.paused_reason, by.dead_letters) = (false, None, false);
         (by.backfilled, by.backfill_after, by.impressions) = (false, None, None);
+        (by.trained_us, by.trained_on) = (None, 0); // also of a training that came to nothing
         let by = format!("{} {by:?}", env!("CARGO_PKG_VERSION"));
         let mut first = [0; 8];
         for (byte, from) in first.iter_mut().zip(Sha256::digest(by)) {

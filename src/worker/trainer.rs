@@ -309,6 +309,12 @@ impl Leader {
         asked.is_some_and(|asked| Some(asked.of) == of)
     }
 
+    /// Whether models of this recommender are about to be others: lists that are made now are of no use then.
+    pub(super) fn is_trained_elsewhere(&self, id: i32) -> bool {
+        let asked = self.trainer.asked.as_ref();
+        asked.is_some_and(|asked| asked.of == id && asked.task == Task::Models)
+    }
+
     /// Whether a process counts what has been read of this one's rows.
     pub(super) fn counts_items_elsewhere(&self, id: i32) -> bool {
         let asked = self.trainer.asked.as_ref();

@@ -259,7 +259,7 @@ impl Leader {
         }
         let may = self.recommenders.iter().filter(|(id, keeping)| {
             let r = &keeping.recommender;
-            r.of == **id && r.backfilled && warm::is_told(r)
+            r.of == **id && r.backfilled && warm::is_told(r) && !self.is_trained_elsewhere(**id)
         });
         may.filter_map(|(id, keeping)| Some((*id, keeping.warming.next()?)))
             .min_by_key(|(_, wait)| *wait)
