@@ -266,6 +266,12 @@ impl Shop {
         self.client.run("RESET recsync.list_age");
     }
 
+    /// Trains the models now, since that makes lists unknown, and says when that was done.
+    fn train(&mut self) -> String {
+        self.client.run("SELECT FROM recsync.run('shop')");
+        self.client.one("SELECT clock_timestamp()::text")
+    }
+
     /// Lists that the worker has made before, beside the same ones made when they are asked for, in turn.
     fn ready(&mut self) {
         let id: i32 = self.client.one("SELECT id FROM recsync.recommender");
@@ -274,7 +280,8 @@ impl Shop {
             .run(&format!("ALTER SYSTEM SET recsync.warm_limit = {wanted}"));
         self.client
             .run("SELECT pg_reload_conf(); SELECT recsync.resume('shop')");
-        let count = format!("SELECT count(*) FROM recsync.list_{id}");
+        let since = self.train();
+        let count = format!("SELECT count(*) FROM recsync.list_{id} WHERE made_at > '{since}'");
         let took = wait_until(Duration::from_secs(600), "lists are ready", || {
             self.client.one::<i64>(&count) >= wanted as i64
         });

@@ -58,7 +58,10 @@ impl Shop {
             .run(&format!("ALTER SYSTEM SET recsync.warm_limit = {LISTS}"));
         self.client
             .run("SELECT pg_reload_conf(); SELECT recsync.resume('shop')");
-        let ready = format!("SELECT count(*) FROM recsync.list_{id} WHERE user_id % 2 = 0");
+        let since = self.train();
+        let ready = format!(
+            "SELECT count(*) FROM recsync.list_{id} WHERE user_id % 2 = 0 AND made_at > '{since}'"
+        );
         let wanted = self.sizes.users.min(1_000) as i64 / 4;
         wait_until(PATIENCE * 10, "lists are ready", || {
             sleep(Duration::from_millis(100));

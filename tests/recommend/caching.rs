@@ -434,6 +434,24 @@ fn a_list_is_ready_again_while_there_is_much_else_to_do() {
 }
 
 #[test]
+fn a_training_that_comes_to_nothing_leaves_lists_as_they_are() {
+    let cluster = Cluster::start(&[("recsync.training_memory", "1MB")]);
+    let mut db = tables(&cluster);
+    db.run(
+        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 600) i;
+         INSERT INTO event (user_id, product_id) SELECT 'u' || i % 50, i FROM generate_series(1, 600) i;
+         SELECT recsync.create_recommender('shop', 'product', 'event', collaborative => '{ease}')",
+    );
+    let train = "SELECT count(*) FROM recsync.run('shop')";
+    db.one::<i64>(train);
+    wait_until_ready(&mut db, "2000-01-01");
+    let [before, _] = counted(&mut db);
+    db.one::<i64>(train);
+    items(&mut db, "shop_recommend('u1')");
+    assert_eq!(counted(&mut db)[0], before + 1);
+}
+
+#[test]
 fn no_more_lists_are_kept_than_the_setting_allows_those_of_who_was_there_last() {
     let cluster = Cluster::start(&[("recsync.warm_limit", "0")]);
     let mut db = shop(&cluster, 20);
