@@ -334,9 +334,9 @@ impl Leader {
         self.database.catalog_changed.store(true, SeqCst);
     }
 
-    /// After an error that means that the declaration does not fit the tables, or the server is not to be used as it is:
-    /// a change of them may have been faster than this worker's look at it. Pauses the pipeline, unless it has been declared otherwise since; false then. Of one
-    /// that was dropped there is nothing to be done any more.
+    /// After an error that means that the declaration does not fit the tables, or that the server is not to be used as it
+    /// is: a change of them may have been faster than this worker's look at it. Pauses the pipeline, unless it has been
+    /// declared otherwise since; false then. Of one that was dropped there is nothing to be done any more.
     pub(super) fn pause_unless_changed(
         &mut self,
         id: i32,
