@@ -32,10 +32,8 @@ use crate::recommend::keep::{Keeper, Rows};
 
 /// Interactions taken at once.
 const CHUNK: usize = 256;
-/// How long a round spends here: texts and vectors wait no longer for it.
+/// How long a round spends on one kind of work: texts and vectors wait no longer for it.
 const SLICE: Duration = Duration::from_millis(20);
-/// And for interests, of which one takes longer than an interaction.
-const SLICE_OF_INTERESTS: Duration = Duration::from_millis(40);
 /// After a failure that passes by itself.
 pub(super) const REST: Duration = Duration::from_secs(1);
 
@@ -239,7 +237,7 @@ impl Leader {
         Ok(())
     }
 
-    /// What waits is taken, changes first, for a slice of time each; something of each recommender in any case.
+    /// What waits is taken, changes first, for a slice of time; a chunk of each recommender in any case.
     pub(super) fn keep(&mut self) -> std::result::Result<(), Failed> {
         let ids: Vec<i32> = self.recommenders.keys().copied().collect();
         let until = Instant::now() + SLICE;
@@ -247,7 +245,14 @@ impl Leader {
             self.backfill_recommender(*id)?;
             while self.keep_a_chunk(*id)? && Instant::now() < until {}
         }
-        let until = Instant::now() + SLICE_OF_INTERESTS;
+        Ok(())
+    }
+
+    /// What is made of interactions, for a slice of time each: interests, something of each recommender in any case, and
+    /// lists of neighbours.
+    pub(super) fn derive(&mut self) -> std::result::Result<(), Failed> {
+        let ids: Vec<i32> = self.recommenders.keys().copied().collect();
+        let until = Instant::now() + SLICE;
         for id in &ids {
             self.refresh_interests(*id, until)?;
         }

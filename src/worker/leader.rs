@@ -239,6 +239,8 @@ impl Leader {
         self.queue.release_due(Instant::now());
         self.watch_budgets()?;
         self.keep()?;
+        self.tell_hooks()?; // what users have done is told before what takes longer is done
+        self.derive()?;
         if works() {
             self.start_runs()?;
             self.claim()?;
