@@ -7,12 +7,23 @@ use std::time::{Duration, Instant};
 use super::keeping::{Keeping, REST, wait_briefly};
 use super::leader::Leader;
 use super::process::{Failed, is_passing, transaction};
+use crate::dispatch::queue::Lane;
 use crate::hooks::outbox;
 
 /// How often it is looked whether they are many.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Leader {
+    /// What else there is to do comes first, but for a share of the time.
+    pub(super) fn may_count(&self) -> bool {
+        let waits = |(id, keeping): (&i32, &Keeping)| {
+            let follows = keeping.recommender.backfilled && !keeping.rests();
+            follows && (self.queue.waits(*id, Lane::Live) > 0 || keeping.due.waits())
+        };
+        let others_wait = self.is_called() || self.recommenders.iter().any(waits);
+        !others_wait || self.shares.counting.is_due()
+    }
+
     /// Some that are stale are counted. False when there are none.
     pub(super) fn count_neighbours(&mut self, id: i32) -> std::result::Result<bool, Failed> {
         let Some(keeping) = self

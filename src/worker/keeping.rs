@@ -263,16 +263,6 @@ impl Leader {
         Ok(())
     }
 
-    /// What else there is to do comes first, but for a share of the time.
-    fn may_count(&self) -> bool {
-        let waits = |(id, keeping): (&i32, &Keeping)| {
-            let follows = keeping.recommender.backfilled && !keeping.rests();
-            follows && (self.queue.waits(*id, Lane::Live) > 0 || keeping.due.waits())
-        };
-        let others_wait = self.is_called() || self.recommenders.iter().any(waits);
-        !others_wait || self.shares.counting.is_due()
-    }
-
     /// False when nothing of this recommender's can be taken now.
     fn keep_a_chunk(&mut self, id: i32) -> std::result::Result<bool, Failed> {
         if self.counts_items_elsewhere(id) && !self.is_read(id) {
