@@ -254,8 +254,9 @@ fn run_leaves_rows_that_fail_for_later_and_says_when_the_provider_is_down() {
     db.run("INSERT INTO item VALUES (1, 'cursed'), (2, 'two')");
     wait_until_jobs(&mut db, 2);
     assert_eq!(counts(&run(&mut db))[1..], [1, 0, 0, 1, 0]);
+    // To be tried again, as it may have been by now.
     let left: Vec<i32> = db.column("SELECT attempt FROM recsync.job");
-    assert_eq!(left, [1], "to be tried again");
+    assert!(left.len() == 1 && left[0] >= 1, "{left:?}");
     api.refuse_nothing();
     api.down();
     db.run("INSERT INTO item VALUES (3, 'three')");

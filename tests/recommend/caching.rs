@@ -10,6 +10,7 @@ use fastrand::Rng;
 use postgres::Client;
 
 use crate::interests::settle;
+use crate::learning::of_600_items;
 use crate::shop::{change_at_random, items, number, shop, tables, views};
 use crate::support::{Cluster, Database, PATIENCE, Sql, shared, wait_until};
 
@@ -436,12 +437,7 @@ fn a_list_is_ready_again_while_there_is_much_else_to_do() {
 #[test]
 fn a_training_that_comes_to_nothing_leaves_lists_as_they_are() {
     let cluster = Cluster::start(&[("recsync.training_memory", "1MB")]);
-    let mut db = tables(&cluster);
-    db.run(
-        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 600) i;
-         INSERT INTO event (user_id, product_id) SELECT 'u' || i % 50, i FROM generate_series(1, 600) i;
-         SELECT recsync.create_recommender('shop', 'product', 'event', collaborative => '{ease}')",
-    );
+    let mut db = of_600_items(&cluster, "collaborative => '{ease}'");
     let train = "SELECT count(*) FROM recsync.run('shop')";
     db.one::<i64>(train);
     wait_until_ready(&mut db, "2000-01-01");

@@ -27,6 +27,17 @@ fn trained_on(db: &mut Database, users: i32, items: i32, options: &str) {
     db.settle("shop");
 }
 
+/// For a model of them 1 MB is too little.
+pub fn of_600_items<'c>(cluster: &'c Cluster, options: &str) -> Database<'c> {
+    let mut db = tables(cluster);
+    db.run(&format!(
+        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 600) i;
+         INSERT INTO event (user_id, product_id) SELECT 'u' || i % 50, i FROM generate_series(1, 600) i;
+         SELECT recsync.create_recommender('shop', 'product', 'event', {options})"
+    ));
+    db
+}
+
 pub fn trained_at(db: &mut Database) -> Option<String> {
     db.column("SELECT trained_at::text FROM recsync.model WHERE recommender = 'public.shop' AND model = 'ease' AND trained_at IS NOT NULL")
         .pop()
@@ -212,12 +223,7 @@ fn models_are_trained_anew_by_schedule_and_readers_see_one_or_the_other() {
 #[test]
 fn a_model_that_takes_too_much_memory_is_not_trained_and_says_so() {
     let cluster = Cluster::start(&[("recsync.training_memory", "1MB")]);
-    let mut db = tables(&cluster);
-    db.run(
-        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 600) i;
-         INSERT INTO event (user_id, product_id) SELECT 'u' || i % 50, i FROM generate_series(1, 600) i;
-         SELECT recsync.create_recommender('shop', 'product', 'event', schedule => '1 second')",
-    );
+    let mut db = of_600_items(&cluster, "schedule => '1 second'");
     let error = "SELECT coalesce(last_error, '') FROM recsync.status WHERE name = 'public.shop'";
     wait_until(PATIENCE, "status does not say why", || {
         let error: String = db.one(error);

@@ -1,6 +1,6 @@
 //! run: a recommender's models are trained now, on all that was committed, and the caller waits for it.
 
-use crate::learning::{trained, trained_at, trainer, wait_until_trained};
+use crate::learning::{of_600_items, trained, trained_at, trainer, wait_until_trained};
 use crate::rights::role;
 use crate::shop::{differing_lists, number, shop, tables, views};
 use crate::support::{Cluster, Database, PATIENCE, Sql, shared, wait_until};
@@ -70,12 +70,7 @@ fn of_few_events_lists_are_counted_and_no_model_is_trained_unless_it_was_asked_f
 #[test]
 fn what_takes_too_much_memory_is_as_it_was() {
     let cluster = Cluster::start(&[("recsync.training_memory", "1MB")]);
-    let mut db = tables(&cluster);
-    db.run(
-        "INSERT INTO product SELECT i, 'product ' || i FROM generate_series(1, 600) i;
-         INSERT INTO event (user_id, product_id) SELECT 'u' || i % 50, i FROM generate_series(1, 600) i;
-         SELECT recsync.create_recommender('shop', 'product', 'event', collaborative => '{ease}')",
-    );
+    let mut db = of_600_items(&cluster, "collaborative => '{ease}'");
     assert_eq!(db.one::<String>(RUN), "0 0 0 0 0 1");
     cluster.set("recsync.training_memory", "100MB");
     wait_until(PATIENCE, "it is not trained", || {
