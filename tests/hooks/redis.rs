@@ -146,12 +146,15 @@ fn lists_in_redis_go_when_they_are_old_whatever_connection_is_lost() {
     wait_for_keys(&redis, &subscriber, &[]);
 
     // Redis comes back with what it had on disk, and was told of an old list while it was down.
-    redis.set(&["user_recs:42"]);
+    redis.set(&["user_recs:42", "collab_recs:shop:1"]);
     redis.kill9();
     view(&mut db, 42);
     db.settle("shop");
     wait_until(PATIENCE, "all has been said", || {
         db.one("SELECT count(*) = 0 FROM recsync.delivery")
+    });
+    wait_until(PATIENCE, "it has missed Redis", || {
+        subscriber.said().matches("again in a second").count() == 2
     });
     redis.start_again();
     wait_for_keys(&redis, &subscriber, &[]);
