@@ -168,7 +168,7 @@ UPDATE recsync.pipeline SET paused = false, paused_reason = NULL, paused_by_serv
     Ok(())
 }
 
-/// These servers were changed: the pipelines that are paused because of them go on.
+/// These servers were changed: the pipelines and hooks that are paused because of them go on, once the worker is woken.
 pub fn resume_for_servers(servers: &[String]) -> Result<()> {
     const RESUME: &str = "\
 WITH resumed AS (UPDATE recsync.pipeline SET paused = false, paused_reason = NULL, paused_by_server = false
@@ -182,10 +182,6 @@ SELECT pg_catalog.array_agg(id) FROM resumed";
     let resumed = Spi::get_one_with_args::<Vec<i32>>(RESUME, &[servers.to_vec().into()])?;
     if let Some(pipelines) = resumed {
         backfill::restart(&pipelines)?;
-        wake::after_catalog_change();
     }
-    if hook::resume_for_servers(servers)? {
-        wake::after_catalog_change();
-    }
-    Ok(())
+    hook::resume_for_servers(servers)
 }

@@ -2,6 +2,7 @@
 //!
 //! It never keeps what it read: callers load again when told.
 
+use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde::Deserialize;
@@ -138,19 +139,19 @@ pub fn pause_for(hook: &Hook, reason: &str) -> Result<()> {
 
 /// One that waited for its server goes on, unless a person has paused it. False where it stays paused.
 pub fn go_on(id: i32) -> Result<bool> {
-    const RESUME: &str = "\
-UPDATE recsync.hook SET paused = false, paused_reason = NULL, paused_by_server = false
- WHERE id = $1 AND paused_by_server RETURNING id";
-    Spi::connect_mut(|client| Ok(!client.update(RESUME, None, &[id.into()])?.is_empty()))
+    go_on_where("id = $1", id.into())
 }
 
-/// These servers were changed: hooks that are paused because of them go on. True where there were some.
-pub fn resume_for_servers(servers: &[String]) -> Result<bool> {
-    const RESUME: &str = "\
-UPDATE recsync.hook SET paused = false, paused_reason = NULL, paused_by_server = false
- WHERE server = ANY ($1) AND paused_by_server RETURNING id";
-    Spi::connect_mut(|client| {
-        let resumed = client.update(RESUME, None, &[servers.to_vec().into()])?;
-        Ok(!resumed.is_empty())
-    })
+/// These servers were changed: hooks that are paused because of them go on.
+pub fn resume_for_servers(servers: &[String]) -> Result<()> {
+    go_on_where("server = ANY ($1)", servers.to_vec().into()).map(drop)
+}
+
+/// True where there were some.
+fn go_on_where(which: &str, given: DatumWithOid) -> Result<bool> {
+    let resume = format!(
+        "UPDATE recsync.hook SET paused = false, paused_reason = NULL, paused_by_server = false
+          WHERE {which} AND paused_by_server RETURNING id"
+    );
+    Spi::connect_mut(|client| Ok(!client.update(resume.as_str(), None, &[given])?.is_empty()))
 }

@@ -39,12 +39,12 @@ pub(super) const RESTORED: &str = "it was restored, copied or upgraded";
 /// How long a pipeline or recommender that has not run yet may lack its table, key or triggers: a restore may be under way.
 pub(super) const RESTORE: Duration = Duration::from_secs(60);
 
-/// Pipelines and hooks that lack something.
+/// Pipelines, recommenders and hooks that lack something.
 #[derive(Default)]
 pub(super) struct Incomplete {
     /// Those that have not run yet, since when.
     pub since: HashMap<i32, Instant>,
-    /// Those that this worker has paused for what they lacked. It may have been given to them between the look and the
+    /// Pipelines and hooks that this worker has paused for what they lacked. It may have been given to them between the look and the
     /// pause, by somebody who saw no pause to end: they are looked at again with each change.
     pub paused: HashSet<i32>,
 }

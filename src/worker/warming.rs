@@ -265,13 +265,14 @@ impl Leader {
             .min_by_key(|(_, wait)| *wait)
     }
 
-    fn is_wanted(&self) -> bool {
-        self.is_called() || self.database.catalog_changed.load(SeqCst)
-    }
-
     /// Somebody has committed something, or a request has been answered.
     pub(super) fn is_called(&self) -> bool {
         self.database.wake.has_rung() || !self.replies.is_empty()
+    }
+
+    /// The same, or something is declared otherwise.
+    fn is_wanted(&self) -> bool {
+        self.is_called() || self.database.catalog_changed.load(SeqCst)
     }
 
     fn warm_one(&mut self, id: i32) {
