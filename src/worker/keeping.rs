@@ -34,6 +34,8 @@ use crate::recommend::keep::{Keeper, Rows};
 const CHUNK: usize = 256;
 /// How long a round spends on one kind of work: texts and vectors wait no longer for it.
 const SLICE: Duration = Duration::from_millis(20);
+/// A chunk may take longer than that: then interests, which are behind by so much, may as well, up to this.
+const LONGEST: Duration = Duration::from_millis(100);
 /// After a failure that passes by itself.
 pub(super) const REST: Duration = Duration::from_secs(1);
 
@@ -237,22 +239,22 @@ impl Leader {
         Ok(())
     }
 
-    /// What waits is taken, changes first, for a slice of time; a chunk of each recommender in any case.
-    pub(super) fn keep(&mut self) -> std::result::Result<(), Failed> {
+    /// What waits is taken, changes first, for a slice of time; a chunk of each recommender in any case. How long it took.
+    pub(super) fn keep(&mut self) -> std::result::Result<Duration, Failed> {
         let ids: Vec<i32> = self.recommenders.keys().copied().collect();
-        let until = Instant::now() + SLICE;
+        let began = Instant::now();
         for id in &ids {
             self.backfill_recommender(*id)?;
-            while self.keep_a_chunk(*id)? && Instant::now() < until {}
+            while self.keep_a_chunk(*id)? && began.elapsed() < SLICE {}
         }
-        Ok(())
+        Ok(began.elapsed())
     }
 
-    /// What is made of interactions, for a slice of time each: interests, something of each recommender in any case, and
-    /// lists of neighbours.
-    pub(super) fn derive(&mut self) -> std::result::Result<(), Failed> {
+    /// What is made of interactions, of which keeping them took so long: interests, something of each recommender in any
+    /// case, and lists of neighbours for a slice of time.
+    pub(super) fn derive(&mut self, kept_for: Duration) -> std::result::Result<(), Failed> {
         let ids: Vec<i32> = self.recommenders.keys().copied().collect();
-        let until = Instant::now() + SLICE;
+        let until = Instant::now() + kept_for.clamp(SLICE, LONGEST);
         for id in &ids {
             self.refresh_interests(*id, until)?;
         }

@@ -238,9 +238,9 @@ impl Leader {
         self.look_at_tables()?; // nothing is counted of what has no name yet
         self.queue.release_due(Instant::now());
         self.watch_budgets()?;
-        self.keep()?;
+        let kept_for = self.keep()?;
         self.tell_hooks()?; // what users have done is told before what takes longer is done
-        self.derive()?;
+        self.derive(kept_for)?;
         if works() {
             self.start_runs()?;
             self.claim()?;

@@ -104,10 +104,12 @@ unpack_wheel() {
     rm -r "$into/wheel" "$into/requirements.txt"
 }
 
-# At the end, however it comes: no half-unpacked download, no server and no data stay behind.
+# At the end, however it comes: no half-unpacked download, no build, no server and no data stay behind.
 SCRATCH=
+BACKGROUND=
 close_session() { :; }
 at_exit() {
+    [[ -z $BACKGROUND ]] || kill -- "-$BACKGROUND" 2>/dev/null || true
     [[ -z $SCRATCH ]] || rm -rf "$SCRATCH"
     close_session
 }

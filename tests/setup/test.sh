@@ -72,18 +72,32 @@ ensure_newer() {
     use_pg_config "$PG_CONFIG"
 }
 
+# The release build ends in a link of minutes that keeps one processor busy: it goes on beside what needs no library.
+# In a process group of its own, by which lib.sh ends all of it when something else has failed.
+begin_release() {
+    set -m
+    build_release >"$TARGET/release.log" 2>&1 </dev/null &
+    BACKGROUND=$!
+    set +m
+}
+
+end_release() {
+    say "waiting for the release build"
+    wait "$BACKGROUND" || { cat "$TARGET/release.log" >&2 && die "the release build failed"; }
+    BACKGROUND=
+}
+
 test_version() {
     local in_server_tests=(--no-default-features --features "pg$1 pg_test") release_config skipped=()
-
-    private_postgres "$1" debug
-    use_pg_config "$PG_CONFIG"
-    check_code
 
     private_postgres "$1" release
     release_config=$PG_CONFIG
     use_pg_config "$PG_CONFIG"
-    build_release
-    check_schema
+    begin_release
+
+    private_postgres "$1" debug
+    use_pg_config "$PG_CONFIG"
+    check_code
 
     # Of two majors there is always one pair at hand.
     if [[ $1 == 16 && -z $PG_CONFIG_GIVEN ]]; then
@@ -102,6 +116,8 @@ test_version() {
 
     # After the in-server tests, which in a PG_CONFIG of the user's left their library.
     use_pg_config "$release_config"
+    end_release
+    check_schema
     install_release
     private_postgres "$1" debug
     use_pg_config "$PG_CONFIG"
@@ -109,7 +125,8 @@ test_version() {
     LOCAL_EMBEDDER=$TARGET/local-embedder/release/local-embedder PG_CONFIG=$release_config \
         cargo run --quiet --example demo "${in_server_tests[@]}"
     say "tests from outside, PostgreSQL $MAJOR"
-    PG_CONFIG=$release_config cargo test --no-fail-fast --test '*' "${in_server_tests[@]}" -- "${skipped[@]}"
+    # They wait for servers a good part of their time.
+    RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 3 / 2))} PG_CONFIG=$release_config cargo test --no-fail-fast --test '*' "${in_server_tests[@]}" -- "${skipped[@]}"
 }
 
 if [[ -n $PG_CONFIG_GIVEN ]]; then

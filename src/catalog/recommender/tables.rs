@@ -220,8 +220,11 @@ fn statements_of_interactions(
             "ALTER TABLE {interactions} ADD PRIMARY KEY ({stored}), ALTER user_id SET NOT NULL, ALTER item_id SET NOT NULL,
                    ALTER at SET NOT NULL, ALTER weight SET NOT NULL, ALTER seen SET NOT NULL"
         ),
-        format!("CREATE INDEX interaction_{id}_user ON {interactions} (user_id, at, {stored})"),
-        format!("CREATE INDEX ON {interactions} (item_id, at)"),
+        // With what is read of them: a user's rows, and an item's, are spread over all of the table.
+        format!(
+            "CREATE INDEX interaction_{id}_user ON {interactions} (user_id, at, {stored}) INCLUDE (item_id, weight)"
+        ),
+        format!("CREATE INDEX ON {interactions} (item_id, at) INCLUDE (user_id, weight)"),
         // They come in the order of their time, for the most part.
         format!("CREATE INDEX ON {interactions} USING brin (at)"),
         // Before it is the extension's: a dump holds only what was granted after that.
