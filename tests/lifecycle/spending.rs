@@ -382,7 +382,7 @@ fn ledger_stays_small_while_a_snapshot_is_held_over_thousands_of_stores() {
     let mut holder = db.connect();
     holder.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM item");
     const REQUESTS: &str = "SELECT sum(requests)::bigint FROM recsync.usage";
-    while db.one::<i64>(REQUESTS) < MOST_ROWS + MOST_ROWS / 4 {
+    while db.one::<i64>(REQUESTS) < 2 * MOST_ROWS {
         db.run("DO $$ BEGIN FOR n IN 1..50 LOOP UPDATE item SET title = md5(random()::text); COMMIT; PERFORM pg_sleep(0.005); COMMIT; END LOOP; END $$");
     }
     const APPENDED: &str = "SELECT count(*) FROM recsync.usage_log";

@@ -109,6 +109,7 @@ SCRATCH=
 BACKGROUND=
 close_session() { :; }
 at_exit() {
+    # It may have ended since.
     [[ -z $BACKGROUND ]] || kill -- "-$BACKGROUND" 2>/dev/null || true
     [[ -z $SCRATCH ]] || rm -rf "$SCRATCH"
     close_session
