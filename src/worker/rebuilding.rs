@@ -84,11 +84,11 @@ impl Leader {
             return Ok(());
         };
         let known = self.swaps.0.entry(id).or_default();
-        let (readers, waited_for) = (known.readers.clone(), known.waits_for.clone());
+        let (readers, waited_for) = (&mut known.readers, known.waits_for.clone());
         let outcome = transaction(|| {
             Spi::run("SET LOCAL lock_timeout = '50ms'")?;
             let step = step(running, readers)?;
-            if let Step::Waits(_, reason) = &step
+            if let Step::Waits(reason) = &step
                 && waited_for.as_ref() != Some(reason)
             {
                 note(id, reason)?;
@@ -107,12 +107,11 @@ impl Leader {
                 self.database.catalog_changed.store(true, SeqCst);
                 (LATER, None)
             }
-            Ok(Step::Waits(readers, reason)) => {
-                let wait = match readers.as_deref() {
+            Ok(Step::Waits(reason)) => {
+                let wait = match known.readers.as_deref() {
                     None | Some([]) => LATER,
                     Some(_) => SOON,
                 };
-                known.readers = readers;
                 (wait, Some(reason))
             }
             Err(failed) if is_passing(failed.code) => (SOON, waited_for),
@@ -152,12 +151,13 @@ enum Step {
     Done(String),
     /// It is declared otherwise than this worker knows.
     Otherwise,
-    /// For whom, where it is complete, and for what.
-    Waits(Option<Vec<String>>, String),
+    /// For what.
+    Waits(String),
 }
 
-/// Swaps, if nothing is in the way. As recsync's owner.
-fn step(running: &Running, readers: Option<Vec<String>>) -> Result<Step> {
+/// Swaps, if nothing is in the way. As recsync's owner. Whom it waits for, once it is complete, stays known where a lock is
+/// not to be had.
+fn step(running: &Running, readers: &mut Option<Vec<String>>) -> Result<Step> {
     let id = running.pipeline.id;
     let all = pipeline::load_all()?;
     let find = |id: i32| all.iter().find(|pipeline| pipeline.id == id);
@@ -171,31 +171,28 @@ fn step(running: &Running, readers: Option<Vec<String>>) -> Result<Step> {
         backfill::restart(&[id])?;
         return Ok(Step::Otherwise);
     }
+    // Whoever begins once it is complete sees that.
+    let since_before = readers.take();
     if let Some(left) = select_one::<String>(LEFT, &[id.into()])? {
-        return Ok(Step::Waits(None, left));
+        return Ok(Step::Waits(left));
     }
     if next.index != "none" && !next.indexed && look(running)?.missing == 0 {
-        return Ok(Step::Waits(None, "its index".into()));
+        return Ok(Step::Waits("its index".into()));
     }
-    let reading = select_one::<Vec<String>>(READERS, &[])?.unwrap_or_default();
-    let readers = match readers {
-        // Whoever begins from now on sees that it is complete.
-        None => reading,
-        Some(mut readers) => {
-            readers.retain(|reader| reading.contains(reader));
-            readers
-        }
-    };
-    if let Some(reader) = readers.first() {
+    let mut reading = select_one::<Vec<String>>(READERS, &[])?.unwrap_or_default();
+    if let Some(since_before) = since_before {
+        reading.retain(|reader| since_before.contains(reader));
+    }
+    if let Some(reader) = readers.insert(reading).first() {
         let reason = format!("a transaction that began before it was complete (process {reader})");
-        return Ok(Step::Waits(Some(readers), reason));
+        return Ok(Step::Waits(reason));
     }
     match swap(next, now)? {
         None => {
             outbox::generation(id, &running.endpoint.model, Some(next.generation))?;
             Ok(Step::Done(now.relation.clone()))
         }
-        Some(reason) => Ok(Step::Waits(Some(readers), reason)),
+        Some(reason) => Ok(Step::Waits(reason)),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use postgres::Client;
 
@@ -302,12 +301,23 @@ fn transaction_with_a_snapshot_from_before_the_swap_searches_the_new_generation_
         .batch_execute("SELECT count(*) FROM item_embedding")
         .unwrap();
     db.run("SELECT recsync.rebuild('item_embedding', server => 'new'); SELECT recsync.embed('new', 'row 3')");
-    db.settle("item_embedding_g2");
-    db.pause(Duration::from_secs(1)); // it is complete, and the view is in the way
+    // Looked at from another database: nobody is to read in this one when it is complete.
+    let waits: String = db.one(
+        "SELECT format('SELECT EXISTS (SELECT FROM pg_locks WHERE database = %s AND relation = %s AND NOT granted)', oid, 'item_embedding'::regclass::oid)
+           FROM pg_database WHERE datname = current_database()",
+    );
+    let mut elsewhere = shared().connect("postgres");
+    wait_until(PATIENCE, "the view is in the way", || elsewhere.one(&waits));
     let mut reader = other.transaction().unwrap();
     reader
         .batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM item")
         .unwrap();
+    // It gives up, and tries again, whoever has begun since.
+    for is in [false, true] {
+        wait_until(PATIENCE, "it is tried again", || {
+            elsewhere.one::<bool>(&waits) == is
+        });
+    }
     assert_eq!(generation(&mut db), 1);
     holder.commit().unwrap();
     wait_for_generation(&mut db, 2);
